@@ -1,0 +1,57 @@
+from arraylift.v1 import common_pb2 as _common_pb2
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class ChangeSource(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    CHANGE_SOURCE_UNSPECIFIED: _ClassVar[ChangeSource]
+    CHANGE_SOURCE_BIRTHS: _ClassVar[ChangeSource]
+    CHANGE_SOURCE_FULL_READ: _ClassVar[ChangeSource]
+CHANGE_SOURCE_UNSPECIFIED: ChangeSource
+CHANGE_SOURCE_BIRTHS: ChangeSource
+CHANGE_SOURCE_FULL_READ: ChangeSource
+
+class SendSnapshotRequest(_message.Message):
+    __slots__ = ("snapshot_id", "target_address", "transfer_id", "grant", "change_source", "patience_seconds")
+    SNAPSHOT_ID_FIELD_NUMBER: _ClassVar[int]
+    TARGET_ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    TRANSFER_ID_FIELD_NUMBER: _ClassVar[int]
+    GRANT_FIELD_NUMBER: _ClassVar[int]
+    CHANGE_SOURCE_FIELD_NUMBER: _ClassVar[int]
+    PATIENCE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    snapshot_id: str
+    target_address: str
+    transfer_id: str
+    grant: bytes
+    change_source: ChangeSource
+    patience_seconds: int
+    def __init__(self, snapshot_id: _Optional[str] = ..., target_address: _Optional[str] = ..., transfer_id: _Optional[str] = ..., grant: _Optional[bytes] = ..., change_source: _Optional[_Union[ChangeSource, str]] = ..., patience_seconds: _Optional[int] = ...) -> None: ...
+
+class SendSnapshotResponse(_message.Message):
+    __slots__ = ("spans_done", "figures", "receipt_id", "root", "change_source")
+    SPANS_DONE_FIELD_NUMBER: _ClassVar[int]
+    FIGURES_FIELD_NUMBER: _ClassVar[int]
+    RECEIPT_ID_FIELD_NUMBER: _ClassVar[int]
+    ROOT_FIELD_NUMBER: _ClassVar[int]
+    CHANGE_SOURCE_FIELD_NUMBER: _ClassVar[int]
+    spans_done: int
+    figures: _common_pb2.TransferFigures
+    receipt_id: str
+    root: bytes
+    change_source: ChangeSource
+    def __init__(self, spans_done: _Optional[int] = ..., figures: _Optional[_Union[_common_pb2.TransferFigures, _Mapping]] = ..., receipt_id: _Optional[str] = ..., root: _Optional[bytes] = ..., change_source: _Optional[_Union[ChangeSource, str]] = ...) -> None: ...
+
+class CancelTransferRequest(_message.Message):
+    __slots__ = ("transfer_id",)
+    TRANSFER_ID_FIELD_NUMBER: _ClassVar[int]
+    transfer_id: str
+    def __init__(self, transfer_id: _Optional[str] = ...) -> None: ...
+
+class CancelTransferResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...

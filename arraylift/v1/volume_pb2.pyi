@@ -1,0 +1,254 @@
+from arraylift.v1 import common_pb2 as _common_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class Volume(_message.Message):
+    __slots__ = ("volume_id", "name", "size_bytes", "mapped_bytes", "state", "snapshot_count")
+    VOLUME_ID_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MAPPED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    SNAPSHOT_COUNT_FIELD_NUMBER: _ClassVar[int]
+    volume_id: str
+    name: str
+    size_bytes: int
+    mapped_bytes: int
+    state: _common_pb2.SourceState
+    snapshot_count: int
+    def __init__(self, volume_id: _Optional[str] = ..., name: _Optional[str] = ..., size_bytes: _Optional[int] = ..., mapped_bytes: _Optional[int] = ..., state: _Optional[_Union[_common_pb2.SourceState, _Mapping]] = ..., snapshot_count: _Optional[int] = ...) -> None: ...
+
+class Snapshot(_message.Message):
+    __slots__ = ("snapshot_id", "volume_id", "volume_name", "name", "size_bytes", "state", "created_at_ns", "pinned", "group_id")
+    SNAPSHOT_ID_FIELD_NUMBER: _ClassVar[int]
+    VOLUME_ID_FIELD_NUMBER: _ClassVar[int]
+    VOLUME_NAME_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    CREATED_AT_NS_FIELD_NUMBER: _ClassVar[int]
+    PINNED_FIELD_NUMBER: _ClassVar[int]
+    GROUP_ID_FIELD_NUMBER: _ClassVar[int]
+    snapshot_id: str
+    volume_id: str
+    volume_name: str
+    name: str
+    size_bytes: int
+    state: _common_pb2.SourceState
+    created_at_ns: int
+    pinned: bool
+    group_id: str
+    def __init__(self, snapshot_id: _Optional[str] = ..., volume_id: _Optional[str] = ..., volume_name: _Optional[str] = ..., name: _Optional[str] = ..., size_bytes: _Optional[int] = ..., state: _Optional[_Union[_common_pb2.SourceState, _Mapping]] = ..., created_at_ns: _Optional[int] = ..., pinned: _Optional[bool] = ..., group_id: _Optional[str] = ...) -> None: ...
+
+class CreateVolumeRequest(_message.Message):
+    __slots__ = ("name", "size_bytes")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    size_bytes: int
+    def __init__(self, name: _Optional[str] = ..., size_bytes: _Optional[int] = ...) -> None: ...
+
+class CreateVolumeResponse(_message.Message):
+    __slots__ = ("volume",)
+    VOLUME_FIELD_NUMBER: _ClassVar[int]
+    volume: Volume
+    def __init__(self, volume: _Optional[_Union[Volume, _Mapping]] = ...) -> None: ...
+
+class ListVolumesRequest(_message.Message):
+    __slots__ = ("name",)
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    def __init__(self, name: _Optional[str] = ...) -> None: ...
+
+class ListVolumesResponse(_message.Message):
+    __slots__ = ("volumes",)
+    VOLUMES_FIELD_NUMBER: _ClassVar[int]
+    volumes: _containers.RepeatedCompositeFieldContainer[Volume]
+    def __init__(self, volumes: _Optional[_Iterable[_Union[Volume, _Mapping]]] = ...) -> None: ...
+
+class DeleteVolumeRequest(_message.Message):
+    __slots__ = ("name", "cascade", "missing_ok")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    CASCADE_FIELD_NUMBER: _ClassVar[int]
+    MISSING_OK_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    cascade: bool
+    missing_ok: bool
+    def __init__(self, name: _Optional[str] = ..., cascade: _Optional[bool] = ..., missing_ok: _Optional[bool] = ...) -> None: ...
+
+class DeleteVolumeResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ImportVolumeRequest(_message.Message):
+    __slots__ = ("header", "extent")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    EXTENT_FIELD_NUMBER: _ClassVar[int]
+    header: ImportHeader
+    extent: Extent
+    def __init__(self, header: _Optional[_Union[ImportHeader, _Mapping]] = ..., extent: _Optional[_Union[Extent, _Mapping]] = ...) -> None: ...
+
+class ImportHeader(_message.Message):
+    __slots__ = ("name", "size_bytes")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    size_bytes: int
+    def __init__(self, name: _Optional[str] = ..., size_bytes: _Optional[int] = ...) -> None: ...
+
+class Extent(_message.Message):
+    __slots__ = ("offset", "data")
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    offset: int
+    data: bytes
+    def __init__(self, offset: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class ImportVolumeResponse(_message.Message):
+    __slots__ = ("volume", "bytes_written")
+    VOLUME_FIELD_NUMBER: _ClassVar[int]
+    BYTES_WRITTEN_FIELD_NUMBER: _ClassVar[int]
+    volume: Volume
+    bytes_written: int
+    def __init__(self, volume: _Optional[_Union[Volume, _Mapping]] = ..., bytes_written: _Optional[int] = ...) -> None: ...
+
+class ReadExtentsRequest(_message.Message):
+    __slots__ = ("volume_name", "snapshot_id", "offset", "length", "with_holes")
+    VOLUME_NAME_FIELD_NUMBER: _ClassVar[int]
+    SNAPSHOT_ID_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    LENGTH_FIELD_NUMBER: _ClassVar[int]
+    WITH_HOLES_FIELD_NUMBER: _ClassVar[int]
+    volume_name: str
+    snapshot_id: str
+    offset: int
+    length: int
+    with_holes: bool
+    def __init__(self, volume_name: _Optional[str] = ..., snapshot_id: _Optional[str] = ..., offset: _Optional[int] = ..., length: _Optional[int] = ..., with_holes: _Optional[bool] = ...) -> None: ...
+
+class ReadExtentsResponse(_message.Message):
+    __slots__ = ("extent", "zero_bytes", "size_bytes")
+    EXTENT_FIELD_NUMBER: _ClassVar[int]
+    ZERO_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    extent: Extent
+    zero_bytes: int
+    size_bytes: int
+    def __init__(self, extent: _Optional[_Union[Extent, _Mapping]] = ..., zero_bytes: _Optional[int] = ..., size_bytes: _Optional[int] = ...) -> None: ...
+
+class WriteExtentsRequest(_message.Message):
+    __slots__ = ("volume_name", "extent", "zero_bytes")
+    VOLUME_NAME_FIELD_NUMBER: _ClassVar[int]
+    EXTENT_FIELD_NUMBER: _ClassVar[int]
+    ZERO_BYTES_FIELD_NUMBER: _ClassVar[int]
+    volume_name: str
+    extent: Extent
+    zero_bytes: int
+    def __init__(self, volume_name: _Optional[str] = ..., extent: _Optional[_Union[Extent, _Mapping]] = ..., zero_bytes: _Optional[int] = ...) -> None: ...
+
+class WriteExtentsResponse(_message.Message):
+    __slots__ = ("bytes_written", "extent_count")
+    BYTES_WRITTEN_FIELD_NUMBER: _ClassVar[int]
+    EXTENT_COUNT_FIELD_NUMBER: _ClassVar[int]
+    bytes_written: int
+    extent_count: int
+    def __init__(self, bytes_written: _Optional[int] = ..., extent_count: _Optional[int] = ...) -> None: ...
+
+class CreateSnapshotsRequest(_message.Message):
+    __slots__ = ("volume_names", "name")
+    VOLUME_NAMES_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    volume_names: _containers.RepeatedScalarFieldContainer[str]
+    name: str
+    def __init__(self, volume_names: _Optional[_Iterable[str]] = ..., name: _Optional[str] = ...) -> None: ...
+
+class CreateSnapshotsResponse(_message.Message):
+    __slots__ = ("snapshots",)
+    SNAPSHOTS_FIELD_NUMBER: _ClassVar[int]
+    snapshots: _containers.RepeatedCompositeFieldContainer[Snapshot]
+    def __init__(self, snapshots: _Optional[_Iterable[_Union[Snapshot, _Mapping]]] = ...) -> None: ...
+
+class ListSnapshotsRequest(_message.Message):
+    __slots__ = ("volume_name",)
+    VOLUME_NAME_FIELD_NUMBER: _ClassVar[int]
+    volume_name: str
+    def __init__(self, volume_name: _Optional[str] = ...) -> None: ...
+
+class ListSnapshotsResponse(_message.Message):
+    __slots__ = ("snapshots",)
+    SNAPSHOTS_FIELD_NUMBER: _ClassVar[int]
+    snapshots: _containers.RepeatedCompositeFieldContainer[Snapshot]
+    def __init__(self, snapshots: _Optional[_Iterable[_Union[Snapshot, _Mapping]]] = ...) -> None: ...
+
+class DeleteSnapshotRequest(_message.Message):
+    __slots__ = ("snapshot_id", "missing_ok")
+    SNAPSHOT_ID_FIELD_NUMBER: _ClassVar[int]
+    MISSING_OK_FIELD_NUMBER: _ClassVar[int]
+    snapshot_id: str
+    missing_ok: bool
+    def __init__(self, snapshot_id: _Optional[str] = ..., missing_ok: _Optional[bool] = ...) -> None: ...
+
+class DeleteSnapshotResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ListChangedExtentsRequest(_message.Message):
+    __slots__ = ("snapshot_id", "since")
+    SNAPSHOT_ID_FIELD_NUMBER: _ClassVar[int]
+    SINCE_FIELD_NUMBER: _ClassVar[int]
+    snapshot_id: str
+    since: _common_pb2.SourceState
+    def __init__(self, snapshot_id: _Optional[str] = ..., since: _Optional[_Union[_common_pb2.SourceState, _Mapping]] = ...) -> None: ...
+
+class ListChangedExtentsResponse(_message.Message):
+    __slots__ = ("offsets", "lengths")
+    OFFSETS_FIELD_NUMBER: _ClassVar[int]
+    LENGTHS_FIELD_NUMBER: _ClassVar[int]
+    offsets: bytes
+    lengths: bytes
+    def __init__(self, offsets: _Optional[bytes] = ..., lengths: _Optional[bytes] = ...) -> None: ...
+
+class PrepareRestoreRequest(_message.Message):
+    __slots__ = ("transfer_id", "target", "volume_name")
+    TRANSFER_ID_FIELD_NUMBER: _ClassVar[int]
+    TARGET_FIELD_NUMBER: _ClassVar[int]
+    VOLUME_NAME_FIELD_NUMBER: _ClassVar[int]
+    transfer_id: str
+    target: str
+    volume_name: str
+    def __init__(self, transfer_id: _Optional[str] = ..., target: _Optional[str] = ..., volume_name: _Optional[str] = ...) -> None: ...
+
+class PrepareRestoreResponse(_message.Message):
+    __slots__ = ("grant",)
+    GRANT_FIELD_NUMBER: _ClassVar[int]
+    grant: bytes
+    def __init__(self, grant: _Optional[bytes] = ...) -> None: ...
+
+class GetPoolStatsRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class GetPoolStatsResponse(_message.Message):
+    __slots__ = ("pool_id", "granule_bytes", "slots_used", "data_file_bytes", "free_bytes", "volume_count", "snapshot_count", "map_bytes")
+    POOL_ID_FIELD_NUMBER: _ClassVar[int]
+    GRANULE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SLOTS_USED_FIELD_NUMBER: _ClassVar[int]
+    DATA_FILE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    FREE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    VOLUME_COUNT_FIELD_NUMBER: _ClassVar[int]
+    SNAPSHOT_COUNT_FIELD_NUMBER: _ClassVar[int]
+    MAP_BYTES_FIELD_NUMBER: _ClassVar[int]
+    pool_id: str
+    granule_bytes: int
+    slots_used: int
+    data_file_bytes: int
+    free_bytes: int
+    volume_count: int
+    snapshot_count: int
+    map_bytes: int
+    def __init__(self, pool_id: _Optional[str] = ..., granule_bytes: _Optional[int] = ..., slots_used: _Optional[int] = ..., data_file_bytes: _Optional[int] = ..., free_bytes: _Optional[int] = ..., volume_count: _Optional[int] = ..., snapshot_count: _Optional[int] = ..., map_bytes: _Optional[int] = ...) -> None: ...
