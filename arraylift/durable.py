@@ -7,295 +7,297 @@ Invariants:
      all of the new; when it returns, the new survives power loss.
   D2 ``AppendFile.sync`` and ``RandomFile.sync`` return only when everything
      written before survives power loss.
-  D3 a failed write-back (fsync) poisons the Files object: every later change
-     raises StoreFailed until the process starts again from the disk.
-  D4 a full disk never poisons: OutOfSpace, and nothing is left behind.
-Failpoints: ``<label>.<step>.before|after``, step one of create, write, fsync,
-rename, fsync_dir, remove, append, sync.
+  D3 a failed fsync, or any step whose effect is unknown, poisons the Files
+     object: every later change raises StoreFailed until the process starts
+     again from the disk. Reads go on.
+  D4 a full disk or a lack of file handles met by a step before its fsync never
+     poisons: OutOfSpace or Overloaded, and nothing is left behind. (A full disk
+     met only by fsync has lost data: that is D3.)
+  D5 what recovery sees is durable: opening a log or slot file, ``make_dirs`` and
+     ``sweep`` sync what a killed process left in the page cache, and a log is
+     then read from the disk, not from pages whose write-back failed.
+Failpoints: ``<label>.<step>.before|after``, step one of open, create, write, fsync,
+rename, fsync_dir, remove, append, truncate, punch, sync. An error armed at
+``after`` means that the step happened and its outcome is unknown (D3).
 Callers: any thread; one AppendFile or RandomFile belongs to one thread at a time
-(RandomFile reads may run beside writes).
-Tests run the same code over ``tests.fakes.disk.FakeFiles``, which enumerates the
+(RandomFile reads may run beside writes). Two threads may publish one path: the
+last rename wins, whole. A process may hold several Files, each poisoned alone.
+Contracts: arraylift/disk/contracts.py. Why: docs/decisions/0001-one-seam-to-the-disk.md.
+Tests run this same code over ``tests.fakes.disk.FakeFiles``, which enumerates the
 legal states after a power cut.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import fcntl
+import itertools
 import os
-import socket
-from collections.abc import Iterator, Sequence
-from typing import Protocol
+import stat
+from collections.abc import Sequence
 
-from arraylift.errors import Corruption, NotFound, OutOfSpace, StoreFailed, WrongState
+from arraylift.disk.contracts import (
+    AppendFile,
+    Buffer,
+    Files,
+    FileStatus,
+    RandomFile,
+    StoreLock,
+    SystemCalls,
+)
+from arraylift.disk.opened import RealAppendFile, RealRandomFile, RealStoreLock
+from arraylift.disk.steps import Steps, byte_view, reading
+from arraylift.errors import AlreadyExists, Corruption, NotFound
 from arraylift.failpoints import FAILPOINTS, Failpoints
 
-Buffer = bytes | bytearray | memoryview
-"""Anything that ``os.write`` takes; mmap comes wrapped in a memoryview."""
+__all__ = [
+    "DIRECT_ALIGNMENT",
+    "TEMPORARY_SUFFIX",
+    "AppendFile",
+    "Buffer",
+    "Files",
+    "OsCalls",
+    "RandomFile",
+    "RealFiles",
+    "StoreLock",
+]
 
 DIRECT_ALIGNMENT = 4096
 TEMPORARY_SUFFIX = ".tmp"
 
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
+class OsCalls:
+    """SystemCalls of this machine."""
 
-class AppendFile(Protocol):
-    """A log: grows at its end, read by its owner's parser at start."""
+    _PUNCH_HOLE_KEEP_SIZE = 0x03
 
-    @property
-    def size(self) -> int:
-        """Bytes appended so far, synced or not."""
-        ...
+    def __init__(self) -> None:
+        self._fallocate = ctypes.CDLL(None, use_errno=True).fallocate
+        self._fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
 
-    def append(self, data: Buffer) -> None:
-        """Add ``data`` at the end; may be torn by a crash before ``sync``. OutOfSpace leaves the
-        size as it was."""
-        ...
+    def open(self, path: str, flags: int) -> int:
+        return os.open(path, flags | os.O_CLOEXEC, 0o600)
 
-    def sync(self) -> None:
-        """Make everything appended durable (D2)."""
-        ...
+    def close(self, descriptor: int) -> None:
+        os.close(descriptor)
 
-    def truncate(self, size: int) -> None:
-        """Cut a torn tail off and make that durable."""
-        ...
+    def stat(self, path: str) -> FileStatus:
+        return _status(os.stat(path))
 
-    def close(self) -> None: ...
+    def fstat(self, descriptor: int) -> FileStatus:
+        return _status(os.fstat(descriptor))
 
+    def pread(self, descriptor: int, length: int, offset: int) -> bytes:
+        return os.pread(descriptor, length, offset)
 
-class RandomFile(Protocol):
-    """A sparse file of slots, written in place."""
+    def preadv(self, descriptor: int, into: memoryview, offset: int) -> int:
+        return os.preadv(descriptor, [into], offset)
 
-    @property
-    def path(self) -> str:
-        """For worker processes that open it read-only."""
-        ...
-
-    def write(self, offset: int, data: Buffer) -> None:
-        """Write all of ``data``; torn by a crash before ``sync``."""
-        ...
-
-    def read_into(self, offset: int, into: memoryview) -> None:
-        """Fill ``into``; bytes past the end of the file are zero. Any thread."""
-        ...
-
-    def punch(self, offset: int, length: int) -> None:
-        """Give the space back; reads as zero afterwards. Durable with the next ``sync``."""
-        ...
-
-    def allocated_bytes(self) -> int:
-        """What the file occupies on its disk."""
-        ...
-
-    def sync(self) -> None: ...
-
-    def close(self) -> None: ...
-
-
-class StoreLock(Protocol):
-    """Held for the life of a store; ``token`` grows with every holder (law 9)."""
-
-    @property
-    def token(self) -> int: ...
-
-    def close(self) -> None: ...
-
-
-class Files(Protocol):
-    """All file access of a store. Paths are absolute and made by us, never by a peer."""
-
-    def make_dirs(self, path: str) -> None:
-        """Create a directory and its parents, durably; no error if it is there."""
-        ...
-
-    def list_dir(self, path: str) -> list[str]:
-        """Names in ``path``, sorted; temporary files of ``publish`` are not shown. A missing
-        directory is empty."""
-        ...
-
-    def exists(self, path: str) -> bool: ...
-
-    def size(self, path: str) -> int:
-        """Raises NotFound."""
-        ...
-
-    def read(self, path: str, offset: int = 0, length: int | None = None) -> bytes:
-        """Return exactly ``length`` bytes, or all to the end. Raises NotFound, Corruption if
-        the file is shorter."""
-        ...
-
-    def publish(self, path: str, parts: Sequence[Buffer], *, label: str) -> None:
-        """Replace or create ``path`` by the concatenation of ``parts`` (D1). A single part that
-        is page aligned goes past the page cache where the file system allows it."""
-        ...
-
-    def remove(self, path: str, *, label: str, missing_ok: bool = False) -> None:
-        """Unlink, durably. Raises NotFound."""
-        ...
-
-    def move(self, path: str, to: str, *, label: str) -> None:
-        """Rename within one store, durably."""
-        ...
-
-    def append_file(self, path: str, *, label: str) -> AppendFile:
-        """Open or create a log, positioned at its end; its name is durable on return."""
-        ...
-
-    def random_file(self, path: str, *, label: str) -> RandomFile:
-        """Open or create a slot file; its name is durable on return."""
-        ...
-
-    def lock(self, directory: str) -> StoreLock:
-        """Take the directory for this process. Raises WrongState naming the owner."""
-        ...
-
-    def sweep(self, directory: str) -> int:
-        """Remove temporary files that a crash left; returns how many."""
-        ...
-
-    def free_bytes(self, path: str) -> int:
-        """Free space of the file system that holds ``path``."""
-        ...
-
-
-class RealFiles:
-    """Files on this machine's file systems."""
-
-    def __init__(self, failpoints: Failpoints = FAILPOINTS) -> None:
-        self._failpoints = failpoints
-        self._poison = ""
-
-    # -- guards -----------------------------------------------------------------------------
-
-    def check_alive(self) -> None:
-        """Raise StoreFailed if an earlier fsync failed (D3)."""
-        if self._poison:
-            raise StoreFailed(
-                f"the store stopped taking writes: {self._poison}",
-                next_step="check the disk, then restart the daemon; it recovers from what is on disk",
-            )
-
-    @contextlib.contextmanager
-    def step(self, label: str, step: str, path: str) -> Iterator[None]:
-        """Run one step between its failpoints and translate what the disk says."""
-        self.check_alive()
+    def pwrite(self, descriptor: int, data: memoryview, offset: int) -> int:
         try:
-            self._failpoints.hit(f"{label}.{step}.before")
-            yield
-            self._failpoints.hit(f"{label}.{step}.after")
+            return os.pwrite(descriptor, data, offset)
         except OSError as error:
-            if error.errno in _FULL and step not in {"fsync", "sync", "fsync_dir"}:
-                raise OutOfSpace(
-                    f"the disk is full while writing {path}",
-                    subject=path,
-                    next_step="free space on that file system, then repeat",
-                ) from error
-            self._poison = f"{step} of {path} failed: {error.strerror}"
-            self.check_alive()
+            flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
+            if error.errno != errno.EINVAL or not flags & os.O_DIRECT:
+                raise
+            # The file system took O_DIRECT at open but wants another alignment: go buffered.
+            fcntl.fcntl(descriptor, fcntl.F_SETFL, flags & ~os.O_DIRECT)
+            return os.pwrite(descriptor, data, offset)
 
-    def sync_dir(self, path: str, label: str) -> None:
-        with self.step(label, "fsync_dir", path):
-            descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+    def ftruncate(self, descriptor: int, size: int) -> None:
+        os.ftruncate(descriptor, size)
 
-    # -- reading ----------------------------------------------------------------------------
+    def punch(self, descriptor: int, offset: int, length: int) -> None:
+        while self._fallocate(descriptor, self._PUNCH_HOLE_KEEP_SIZE, offset, length) != 0:
+            code = ctypes.get_errno()
+            if code != errno.EINTR:
+                raise OSError(code, os.strerror(code))
 
-    def list_dir(self, path: str) -> list[str]:
-        try:
-            names = os.listdir(path)
-        except FileNotFoundError:
-            return []
-        return sorted(name for name in names if not name.endswith(TEMPORARY_SUFFIX))
+    def fdatasync(self, descriptor: int) -> None:
+        os.fdatasync(descriptor)
 
-    def exists(self, path: str) -> bool:
-        return os.path.lexists(path)
+    def fsync(self, descriptor: int) -> None:
+        os.fsync(descriptor)
 
-    def size(self, path: str) -> int:
-        try:
-            return os.stat(path).st_size
-        except FileNotFoundError:
-            raise NotFound(f"{path} is not there", subject=path) from None
+    def drop_cache(self, descriptor: int) -> None:
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
 
-    def read(self, path: str, offset: int = 0, length: int | None = None) -> bytes:
-        try:
-            descriptor = os.open(path, os.O_RDONLY)
-        except FileNotFoundError:
-            raise NotFound(f"{path} is not there", subject=path) from None
-        try:
-            wanted = os.fstat(descriptor).st_size - offset if length is None else length
-            data = os.pread(descriptor, wanted, offset)
-            while len(data) < wanted:
-                more = os.pread(descriptor, wanted - len(data), offset + len(data))
-                if not more:
-                    raise Corruption(f"{path} ends at {offset + len(data)}", subject=path)
-                data += more
-            return data
-        except OSError as error:
-            raise Corruption(f"{path} cannot be read: {error.strerror}", subject=path) from error
-        finally:
-            os.close(descriptor)
+    def flock(self, descriptor: int) -> None:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def listdir(self, path: str) -> list[str]:
+        return os.listdir(path)
+
+    def mkdir(self, path: str) -> None:
+        os.mkdir(path, 0o700)
+
+    def rename(self, path: str, to: str) -> None:
+        os.rename(path, to)
+
+    def unlink(self, path: str) -> None:
+        os.unlink(path)
 
     def free_bytes(self, path: str) -> int:
         stats = os.statvfs(path)
         return stats.f_bavail * stats.f_frsize
 
+
+def _status(found: os.stat_result) -> FileStatus:
+    return FileStatus(found.st_size, found.st_blocks * 512, stat.S_ISDIR(found.st_mode), found.st_dev)
+
+
+class RealFiles(Steps):
+    """Files on this machine's file systems, or on any disk that ``system`` stands for."""
+
+    def __init__(self, failpoints: Failpoints = FAILPOINTS, *, system: SystemCalls | None = None) -> None:
+        super().__init__(failpoints, system or OsCalls())
+        self._serial = itertools.count()
+
+    # -- reading ----------------------------------------------------------------------------
+
+    def list_dir(self, path: str) -> list[str]:
+        return [name for name in self._names(path) if not name.endswith(TEMPORARY_SUFFIX)]
+
+    def _names(self, path: str) -> list[str]:
+        try:
+            with reading(path):
+                return sorted(self.system.listdir(path))
+        except NotFound:
+            return []
+
+    def exists(self, path: str) -> bool:
+        try:
+            with reading(path):
+                self.system.stat(path)
+        except NotFound:
+            return False
+        return True
+
+    def size(self, path: str) -> int:
+        with reading(path):
+            return self.system.stat(path).size
+
+    def read(self, path: str, offset: int = 0, length: int | None = None) -> bytes:
+        assert offset >= 0 and (length is None or length >= 0)
+        with reading(path):
+            descriptor = self.system.open(path, os.O_RDONLY)
+            try:
+                wanted = self.system.fstat(descriptor).size - offset if length is None else length
+                data = self.system.pread(descriptor, wanted, offset) if wanted > 0 else b""
+                while len(data) < wanted:
+                    more = self.system.pread(descriptor, wanted - len(data), offset + len(data))
+                    if not more:
+                        break
+                    data += more
+            finally:
+                self.close(descriptor)
+        if len(data) != wanted:
+            raise Corruption(f"{path} is too short for {wanted} bytes at {offset}", subject=path)
+        return data
+
+    def free_bytes(self, path: str) -> int:
+        with reading(path):
+            return self.system.free_bytes(path)
+
     # -- changing ---------------------------------------------------------------------------
 
     def make_dirs(self, path: str) -> None:
         missing = []
-        while not os.path.isdir(path):
+        while not self.exists(path):
             missing.append(path)
             path = os.path.dirname(path)
+        with reading(path):
+            found, above = self.system.stat(path), self.system.stat(os.path.dirname(path))
+        if not found.is_dir:
+            raise AlreadyExists(f"{path} is there and is not a directory", subject=path)
+        if found.device == above.device:
+            self._sync_found(path)
         for child in reversed(missing):
-            with self.step("directory", "create", child):
-                os.mkdir(child, 0o700)
-            self.sync_dir(os.path.dirname(child), "directory")
+            with self.parent_of(child, "directory") as parent:
+                with self.step("directory", "create", child), contextlib.suppress(FileExistsError):
+                    self.system.mkdir(child)
+                self.sync_dir(parent, child, "directory")
+
+    def _sync_found(self, path: str) -> None:
+        """A process that was killed may have made this directory and not yet its name durable (D5)."""
+        above = os.path.dirname(path)
+        with self.step("directory", "open", above):
+            try:
+                descriptor = self.system.open(above, os.O_RDONLY | os.O_DIRECTORY)
+            except PermissionError:
+                return  # where we may not read we made nothing
+        try:
+            self.sync_dir(descriptor, path, "directory")
+        finally:
+            self.close(descriptor)
 
     def publish(self, path: str, parts: Sequence[Buffer], *, label: str) -> None:
-        temporary = path + TEMPORARY_SUFFIX
-        try:
-            with self.step(label, "create", temporary):
-                descriptor = _create(temporary, parts)
+        assert not path.endswith(TEMPORARY_SUFFIX), f"sweep would take {path} away"
+        views = [byte_view(part) for part in parts]
+        temporary = f"{path}.{next(self._serial)}{TEMPORARY_SUFFIX}"
+        with self.parent_of(path, label) as directory:
             try:
-                with self.step(label, "write", temporary):
-                    for part in parts:
-                        _write_all(descriptor, part)
-                with self.step(label, "fsync", temporary):
-                    os.fdatasync(descriptor)
-            finally:
-                os.close(descriptor)
-            with self.step(label, "rename", path):
-                os.rename(temporary, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-            raise
-        self.sync_dir(os.path.dirname(path), label)
+                with self.step(label, "create", temporary):
+                    descriptor = self._create(temporary, parts)
+                try:
+                    offset = 0
+                    with self.step(label, "write", temporary):
+                        for view in views:
+                            self.write_all(descriptor, view, offset)
+                            offset += view.nbytes
+                    with self.step(label, "fsync", temporary):
+                        self.system.fdatasync(descriptor)
+                finally:
+                    self.close(descriptor)
+                with self.step(label, "rename", path):
+                    self.system.rename(temporary, path)
+            except BaseException:
+                with contextlib.suppress(OSError):  # else the next sweep takes it
+                    self.system.unlink(temporary)
+                raise
+            self.sync_dir(directory, path, label)
+
+    def _create(self, path: str, parts: Sequence[Buffer]) -> int:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+        if len(parts) == 1 and isinstance(parts[0], memoryview) and _whole_pages(parts[0]):
+            with contextlib.suppress(OSError):  # tmpfs and some network file systems refuse
+                return self.system.open(path, flags | os.O_DIRECT)
+        return self.system.open(path, flags)
 
     def remove(self, path: str, *, label: str, missing_ok: bool = False) -> None:
-        if not os.path.lexists(path):
-            if missing_ok:
-                return
-            raise NotFound(f"{path} is not there", subject=path)
-        with self.step(label, "remove", path):
-            os.unlink(path)
-        self.sync_dir(os.path.dirname(path), label)
+        if missing_ok and not self.exists(os.path.dirname(path)):
+            return
+        with self.parent_of(path, label) as directory:
+            try:
+                with self.step(label, "remove", path):
+                    self.system.unlink(path)
+            except NotFound:
+                if not missing_ok:
+                    raise
+            # Even where nothing was there: a killed process may have removed it undurably (D5).
+            self.sync_dir(directory, path, label)
 
     def move(self, path: str, to: str, *, label: str) -> None:
-        with self.step(label, "rename", to):
-            os.rename(path, to)
-        for parent in {os.path.dirname(path), os.path.dirname(to)}:
-            self.sync_dir(parent, label)
+        with self.parent_of(to, label) as new, self.parent_of(path, label) as old:
+            with self.step(label, "rename", path):
+                self.system.rename(path, to)
+            # The new name first: what was moved is never without one.
+            self.sync_dir(new, to, label)
+            if os.path.dirname(path) != os.path.dirname(to):
+                self.sync_dir(old, path, label)
 
     def sweep(self, directory: str) -> int:
-        names = os.listdir(directory) if os.path.isdir(directory) else []
-        stale = [name for name in names if name.endswith(TEMPORARY_SUFFIX)]
-        for name in stale:
-            self.remove(os.path.join(directory, name), label="sweep")
+        if not self.exists(directory):
+            return 0
+        stale = [name for name in self._names(directory) if name.endswith(TEMPORARY_SUFFIX)]
+        with self.parent_of(os.path.join(directory, "any"), "sweep") as descriptor:
+            for name in stale:
+                path = os.path.join(directory, name)
+                with self.step("sweep", "remove", path):
+                    self.system.unlink(path)
+            self.sync_dir(descriptor, os.path.join(directory, "any"), "sweep")
         return len(stale)
 
     def append_file(self, path: str, *, label: str) -> AppendFile:
@@ -308,151 +310,5 @@ class RealFiles:
         return RealStoreLock(self, directory)
 
 
-def _create(path: str, parts: Sequence[Buffer]) -> int:
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
-    direct = len(parts) == 1 and len(parts[0]) and len(parts[0]) % DIRECT_ALIGNMENT == 0
-    if direct and isinstance(parts[0], memoryview):
-        with contextlib.suppress(OSError):  # tmpfs and some network file systems refuse
-            return os.open(path, flags | os.O_DIRECT, 0o600)
-    return os.open(path, flags, 0o600)
-
-
-def _write_all(descriptor: int, data: Buffer, offset: int | None = None) -> None:
-    view = memoryview(data)
-    while view.nbytes:
-        try:
-            if offset is None:
-                written = os.write(descriptor, view)
-            else:
-                written = os.pwrite(descriptor, view, offset)
-                offset += written
-        except OSError as error:
-            if error.errno != errno.EINVAL or not fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_DIRECT:
-                raise
-            # The file system took O_DIRECT at open but wants another alignment: go buffered.
-            flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
-            fcntl.fcntl(descriptor, fcntl.F_SETFL, flags & ~os.O_DIRECT)
-            continue
-        view = view[written:]
-
-
-class _OpenFile:
-    """What AppendFile and RandomFile share: a descriptor whose name is durable."""
-
-    def __init__(self, files: RealFiles, path: str, label: str) -> None:
-        self._files = files
-        self._label = label
-        self.path = path
-        fresh = not os.path.exists(path)
-        with files.step(label, "create", path):
-            self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        if fresh:
-            files.sync_dir(os.path.dirname(path), label)
-
-    def sync(self) -> None:
-        with self._files.step(self._label, "sync", self.path):
-            os.fdatasync(self._descriptor)
-
-    def close(self) -> None:
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
-
-
-class RealAppendFile(_OpenFile):
-    """AppendFile over one descriptor."""
-
-    def __init__(self, files: RealFiles, path: str, label: str) -> None:
-        super().__init__(files, path, label)
-        self.size = os.fstat(self._descriptor).st_size
-
-    def append(self, data: Buffer) -> None:
-        try:
-            with self._files.step(self._label, "append", self.path):
-                _write_all(self._descriptor, data, self.size)
-        except OutOfSpace:
-            os.ftruncate(self._descriptor, self.size)
-            raise
-        self.size += len(data)
-
-    def truncate(self, size: int) -> None:
-        with self._files.step(self._label, "truncate", self.path):
-            os.ftruncate(self._descriptor, size)
-        self.size = size
-        self.sync()
-
-
-class RealRandomFile(_OpenFile):
-    """RandomFile over one descriptor."""
-
-    _PUNCH_KEEP_SIZE = 0x03
-
-    def write(self, offset: int, data: Buffer) -> None:
-        with self._files.step(self._label, "write", self.path):
-            _write_all(self._descriptor, data, offset)
-
-    def read_into(self, offset: int, into: memoryview) -> None:
-        while into.nbytes:
-            try:
-                count = os.preadv(self._descriptor, [into], offset)
-            except OSError as error:
-                raise Corruption(
-                    f"{self.path} cannot be read at {offset}: {error.strerror}", subject=self.path
-                ) from error
-            if count == 0:
-                into[:] = bytes(into.nbytes)
-                return
-            offset, into = offset + count, into[count:]
-
-    def punch(self, offset: int, length: int) -> None:
-        with self._files.step(self._label, "punch", self.path):
-            _punch(self._descriptor, offset, length)
-
-    def allocated_bytes(self) -> int:
-        return os.fstat(self._descriptor).st_blocks * 512
-
-
-def _punch(descriptor: int, offset: int, length: int) -> None:
-    """fallocate(PUNCH_HOLE | KEEP_SIZE); a file system without it keeps the space."""
-    import ctypes
-
-    libc = ctypes.CDLL(None, use_errno=True)
-    call = libc.fallocate
-    call.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
-    if call(descriptor, RealRandomFile._PUNCH_KEEP_SIZE, offset, length) != 0:
-        code = ctypes.get_errno()
-        if code in {errno.EOPNOTSUPP, errno.ENOSYS}:
-            _write_all(descriptor, bytes(length), offset)
-            return
-        raise OSError(code, os.strerror(code))
-
-
-class RealStoreLock:
-    """flock on ``<directory>/lock`` with a persisted fencing token; never expires (law 9)."""
-
-    def __init__(self, files: RealFiles, directory: str) -> None:
-        path = os.path.join(directory, "lock")
-        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        content = os.pread(self._descriptor, 200, 0).decode("ascii", "replace").split()
-        try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(self._descriptor)
-            owner = " ".join(content[1:]) or "another process"
-            raise WrongState(
-                f"state directory {directory} is in use by {owner}",
-                subject=directory,
-                next_step="stop that daemon first, or give this one another directory",
-            ) from None
-        content = os.pread(self._descriptor, 200, 0).decode("ascii", "replace").split()
-        self.token = int(content[0]) + 1 if content and content[0].isdigit() else 1
-        line = f"{self.token} pid {os.getpid()} on {socket.gethostname()}".ljust(199) + "\n"
-        with files.step("lock", "write", path):
-            os.pwrite(self._descriptor, line.encode(), 0)
-        with files.step("lock", "sync", path):
-            os.fsync(self._descriptor)
-
-    def close(self) -> None:
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
+def _whole_pages(view: memoryview) -> bool:
+    return view.nbytes > 0 and view.nbytes % DIRECT_ALIGNMENT == 0

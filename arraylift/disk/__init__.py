@@ -1,0 +1,1 @@
+"""The parts of ``arraylift.durable``: import from there, not from here."""

@@ -1,0 +1,175 @@
+"""Open files of a store: its logs, its slot files, its lock.
+
+Owns: one descriptor each. Invariants: D2 to D5 of ``arraylift.durable``, through whose ``Files``
+they are opened. Callers: one thread at a time, except that slot files are read by any.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+
+from arraylift.disk.contracts import Buffer
+from arraylift.disk.steps import Steps, byte_view, reading
+from arraylift.errors import Corruption, OutOfSpace, Overloaded, WrongState
+
+_ZEROS = bytes(1 << 20)
+_LOCK_BYTES = 200
+
+
+class _OpenFile:
+    """What AppendFile and RandomFile share: a descriptor whose name and content are durable (D5)."""
+
+    def __init__(self, files: Steps, path: str, label: str) -> None:
+        self._files = files
+        self._label = label
+        self.path = path
+        self._descriptor = -1
+        with files.parent_of(path, label) as directory:
+            with files.step(label, "create", path):
+                self._descriptor = files.system.open(path, os.O_RDWR | os.O_CREAT)
+            try:
+                with reading(path):
+                    size = files.system.fstat(self._descriptor).size
+                if size:
+                    self.sync()
+                files.sync_dir(directory, path, label)
+            except BaseException:
+                self.close()
+                raise
+
+    def sync(self) -> None:
+        assert self._descriptor >= 0, f"{self.path} is closed"
+        with self._files.step(self._label, "sync", self.path):
+            self._files.system.fdatasync(self._descriptor)
+
+    def close(self) -> None:
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            self._files.close(descriptor)
+
+
+class RealAppendFile(_OpenFile):
+    """AppendFile over one descriptor."""
+
+    def __init__(self, files: Steps, path: str, label: str) -> None:
+        super().__init__(files, path, label)
+        with contextlib.suppress(OSError):  # advice only
+            files.system.drop_cache(self._descriptor)
+        with reading(path):
+            self.size = files.system.fstat(self._descriptor).size
+
+    def append(self, data: Buffer) -> None:
+        assert self._descriptor >= 0, f"{self.path} is closed"
+        view = byte_view(data)
+        try:
+            with self._files.step(self._label, "append", self.path):
+                self._files.write_all(self._descriptor, view, self.size)
+        except (OutOfSpace, Overloaded):
+            with self._files.step(self._label, "truncate", self.path):
+                self._files.system.ftruncate(self._descriptor, self.size)
+            raise
+        self.size += view.nbytes
+
+    def truncate(self, size: int) -> None:
+        assert self._descriptor >= 0, f"{self.path} is closed"
+        assert 0 <= size <= self.size, f"a log of {self.size} bytes is only ever cut, not made {size}"
+        with self._files.step(self._label, "truncate", self.path):
+            self._files.system.ftruncate(self._descriptor, size)
+        self.size = size
+        self.sync()
+
+
+class RealRandomFile(_OpenFile):
+    """RandomFile over one descriptor."""
+
+    def write(self, offset: int, data: Buffer) -> None:
+        assert self._descriptor >= 0 and offset >= 0, f"{self.path} is closed, or offset {offset}"
+        with self._files.step(self._label, "write", self.path):
+            self._files.write_all(self._descriptor, byte_view(data), offset)
+
+    def read_into(self, offset: int, into: memoryview) -> None:
+        assert self._descriptor >= 0 and offset >= 0, f"{self.path} is closed, or offset {offset}"
+        into = into.cast("B") if into.nbytes else into
+        while into.nbytes:
+            with reading(self.path):
+                count = self._files.system.preadv(self._descriptor, into, offset)
+            if count == 0:
+                into[:] = bytes(into.nbytes)
+                return
+            offset, into = offset + count, into[count:]
+
+    def punch(self, offset: int, length: int) -> None:
+        assert self._descriptor >= 0 and offset >= 0, f"{self.path} is closed, or offset {offset}"
+        assert length > 0, "a hole has a length"
+        with self._files.step(self._label, "punch", self.path):
+            try:
+                self._files.system.punch(self._descriptor, offset, length)
+            except OSError as error:
+                if error.errno not in {errno.EOPNOTSUPP, errno.ENOSYS}:
+                    raise
+                self._write_zeros(offset, length)
+
+    def _write_zeros(self, offset: int, length: int) -> None:
+        """Where the file system has no holes: zeros, which keep the space, and never a longer file."""
+        end = min(offset + length, self._files.system.fstat(self._descriptor).size)
+        for start in range(offset, end, len(_ZEROS)):
+            piece = memoryview(_ZEROS)[: min(len(_ZEROS), end - start)]
+            self._files.write_all(self._descriptor, piece, start)
+
+    def allocated_bytes(self) -> int:
+        assert self._descriptor >= 0, f"{self.path} is closed"
+        with reading(self.path):
+            return self._files.system.fstat(self._descriptor).allocated_bytes
+
+
+class RealStoreLock(_OpenFile):
+    """flock on ``<directory>/lock`` with a persisted fencing token; never expires (law 9).
+
+    The token has a fixed width, so that a write of the next one, torn anywhere, still reads as
+    no less than the one before.
+    """
+
+    def __init__(self, files: Steps, directory: str) -> None:
+        super().__init__(files, os.path.join(directory, "lock"), "lock")
+        try:
+            self._take(directory)
+            self.token = self._last_token() + 1
+            line = f"{self.token:020d} pid {os.getpid()} on {socket.gethostname()}"
+            with files.step("lock", "write", self.path):
+                page = line.encode()[: _LOCK_BYTES - 1].ljust(_LOCK_BYTES - 1) + b"\n"
+                files.write_all(self._descriptor, memoryview(page), 0)
+            self.sync()
+        except BaseException:
+            self.close()
+            raise
+
+    def _read(self) -> str:
+        with reading(self.path):
+            page = self._files.system.pread(self._descriptor, _LOCK_BYTES, 0)
+        return page.decode("ascii", "replace").strip("\0 \n")
+
+    def _take(self, directory: str) -> None:
+        with self._files.step("lock", "open", self.path):
+            try:
+                self._files.system.flock(self._descriptor)
+            except BlockingIOError:
+                owner = self._read().partition(" ")[2] or "another process"
+                raise WrongState(
+                    f"state directory {directory} is in use by {owner}",
+                    subject=directory,
+                    next_step="stop that daemon first, or give this one another directory",
+                ) from None
+
+    def _last_token(self) -> int:
+        text = self._read()
+        token = text.partition(" ")[0]
+        if text and not (token.isascii() and token.isdigit()):
+            raise Corruption(
+                f"{self.path} does not hold a token: {text[:40]!r}",
+                subject=self.path,
+                next_step="check the disk; the token must never go back, so do not delete the file",
+            )
+        return int(token) if text else 0
