@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import secrets
+from dataclasses import dataclass
 from typing import NewType
 
 from arraylift.errors import InvalidRequest
@@ -32,6 +33,21 @@ KeyId = NewType("KeyId", bytes)
 
 Fingerprint = NewType("Fingerprint", bytes)
 """32 bytes, keyed BLAKE3 under a type tag (docs/formats/fingerprint-v1.md)."""
+
+
+
+@dataclass(frozen=True, slots=True)
+class SourceState:
+    """One state of one disk in its array's own history.
+
+    Two states compare only within a pool, and only if the older one's lineage is an
+    ancestor of the newer one's. ``birth`` is the last epoch that the state contains.
+    """
+
+    pool_id: PoolId
+    lineage_id: LineageId
+    birth: int
+
 
 FINGERPRINT_BYTES = 32
 GRANT_BYTES = 32

@@ -20,9 +20,8 @@ from arraylift.exchange.messages import (
     Open,
     Opened,
     Reply,
-    SourceState,
 )
-from arraylift.ids import ImageId, LineageId, PoolId, TransferId, check_id
+from arraylift.ids import ImageId, LineageId, PoolId, SourceState, TransferId, check_id
 from arraylift.segments.segmentation import Policy, Segmentation
 from arraylift.sizes import IMAGE_BYTES_MAX
 from arraylift.v1 import common_pb2

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from arraylift.durable import Buffer
-from arraylift.ids import ImageId, LineageId, PoolId, TransferId
+from arraylift.ids import ImageId, SourceState, TransferId
 from arraylift.segments.segmentation import Segmentation
 
 U8 = npt.NDArray[np.uint8]
@@ -24,15 +24,6 @@ Flags = npt.NDArray[np.bool_]
 
 PROTOCOL_VERSION = 1
 NO_RUNS: U32 = np.empty((0, 2), dtype="<u4")
-
-
-@dataclass(frozen=True, slots=True)
-class SourceState:
-    """One state of one disk in its array's own history."""
-
-    pool_id: PoolId
-    lineage_id: LineageId
-    birth: int
 
 
 @dataclass(slots=True)
