@@ -34,6 +34,19 @@ class ArrayliftError(Exception):
     def __str__(self) -> str:
         return f"{self.message}; {self.next_step}" if self.next_step else self.message
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """Errors cross process borders whole: worker processes report them by pickle."""
+        return rebuild, (type(self), self.message, self.subject, self.next_step, self.fields)
+
+
+def rebuild(
+    error_class: type[ArrayliftError], message: str, subject: str, next_step: str, fields: dict[str, str]
+) -> ArrayliftError:
+    """Make an error again from what another process or daemon said of it."""
+    error = error_class(message, subject=subject, next_step=next_step)
+    error.fields = dict(fields)
+    return error
+
 
 class InvalidRequest(ArrayliftError):
     """The request can never succeed as it stands: fix it."""
