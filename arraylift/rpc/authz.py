@@ -1,0 +1,64 @@
+"""Which role may call which method: the one table (law 12).
+
+Owns: ``ALLOWED``. Identity alone is decided here; whether *this* array may use
+*this* transfer is decided by the grant, in the daemon that made it.
+Invariants:
+  Z1 a method without an entry is refused, and a server that would serve one does not start.
+Callers: any thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
+
+from arraylift.errors import NotPermitted
+from arraylift.rpc.identity import ROLES, Peer
+
+EVERYBODY = frozenset(ROLES)
+MANAGEMENT = frozenset({"operator", "server"})
+VOLUME_USERS = MANAGEMENT | {"host"}
+MOVERS = frozenset({"array", "target"})
+
+
+def _rules() -> dict[str, frozenset[str]]:
+    volume_methods = (
+        "CreateVolume ListVolumes DeleteVolume ImportVolume ReadExtents WriteExtents CreateSnapshots "
+        "ListSnapshots DeleteSnapshot ListChangedExtents GetPoolStats"
+    )
+    by_service: dict[str, tuple[frozenset[str], str]] = {
+        "grpc.health.v1.Health": (EVERYBODY, "Check List"),
+        "arraylift.v1.VolumeService": (VOLUME_USERS, volume_methods),
+        "arraylift.v1.BackupLogicService": (MANAGEMENT, "SendSnapshot CancelTransfer"),
+        "arraylift.v1.SegmentExchangeService": (MOVERS, "Exchange"),
+        "arraylift.v1.ImageService": (MANAGEMENT, "ListImages GetImage ReadRange SendImage"),
+        "arraylift.v1.TargetAdminService": (MANAGEMENT, "CreateGrant RevokeGrant GetTargetStats"),
+    }
+    rules = {
+        f"/{service}/{method}": roles
+        for service, (roles, methods) in by_service.items()
+        for method in methods.split()
+    }
+    # Opens a door for a target to write into the pool: a host has no business there.
+    rules["/arraylift.v1.VolumeService/PrepareRestore"] = MANAGEMENT
+    return rules
+
+
+ALLOWED: Mapping[str, frozenset[str]] = MappingProxyType(_rules())
+"""Full method name, e.g. ``/arraylift.v1.ImageService/GetImage``, to the roles that may call it."""
+
+
+def check_complete(methods: Iterable[str]) -> None:
+    """Refuse to serve a method that nobody decided about (Z1): our own bug, hence an assert."""
+    missing = sorted(method for method in methods if method not in ALLOWED)
+    assert not missing, f"no authorization entry for {', '.join(missing)}; add it to arraylift/rpc/authz.py"
+
+
+def check_allowed(peer: Peer, method: str) -> None:
+    """Raise NotPermitted unless the table lets this role call this method."""
+    if peer.role not in ALLOWED.get(method, frozenset()):
+        raise NotPermitted(
+            f"{peer} may not call {method.rpartition('/')[2]}",
+            subject=str(peer),
+            next_step="use a certificate of a role that may: " + ", ".join(sorted(ALLOWED.get(method, ()))),
+        )

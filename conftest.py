@@ -1,0 +1,3 @@
+"""Only here may pytest plugins be named; everything else is in tests/."""
+
+pytest_plugins = ["tests.programs"]
