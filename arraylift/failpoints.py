@@ -2,10 +2,12 @@
 
 A failpoint is hit by name; nothing happens unless a rule armed it. Rules come
 from the environment variable ``ARRAYLIFT_FAILPOINTS`` (read in config.py only):
-``name=action[@n]``, comma separated; ``n`` counts hits from 1, default 1.
-``*`` at the end of a name matches any suffix. Actions: ``kill`` (SIGKILL to
-ourselves), ``eio`` and ``enospc`` (OSError), ``hang`` (sleep for ever).
-
+``name=action[@n[+]]``, comma separated; ``n`` counts hits from 1, default 1;
+``+`` acts on every later hit too (a disk that stays full). ``*`` at the end of a
+name matches any suffix. Actions: ``kill`` (SIGKILL to ourselves), ``eio`` and
+``enospc`` (OSError), ``hang`` (wait for ever).
+Invariants: F1 every matching rule counts every hit, in the order of hits across
+threads. F2 of several rules due at one hit the first armed acts.
 Callers: any thread. Cost when nothing is armed: one attribute test.
 """
 
@@ -13,39 +15,46 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import signal
 import threading
 from dataclasses import dataclass
 
 ACTIONS = ("kill", "eio", "enospc", "hang")
 
+_RULE = re.compile(r"(?P<name>[^=@*\s]+\*?|\*)=(?P<action>[a-z]+)(@(?P<at>[1-9][0-9]*)(?P<on>\+)?)?")
+
 
 @dataclass(slots=True)
 class _Rule:
     name: str
     action: str
-    hits_left: int
+    at: int
+    stays: bool
+    hits: int = 0
 
     def matches(self, name: str) -> bool:
         return name.startswith(self.name[:-1]) if self.name.endswith("*") else name == self.name
 
+    def count(self) -> bool:
+        """Count one hit; say whether the rule is due."""
+        self.hits += 1
+        return self.hits == self.at or (self.stays and self.hits > self.at)
+
 
 class Failpoints:
-    """The armed rules of this process."""
+    """The armed rules of this process, or of one store."""
 
     def __init__(self) -> None:
         self._rules: list[_Rule] = []
         self._lock = threading.Lock()
 
     def arm(self, spec: str) -> None:
-        """Replace all rules by those of ``spec``; raises ValueError naming a bad rule."""
-        rules = []
-        for text in filter(None, (part.strip() for part in spec.split(","))):
-            name, _, what = text.partition("=")
-            action, _, count = what.partition("@")
-            if not name or action not in ACTIONS or not (count or "1").isdigit():
-                raise ValueError(f"bad failpoint {text!r}; write name=action[@n], action one of {ACTIONS}")
-            rules.append(_Rule(name, action, int(count or "1")))
+        """Replace all rules by those of ``spec``, none if it is empty.
+
+        Raises ValueError naming a bad rule; the rules before stay armed then.
+        """
+        rules = [_parse(text) for text in map(str.strip, spec.split(",")) if text]
         with self._lock:
             self._rules = rules
 
@@ -54,19 +63,24 @@ class Failpoints:
         if not self._rules:
             return
         with self._lock:
-            due = None
-            for rule in self._rules:
-                if rule.matches(name):
-                    rule.hits_left -= 1
-                    if rule.hits_left == 0:
-                        due = rule.action
-        if due == "kill":
+            due = [rule.action for rule in self._rules if rule.matches(name) and rule.count()]
+        if not due:
+            return
+        if due[0] == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
-        elif due == "hang":
+        if due[0] == "hang":
             threading.Event().wait()
-        elif due:
-            code = errno.EIO if due == "eio" else errno.ENOSPC
-            raise OSError(code, f"{os.strerror(code)} (failpoint {name})")
+        code = errno.EIO if due[0] == "eio" else errno.ENOSPC
+        raise OSError(code, f"{os.strerror(code)} (failpoint {name})")
+
+
+def _parse(text: str) -> _Rule:
+    parts = _RULE.fullmatch(text)
+    if parts is None or parts["action"] not in ACTIONS:
+        raise ValueError(
+            f"bad failpoint {text!r}; write name=action[@n[+]], action one of {', '.join(ACTIONS)}"
+        )
+    return _Rule(parts["name"], parts["action"], int(parts["at"] or 1), stays=bool(parts["on"]))
 
 
 FAILPOINTS = Failpoints()
