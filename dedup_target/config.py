@@ -1,0 +1,33 @@
+"""Settings of the dedup target; read by ``__main__`` alone, through arraylift.config."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from arraylift.sizes import MIB
+
+STATE_ROOT = Path("~/.local/state/arraylift")
+
+
+@dataclass(frozen=True, slots=True)
+class TargetSettings:
+    """One TOML file's worth; every field has a default that works on one machine."""
+
+    name: str = field(default="target1", metadata={"doc": "Name of this target, as in its certificate."})
+    listen: str = field(default="127.0.0.1:7404", metadata={"doc": "host:port to serve gRPC on."})
+    state: Path = field(
+        default=STATE_ROOT / "target1", metadata={"doc": "Directory of units, index and transfers."}
+    )
+    pki: Path = field(
+        default=STATE_ROOT / "pki",
+        metadata={"doc": "Directory with ca.pem, target-<name>.pem and target-<name>.key."},
+    )
+    lease_seconds: int = field(
+        default=3600, metadata={"doc": "A transfer that nobody continues for this long is given up."}
+    )
+    container_cache_bytes: int = field(
+        default=96 * MIB, metadata={"doc": "Memory for whole containers while images are read."}
+    )
+    log_level: str = field(default="info", metadata={"doc": "debug, info, warning or error."})
+    log_format: str = field(default="console", metadata={"doc": "console, or json for machines."})
