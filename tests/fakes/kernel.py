@@ -300,6 +300,8 @@ class FakeKernel:
     def pread(self, descriptor: int, length: int, offset: int) -> bytes:
         with self.mutex:
             inode = self._of(descriptor)
+            if inode.is_dir:
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
             if inode.unreadable:
                 raise OSError(errno.EIO, os.strerror(errno.EIO))
             return inode.current.read(offset, length)
@@ -376,4 +378,5 @@ class FakeKernel:
 
 
 def _status(inode: Inode) -> FileStatus:
-    return FileStatus(inode.current.size, inode.current.allocated_bytes, inode.is_dir, device=1)
+    size = PAGE_BYTES if inode.is_dir else inode.current.size
+    return FileStatus(size, inode.current.allocated_bytes, inode.is_dir, device=1)
