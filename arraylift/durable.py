@@ -180,7 +180,8 @@ class RealFiles(Steps):
             return self.system.stat(path).size
 
     def read(self, path: str, offset: int = 0, length: int | None = None) -> bytes:
-        assert offset >= 0 and (length is None or length >= 0)
+        assert offset >= 0
+        assert length is None or length >= 0
         with reading(path):
             descriptor = self.system.open(path, os.O_RDONLY)
             try:
@@ -223,34 +224,23 @@ class RealFiles(Steps):
     def _sync_found(self, path: str) -> None:
         """A process that was killed may have made this directory and not yet its name durable (D5)."""
         above = os.path.dirname(path)
-        with self.step("directory", "open", above):
-            try:
-                descriptor = self.system.open(above, os.O_RDONLY | os.O_DIRECTORY)
-            except PermissionError:
-                return  # where we may not read we made nothing
+        descriptor = -1
         try:
+            with self.step("directory", "open", above):
+                try:
+                    descriptor = self.system.open(above, os.O_RDONLY | os.O_DIRECTORY)
+                except PermissionError:
+                    return  # where we may not read we made nothing
             self.sync_dir(descriptor, path, "directory")
         finally:
             self.close(descriptor)
 
     def publish(self, path: str, parts: Sequence[Buffer], *, label: str) -> None:
         assert not path.endswith(TEMPORARY_SUFFIX), f"sweep would take {path} away"
-        views = [byte_view(part) for part in parts]
         temporary = f"{path}.{next(self._serial)}{TEMPORARY_SUFFIX}"
         with self.parent_of(path, label) as directory:
             try:
-                with self.step(label, "create", temporary):
-                    descriptor = self._create(temporary, parts)
-                try:
-                    offset = 0
-                    with self.step(label, "write", temporary):
-                        for view in views:
-                            self.write_all(descriptor, view, offset)
-                            offset += view.nbytes
-                    with self.step(label, "fsync", temporary):
-                        self.system.fdatasync(descriptor)
-                finally:
-                    self.close(descriptor)
+                self._write_whole(temporary, parts, label)
                 with self.step(label, "rename", path):
                     self.system.rename(temporary, path)
             except BaseException:
@@ -258,6 +248,21 @@ class RealFiles(Steps):
                     self.system.unlink(temporary)
                 raise
             self.sync_dir(directory, path, label)
+
+    def _write_whole(self, path: str, parts: Sequence[Buffer], label: str) -> None:
+        descriptor = -1
+        try:
+            with self.step(label, "create", path):
+                descriptor = self._create(path, parts)
+            with self.step(label, "write", path):
+                offset = 0
+                for view in map(byte_view, parts):
+                    self.write_all(descriptor, view, offset)
+                    offset += view.nbytes
+            with self.step(label, "fsync", path):
+                self.system.fdatasync(descriptor)
+        finally:
+            self.close(descriptor)
 
     def _create(self, path: str, parts: Sequence[Buffer]) -> int:
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC

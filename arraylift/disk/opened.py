@@ -28,9 +28,9 @@ class _OpenFile:
         self.path = path
         self._descriptor = -1
         with files.parent_of(path, label) as directory:
-            with files.step(label, "create", path):
-                self._descriptor = files.system.open(path, os.O_RDWR | os.O_CREAT)
             try:
+                with files.step(label, "create", path):
+                    self._descriptor = files.system.open(path, os.O_RDWR | os.O_CREAT)
                 with reading(path):
                     size = files.system.fstat(self._descriptor).size
                 if size:
@@ -47,8 +47,7 @@ class _OpenFile:
 
     def close(self) -> None:
         descriptor, self._descriptor = self._descriptor, -1
-        if descriptor >= 0:
-            self._files.close(descriptor)
+        self._files.close(descriptor)
 
 
 class RealAppendFile(_OpenFile):
@@ -58,8 +57,12 @@ class RealAppendFile(_OpenFile):
         super().__init__(files, path, label)
         with contextlib.suppress(OSError):  # advice only
             files.system.drop_cache(self._descriptor)
-        with reading(path):
-            self.size = files.system.fstat(self._descriptor).size
+        try:
+            with reading(path):
+                self.size = files.system.fstat(self._descriptor).size
+        except BaseException:
+            self.close()
+            raise
 
     def append(self, data: Buffer) -> None:
         assert self._descriptor >= 0, f"{self.path} is closed"
@@ -85,13 +88,17 @@ class RealAppendFile(_OpenFile):
 class RealRandomFile(_OpenFile):
     """RandomFile over one descriptor."""
 
+    def _check_use(self, offset: int) -> None:
+        assert self._descriptor >= 0, f"{self.path} is closed"
+        assert offset >= 0, f"{offset} is before the start of {self.path}"
+
     def write(self, offset: int, data: Buffer) -> None:
-        assert self._descriptor >= 0 and offset >= 0, f"{self.path} is closed, or offset {offset}"
+        self._check_use(offset)
         with self._files.step(self._label, "write", self.path):
             self._files.write_all(self._descriptor, byte_view(data), offset)
 
     def read_into(self, offset: int, into: memoryview) -> None:
-        assert self._descriptor >= 0 and offset >= 0, f"{self.path} is closed, or offset {offset}"
+        self._check_use(offset)
         into = into.cast("B") if into.nbytes else into
         while into.nbytes:
             with reading(self.path):
@@ -102,7 +109,7 @@ class RealRandomFile(_OpenFile):
             offset, into = offset + count, into[count:]
 
     def punch(self, offset: int, length: int) -> None:
-        assert self._descriptor >= 0 and offset >= 0, f"{self.path} is closed, or offset {offset}"
+        self._check_use(offset)
         assert length > 0, "a hole has a length"
         with self._files.step(self._label, "punch", self.path):
             try:

@@ -69,9 +69,10 @@ class Steps:
 
         Opened first: without a handle to sync it the change must not begin (D4).
         """
-        with self.step(label, "open", os.path.dirname(path)):
-            descriptor = self.system.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY)
+        descriptor = -1
         try:
+            with self.step(label, "open", os.path.dirname(path)):
+                descriptor = self.system.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY)
             yield descriptor
         finally:
             self.close(descriptor)
@@ -82,9 +83,11 @@ class Steps:
             self.system.fsync(descriptor)
 
     def close(self, descriptor: int) -> None:
+        """Close it if it was opened (-1: it was not)."""
         # What matters was synced before, and what was not has already raised.
         with contextlib.suppress(OSError):
-            self.system.close(descriptor)
+            if descriptor >= 0:
+                self.system.close(descriptor)
 
     def write_all(self, descriptor: int, view: memoryview, offset: int) -> None:
         while view.nbytes:
