@@ -9,7 +9,7 @@ Invariants:
   C3 ``load(render(settings)) == settings``, so ``--print-config`` writes a valid file.
 A field's type is str, int, float, bool, Path, tuple[str, ...], or one of these ``| None`` (None:
 not set; in the environment, the empty string). Fields that end in ``_bytes`` also take sizes:
-``"64K"``, ``"10GiB"``. ``metadata={"doc": "..."}`` becomes the comment above the key.
+``"64K"``, ``"10GiB"``; a Path that begins with ``~/`` is below the home directory. ``metadata={"doc": "..."}`` becomes the comment above the key.
 Callers: composition roots, once, before any thread.
 """
 
@@ -106,7 +106,13 @@ def load(
             subject=missing[0],
             next_step=f"set it in the file, or as {ENVIRONMENT_PREFIX}{missing[0].upper()}",
         )
-    return cls(**values)
+    settings = cls(**values)
+    homes = {
+        name: Path(os.path.expanduser(path))
+        for name, field in fields.items()
+        if field.kind is Path and (path := getattr(settings, name)) is not None and path.parts[:1] == ("~",)
+    }
+    return dataclasses.replace(settings, **homes) if homes else settings
 
 
 def render(settings: DataclassInstance, section: str | None = None) -> str:

@@ -74,6 +74,14 @@ def test_lists_and_none(tmp_path: Path) -> None:
     assert (settings.hosts, settings.ca) == (("c", "d"), None)
 
 
+def test_a_tilde_is_the_home_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/somewhere")
+    settings = load('pool = "~/pool"\nlabel = "~/x"', tmp_path, ARRAYLIFT_CA="~")
+    assert (settings.pool, settings.ca) == (Path("/somewhere/pool"), Path("/somewhere"))
+    assert settings.label == "~/x"
+    assert load('pool = "/a/~/b"', tmp_path).pool == Path("/a/~/b")
+
+
 def test_an_unknown_key_is_refused_with_the_nearest(tmp_path: Path) -> None:
     with pytest.raises(
         errors.InvalidRequest, match=r"array\.toml sets worker, which is no setting"
@@ -153,7 +161,7 @@ def test_bad_files(tmp_path: Path) -> None:
 
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
-PATHS = TEXTS.filter(lambda text: "\0" not in text and text).map(Path)
+PATHS = TEXTS.filter(lambda text: "\0" not in text and text).map(lambda text: Path("/", text))
 SETTINGS: st.SearchStrategy[Any] = st.builds(
     ArraySettings,
     listen=TEXTS,

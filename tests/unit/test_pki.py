@@ -183,7 +183,7 @@ def test_what_is_not_pem_is_named(house: str, name: str) -> None:
         [],
         ["localhost"],
         ["arraylift://array/a1", "arraylift://target/t1"],
-        ["arraylift://root/a1"],
+        ["arraylift://king/a1"],
         ["arraylift://array"],
         ["arraylift://array/"],
         ["arraylift://array/a/b"],

@@ -1,0 +1,1 @@
+"""The backup server: owns jobs, policies, schedules, retention, the registry and the catalog."""

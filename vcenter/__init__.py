@@ -1,0 +1,1 @@
+"""The virtual center: owns hosts, the VM inventory and the live VM configuration."""
