@@ -9,7 +9,8 @@ Invariants:
   C3 ``load(render(settings)) == settings``, so ``--print-config`` writes a valid file.
 A field's type is str, int, float, bool, Path, tuple[str, ...], or one of these ``| None`` (None:
 not set; in the environment, the empty string). Fields that end in ``_bytes`` also take sizes:
-``"64K"``, ``"10GiB"``; a Path that begins with ``~/`` is below the home directory. ``metadata={"doc": "..."}`` becomes the comment above the key.
+``"64K"``, ``"10GiB"``. A Path that begins with ``~/`` is below the home directory.
+``metadata={"doc": "..."}`` becomes the comment above the key.
 Callers: composition roots, once, before any thread.
 """
 

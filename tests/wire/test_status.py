@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -62,6 +64,13 @@ def test_every_error_class_has_a_row_of_its_own() -> None:
     rows = list(status.walk_reasons())
     assert {row[1] for row in rows} == set(error_classes())
     assert len({row[0] for row in rows}) == len(rows)
+
+
+def test_the_documented_table_is_the_real_one() -> None:
+    page = Path(__file__).resolve().parents[2] / "docs/protocols/errors.md"
+    rows = re.findall(r"^\| `(\w+)` \| (\w+) \| (\w+) \|", page.read_text(encoding="utf-8"), re.MULTILINE)
+    real = {(reason, error_class.__name__, code.name) for reason, error_class, code in status.walk_reasons()}
+    assert set(rows) == real
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
