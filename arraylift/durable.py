@@ -14,7 +14,7 @@ Invariants:
      poisons: OutOfSpace or Overloaded, and nothing is left behind. (A full disk
      met only by fsync has lost data: that is D3.)
   D5 what recovery sees is durable: opening a log or slot file, ``make_dirs`` and
-     ``sweep`` sync what a killed process left in the page cache, and a log is
+     ``sweep`` sync what a killed process left in the page cache; opened files are
      then read from the disk, not from pages whose write-back failed.
 Failpoints: ``<label>.<step>.before|after``, step one of open, create, write, fsync,
 rename, fsync_dir, remove, append, truncate, punch, sync. An error armed at

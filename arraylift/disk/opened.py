@@ -31,14 +31,18 @@ class _OpenFile:
             try:
                 with files.step(label, "create", path):
                     self._descriptor = files.system.open(path, os.O_RDWR | os.O_CREAT)
-                with reading(path):
-                    size = files.system.fstat(self._descriptor).size
-                if size:
-                    self.sync()
+                self.sync()  # an empty file too: a cut to nothing may not be durable yet
+                # Pages whose write-back failed in another process look clean: read the disk.
+                with contextlib.suppress(OSError):  # advice only
+                    files.system.drop_cache(self._descriptor)
                 files.sync_dir(directory, path, label)
             except BaseException:
                 self.close()
                 raise
+
+    def _size(self) -> int:
+        with reading(self.path):
+            return self._files.system.fstat(self._descriptor).size
 
     def sync(self) -> None:
         assert self._descriptor >= 0, f"{self.path} is closed"
@@ -55,11 +59,8 @@ class RealAppendFile(_OpenFile):
 
     def __init__(self, files: Steps, path: str, label: str) -> None:
         super().__init__(files, path, label)
-        with contextlib.suppress(OSError):  # advice only
-            files.system.drop_cache(self._descriptor)
         try:
-            with reading(path):
-                self.size = files.system.fstat(self._descriptor).size
+            self.size = self._size()
         except BaseException:
             self.close()
             raise
@@ -121,7 +122,7 @@ class RealRandomFile(_OpenFile):
 
     def _write_zeros(self, offset: int, length: int) -> None:
         """Where the file system has no holes: zeros, which keep the space, and never a longer file."""
-        end = min(offset + length, self._files.system.fstat(self._descriptor).size)
+        end = min(offset + length, self._size())
         for start in range(offset, end, len(_ZEROS)):
             piece = memoryview(_ZEROS)[: min(len(_ZEROS), end - start)]
             self._files.write_all(self._descriptor, piece, start)

@@ -114,7 +114,7 @@ class FakeKernel:
         self.crash_at: int | None = None
         self.faults: dict[int, int] = {}
         self.mutex = threading.RLock()
-        self._handles: dict[int, Inode] = {}
+        self.handles: dict[int, Inode] = {}
         self._next_handle = 3
         self.next_inode = 1
 
@@ -136,7 +136,7 @@ class FakeKernel:
             raise PowerCut("this machine has no power")
 
     @contextmanager
-    def _operation(self, text: str) -> Iterator[int]:
+    def operation(self, text: str) -> Iterator[int]:
         """One primitive change. Yields 0, or the errno that it must fail with."""
         with self.mutex:
             self.check_power()
@@ -188,7 +188,7 @@ class FakeKernel:
             entry = self._entry(path)
             if entry in self.names:
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
-            with self._operation(f"mkdir {path}") as code:
+            with self.operation(f"mkdir {path}") as code:
                 if not code:
                     self._rename_entries(f"mkdir {path}", (entry, self._new_inode(is_dir=True).number))
 
@@ -196,7 +196,7 @@ class FakeKernel:
         with self.mutex:
             self.check_power()
             number, source, target = self.resolve(path).number, self._entry(path), self._entry(to)
-            with self._operation(f"rename {path} {to}") as code:
+            with self.operation(f"rename {path} {to}") as code:
                 if not code:
                     self._rename_entries(f"rename {path} {to}", (source, None), (target, number))
 
@@ -206,7 +206,7 @@ class FakeKernel:
             if self.resolve(path).is_dir:
                 raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
             entry = self._entry(path)
-            with self._operation(f"unlink {path}") as code:
+            with self.operation(f"unlink {path}") as code:
                 if not code:
                     self._rename_entries(f"unlink {path}", (entry, None))
 
@@ -243,7 +243,7 @@ class FakeKernel:
     def open(self, path: str, flags: int) -> int:
         with self.mutex:
             self.check_power()
-            if len(self._handles) >= self.handles_max:
+            if len(self.handles) >= self.handles_max:
                 raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
             try:
                 inode = self.resolve(path)
@@ -256,16 +256,16 @@ class FakeKernel:
             if inode.is_dir and flags & (os.O_WRONLY | os.O_RDWR):
                 raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
             if flags & os.O_TRUNC and inode.current.size:
-                with self._operation(f"truncate {path} 0") as code:
+                with self.operation(f"truncate {path} 0") as code:
                     if not code:
                         inode.change(DataOp("truncate", 0))
             handle, self._next_handle = self._next_handle, self._next_handle + 1
-            self._handles[handle] = inode
+            self.handles[handle] = inode
             return handle
 
     def _create(self, path: str) -> Inode:
         entry = self._entry(path)
-        with self._operation(f"create {path}") as code:
+        with self.operation(f"create {path}") as code:
             inode = self._new_inode(is_dir=False)
             if not code:
                 self._rename_entries(f"create {path}", (entry, inode.number))
@@ -273,14 +273,14 @@ class FakeKernel:
 
     def _of(self, descriptor: int) -> Inode:
         self.check_power()
-        if descriptor not in self._handles:
+        if descriptor not in self.handles:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
-        return self._handles[descriptor]
+        return self.handles[descriptor]
 
     def close(self, descriptor: int) -> None:
         """Works without power too, so that ``finally`` blocks of the tested code stay quiet."""
         with self.mutex:
-            inode = self._handles.pop(descriptor, None)
+            inode = self.handles.pop(descriptor, None)
             if inode is not None and inode.locked_by == descriptor:
                 inode.locked_by = -1
 
@@ -314,7 +314,7 @@ class FakeKernel:
     def pwrite(self, descriptor: int, data: memoryview, offset: int) -> int:
         with self.mutex:
             inode = self._of(descriptor)
-            with self._operation(f"write #{inode.number} {offset}+{data.nbytes}") as code:
+            with self.operation(f"write #{inode.number} {offset}+{data.nbytes}") as code:
                 # A failing write leaves its first half, as a short write before the error would.
                 fitting = data.nbytes // 2 if code else self._fitting(inode, offset, data.nbytes)
                 if fitting:
@@ -341,14 +341,14 @@ class FakeKernel:
     def ftruncate(self, descriptor: int, size: int) -> None:
         with self.mutex:
             inode = self._of(descriptor)
-            with self._operation(f"truncate #{inode.number} {size}") as code:
+            with self.operation(f"truncate #{inode.number} {size}") as code:
                 if not code:
                     inode.change(DataOp("truncate", size))
 
     def punch(self, descriptor: int, offset: int, length: int) -> None:
         with self.mutex:
             inode = self._of(descriptor)
-            with self._operation(f"punch #{inode.number} {offset}+{length}") as code:
+            with self.operation(f"punch #{inode.number} {offset}+{length}") as code:
                 if not code:
                     inode.change(DataOp("punch", offset, length=length))
 
@@ -358,7 +358,7 @@ class FakeKernel:
     def fsync(self, descriptor: int) -> None:
         with self.mutex:
             inode = self._of(descriptor)
-            with self._operation(f"fsync #{inode.number}") as code:
+            with self.operation(f"fsync #{inode.number}") as code:
                 if code:
                     inode.doom()
                 elif not self.dead:  # an fsync in flight leaves everything pending
@@ -372,7 +372,7 @@ class FakeKernel:
         with self.mutex:
             self.check_power()
             self.resolve(path)
-            alive = {*self.names.values(), *(inode.number for inode in self._handles.values())}
+            alive = {*self.names.values(), *(inode.number for inode in self.handles.values())}
             used = sum(self.inodes[number].current.allocated_bytes for number in alive)
             return (UNLIMITED_BYTES if self.capacity_bytes is None else self.capacity_bytes) - used
 
