@@ -1,0 +1,200 @@
+"""Look things up in a pool's state: records, figures, extents, changes.
+
+Owns: nothing; it never changes the state.
+Invariant: Q1 what is answered about one record is as of one instant.
+Callers: pool, any thread; methods that say so want the map lock held, the others take it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from arraylift.errors import InvalidRequest, NotFound
+from arraylift.ids import SnapshotId, SourceState
+from arraylift.sizes import GRANULE_BYTES
+from primary_array import changes
+from primary_array.block_map import NONE_SLOT, U64, FrozenMap, MapView
+from primary_array.map_checkpoint import PAGE_BYTES
+from primary_array.map_state import MapState, Snapshot, Volume
+from primary_array.pool_types import DraftInfo, SnapshotInfo, Source, VolumeInfo, VolumeSource
+
+EXTENT_GRANULES = 1 << 16
+"""Granules that ``extents`` looks up at once: 4 GiB of a volume."""
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    volumes: int
+    snapshots: int
+    drafts: int
+    map_bytes: int
+
+
+class PoolView:
+    """Read access to one MapState."""
+
+    def __init__(self, state: MapState) -> None:
+        self._state = state
+
+    # -- records ----------------------------------------------------------------------------
+
+    def volume(self, name: str) -> Volume:
+        """Raises NotFound. One dictionary look-up: with or without the map lock."""
+        volume = self._state.volumes.get(name)
+        if volume is None:
+            raise NotFound(f"there is no volume {name}", subject=name)
+        return volume
+
+    def snapshot(self, snapshot_id: SnapshotId) -> Snapshot:
+        """Raises NotFound. One dictionary look-up: with or without the map lock."""
+        snapshot = self._state.snapshots.get(snapshot_id)
+        if snapshot is None:
+            raise NotFound(f"there is no snapshot {snapshot_id}", subject=snapshot_id)
+        return snapshot
+
+    def mapped(self, source: Source, offset: int, length: int) -> MapView:
+        """Return the map of a source. Raises NotFound, InvalidRequest (range outside)."""
+        found: Volume | Snapshot
+        if isinstance(source, VolumeSource):
+            found = self.volume(source.name)
+        else:
+            found = self.snapshot(source.snapshot_id)
+        if offset < 0 or length < 0 or offset + length > found.size_bytes:
+            raise InvalidRequest(
+                f"bytes {offset} to {offset + length} are outside {source} of {found.size_bytes} bytes"
+            )
+        return found.map
+
+    # -- figures ----------------------------------------------------------------------------
+
+    def volume_info(self, name: str) -> VolumeInfo:
+        """Raises NotFound."""
+        with self._state.lock:
+            return self._volume_info(self.volume(name))
+
+    def volume_infos(self) -> list[VolumeInfo]:
+        with self._state.lock:
+            return [self._volume_info(volume) for _, volume in sorted(self._state.volumes.items())]
+
+    def snapshot_info(self, snapshot_id: SnapshotId) -> SnapshotInfo:
+        """Raises NotFound."""
+        with self._state.lock:
+            return self._snapshot_info(self.snapshot(snapshot_id))
+
+    def snapshot_infos(self, name: str | None) -> list[SnapshotInfo]:
+        """Of one volume, oldest first, or of all by volume name. Raises NotFound."""
+        with self._state.lock:
+            if name is not None:
+                volumes = [self.volume(name)]
+            else:
+                volumes = [volume for _, volume in sorted(self._state.volumes.items())]
+            return [self._snapshot_info(snapshot) for volume in volumes for snapshot in volume.snapshots]
+
+    def draft_infos(self) -> list[DraftInfo]:
+        with self._state.lock:
+            return [
+                DraftInfo(
+                    draft_id=draft.volume_id,
+                    name=draft.name,
+                    size_bytes=draft.size_bytes,
+                    mapped_bytes=draft.map.mapped_count * GRANULE_BYTES,
+                    tag=draft.tag,
+                )
+                for draft in self._state.drafts.values()
+            ]
+
+    def counts(self) -> Counts:
+        with self._state.lock:
+            views = [view for maps in self._state.families() for view in maps]
+            numbers = len(self._state.volumes), len(self._state.snapshots), len(self._state.drafts)
+        # Outside the lock, as a pool may have a million page references; a page that is
+        # replaced meanwhile may be counted as the old one or as the new one.
+        pages = {id(page) for view in views for page in view.pages() if page is not None}
+        return Counts(*numbers, map_bytes=len(pages) * PAGE_BYTES)
+
+    def _volume_info(self, volume: Volume) -> VolumeInfo:
+        return VolumeInfo(
+            volume_id=volume.volume_id,
+            name=volume.name,
+            size_bytes=volume.size_bytes,
+            mapped_bytes=volume.map.mapped_count * GRANULE_BYTES,
+            state=self._state.state_of(volume),
+            snapshot_count=len(volume.snapshots),
+            origin=volume.origin,
+        )
+
+    def _snapshot_info(self, snapshot: Snapshot) -> SnapshotInfo:
+        return SnapshotInfo(
+            snapshot_id=snapshot.snapshot_id,
+            volume_id=snapshot.volume_id,
+            volume_name=self._state.by_id[snapshot.volume_id].name,
+            label=snapshot.label,
+            group_id=snapshot.group_id,
+            size_bytes=snapshot.size_bytes,
+            mapped_bytes=snapshot.map.mapped_count * GRANULE_BYTES,
+            state=self._state.state_of(snapshot),
+            created_at_ns=snapshot.created_at_ns,
+            pinned=snapshot.pins > 0,
+        )
+
+    # -- extents and changes ----------------------------------------------------------------
+
+    def extents(self, view: MapView, offset: int, length: int) -> Iterator[tuple[int, int, bool]]:
+        """Yield (offset, length, is_hole), ascending, neighbours of one kind joined."""
+        stop = offset + length
+        granule, end = offset // GRANULE_BYTES, -(-stop // GRANULE_BYTES)
+        start, hole = offset, False
+        while granule < end:
+            count = min(EXTENT_GRANULES, end - granule)
+            with self._state.lock:
+                slots, _ = view.lookup(granule, count)
+            holes = slots == NONE_SLOT
+            for index in [0, *(np.flatnonzero(holes[1:] != holes[:-1]) + 1).tolist()]:
+                at = max(offset, (granule + index) * GRANULE_BYTES)
+                if bool(holes[index]) != hole:
+                    if at > start:
+                        yield start, at - start, hole
+                    start, hole = at, not hole
+            granule += count
+        if stop > start:
+            yield start, stop - start, hole
+
+    def changed_spans(
+        self, snapshot_id: SnapshotId, since: SourceState | bytes, base_bytes: int | None
+    ) -> U64 | None:
+        """See Pool.changed_spans."""
+        found = self._since(snapshot_id, since)
+        if found is None:
+            return None
+        frozen, birth, size_bytes = found
+        base = size_bytes if base_bytes is None else base_bytes
+        return changes.changed_spans(frozen, birth, size_bytes=size_bytes, base_bytes=base)
+
+    def changed_ranges(
+        self, snapshot_id: SnapshotId, since: SourceState | bytes, base_bytes: int | None
+    ) -> tuple[U64, U64] | None:
+        """See Pool.changed_ranges."""
+        found = self._since(snapshot_id, since)
+        if found is None:
+            return None
+        frozen, birth, size_bytes = found
+        base = size_bytes if base_bytes is None else base_bytes
+        return changes.changed_ranges(frozen, birth, size_bytes=size_bytes, base_bytes=base)
+
+    def _since(
+        self, snapshot_id: SnapshotId, since: SourceState | bytes
+    ) -> tuple[FrozenMap, int, int] | None:
+        """Return (map, birth, size) to compare, or None if ``since`` is no ancestor."""
+        with self._state.lock:
+            snapshot = self.snapshot(snapshot_id)
+            if isinstance(since, bytes):
+                owner = self._state.by_id[snapshot.volume_id]
+                if not isinstance(owner, Volume) or owner.origin is None or owner.origin.root != since:
+                    return None
+                since = owner.origin.state
+            if not self._state.lineages.is_ancestor(since, self._state.state_of(snapshot)):
+                return None
+            return snapshot.map, since.birth, snapshot.size_bytes
