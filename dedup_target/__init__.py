@@ -1,0 +1,39 @@
+"""The deduplicating target: segments, containers, index, images.
+
+Layers of storage, each module the only owner of its files (docs/formats/unit-v1.md):
+``storage_unit`` opens ``key_store``, ``container_store`` (over ``container_format``,
+``container_buffer``, ``loading_cache``), ``quarantine``, the index (``segment_index`` says
+what one is, ``rocks_index`` is one, ``rebuild`` mends it), ``manifest_store`` and
+``transfer_log``; ``envelope`` frames the small files.
+
+Concurrency: what makes each pair of operations safe. Orders are those of law 1; "lock" is
+``Quarantine.lock``, under which everything is condemned and every commit re-checks.
+
+=================  ==============================================================================
+append + append    a buffer belongs to one lane (or its lock); ids come from one counter (S2)
+append + seal      the buffer is handed over; nobody appends to what is being sealed
+append + read      appended records never move (B1); readers hold views of finished frames
+seal + seal        different files; each is one atomic publish (S1)
+seal + look-up     a record is present only after its container's index batch: look-ups before
+                   that answer "missing", which costs a second copy and nothing else (I2)
+seal + commit      the commit comes after the index batch of all its containers (law 1)
+seal + condemn     new records are in no quarantine; the index writes one batch at a time (I3)
+look-up + condemn  the look-up may answer "present" just before; the commit sees that
+                   ``generation`` has grown, and checks again under the lock (Q2)
+look-up + reopen   a look-up that meets a closed handle waits for the new one (R2)
+commit + condemn   the lock: either the commit publishes first and the condemned record is a
+                   damaged one of its image, or the commit sees it absent and asks again
+commit + commit    the lock; manifests are different files (AlreadyExists for one id)
+commit + removal   the lock; removal requires that every live fingerprint resolves elsewhere
+read + removal     readers look up again when a container is gone; views and cached containers
+                   they hold stay whole, as ids are never reused (S2)
+read + condemn     each record is verified when it is read, condemned or not (S3)
+removal + removal  the lock
+removal + crash    entries go before the file: what is left over is indexed again at start
+log + log          a log belongs to its transfer's lock; logs are different files
+log + seal         leaves are logged after seal and index batch, so a replayed log never
+                   promises what is not there (T1)
+start + anything   the state lock (U1); the index is in line with the containers before the
+                   first answer (U3)
+=================  ==============================================================================
+"""

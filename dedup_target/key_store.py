@@ -1,0 +1,205 @@
+"""Tenants, their fingerprint keys, and the two secrets of a target.
+
+Owns: ``<state>/wrapping.key``, ``<state>/grant.secret`` and every byte below ``<unit>/keys``.
+Invariants:
+  K1 a tenant's key never changes and is never on disk unwrapped.
+  K2 the wrapping key is made once, on a target that holds no keys yet; with keys and
+     without it the target does not start: a new one would hide the loss.
+  K3 an unwrapped key has the key id that its file says.
+Callers: any thread. Format: docs/formats/key-v1.md
+"""
+
+from __future__ import annotations
+
+import secrets
+import threading
+from dataclasses import dataclass, field
+
+from blake3 import blake3
+from cryptography.hazmat.primitives.keywrap import (
+    InvalidUnwrap,
+    aes_key_unwrap_with_padding,
+    aes_key_wrap_with_padding,
+)
+
+from arraylift.durable import Files
+from arraylift.errors import Corruption, InvalidRequest, NotFound, WrongState
+from arraylift.ids import KeyId, TenantId, TransferId, check_name
+from arraylift.segments.fingerprint import KEY_BYTES, key_id_of
+from dedup_target import envelope
+
+KEY_MAGIC = b"ALKEYFIL"
+SECRET_MAGIC = b"ALSECRET"
+SUFFIX = ".alk"
+DEFAULT_TENANT = "default"
+TENANTS_MAX = 10_000
+
+_KEYS = frozenset({"key_id", "tenant", "tenant_name", "wrapped_key"})
+
+
+@dataclass(frozen=True, slots=True)
+class TenantKey:
+    """What a target knows of a tenant."""
+
+    tenant: TenantId
+    name: str
+    key: bytes = field(repr=False)
+    key_id: KeyId
+
+
+class KeyStore:
+    """The tenants of one storage unit, unwrapped in memory."""
+
+    def __init__(self, files: Files, unit_path: str, wrapping_key: bytes) -> None:
+        """Unwrap all keys. Raises WrongState if they were wrapped under another key, Corruption."""
+        self._files = files
+        self._folder = f"{unit_path}/keys"
+        self._wrapping_key = wrapping_key
+        self._lock = threading.Lock()
+        files.make_dirs(self._folder)
+        loaded = [self._load(name) for name in files.list_dir(self._folder)]
+        self._by_id = {key.tenant: key for key in loaded}
+        self._by_name = {key.name: key for key in loaded}
+        if not len(self._by_name) == len(self._by_id) == len(loaded):
+            raise Corruption(
+                f"two key files in {self._folder} are for one tenant",
+                subject=self._folder,
+                next_step="remove the one that does not belong to this unit",
+            )
+
+    def get_or_create(self, name: str) -> TenantKey:
+        """Return the tenant, made with a new key at first use; empty: the default tenant.
+
+        Raises InvalidRequest (name, more than TENANTS_MAX), OutOfSpace.
+        """
+        name = check_name(name or DEFAULT_TENANT, "tenant")
+        with self._lock:
+            known = self._by_name.get(name)
+            if known:
+                return known
+            if len(self._by_id) >= TENANTS_MAX:
+                raise InvalidRequest(f"this target has its {TENANTS_MAX} tenants", subject=f"tenant {name}")
+            key = secrets.token_bytes(KEY_BYTES)
+            made = TenantKey(self._unused_id(), name, key, key_id_of(key))
+            data = encode_key(made, self._wrapping_key)
+            self._files.publish(self._path(made.tenant), [data], label="key")
+            self._by_id[made.tenant] = self._by_name[name] = made
+            return made
+
+    def by_name(self, name: str) -> TenantKey:
+        """Raises NotFound."""
+        with self._lock:
+            known = self._by_name.get(name or DEFAULT_TENANT)
+        if known is None:
+            raise NotFound(f"there is no tenant {name!r}", subject=f"tenant {name}")
+        return known
+
+    def by_id(self, tenant: TenantId) -> TenantKey:
+        """Raises NotFound."""
+        with self._lock:
+            known = self._by_id.get(tenant)
+        if known is None:
+            raise NotFound(
+                f"there is no key of tenant {tenant:016x}",
+                subject=f"tenant {tenant:016x}",
+                next_step="put its file back into the unit's keys directory from a copy",
+            )
+        return known
+
+    def all(self) -> list[TenantKey]:
+        """Every tenant, by name."""
+        with self._lock:
+            return [self._by_name[name] for name in sorted(self._by_name)]
+
+    def _load(self, name: str) -> TenantKey:
+        key = decode_key(
+            self._files.read(f"{self._folder}/{name}"), self._wrapping_key, what=f"key file {name}"
+        )
+        if name != f"{key.tenant:016x}{SUFFIX}":
+            raise Corruption(f"key file {name} is about tenant {key.tenant:016x}", subject=name)
+        return key
+
+    def _unused_id(self) -> TenantId:
+        while True:
+            tenant = TenantId(secrets.randbits(64))
+            if tenant and tenant not in self._by_id:
+                return tenant
+
+    def _path(self, tenant: TenantId) -> str:
+        return f"{self._folder}/{tenant:016x}{SUFFIX}"
+
+
+def encode_key(key: TenantKey, wrapping_key: bytes) -> bytes:
+    """Return the whole key file, its key wrapped (RFC 5649; K1)."""
+    body = envelope.canonical_json(
+        {
+            "key_id": key.key_id.hex(),
+            "tenant": f"{key.tenant:016x}",
+            "tenant_name": key.name,
+            "wrapped_key": aes_key_wrap_with_padding(wrapping_key, key.key).hex(),
+        }
+    )
+    return envelope.encode(KEY_MAGIC, body)
+
+
+def decode_key(data: bytes, wrapping_key: bytes, *, what: str) -> TenantKey:
+    """Decode and unwrap a key file. Raises Corruption, WrongState (another wrapping key)."""
+    fields = envelope.decode_json(KEY_MAGIC, data, what=what, keys=_KEYS)
+    try:
+        tenant = TenantId(int(fields["tenant"], 16))
+        name, key_id = check_name(fields["tenant_name"], "tenant"), bytes.fromhex(fields["key_id"])
+        key = aes_key_unwrap_with_padding(wrapping_key, bytes.fromhex(fields["wrapped_key"]))
+    except InvalidUnwrap:
+        raise WrongState(
+            f"{what} was wrapped under another wrapping key",
+            subject=what,
+            next_step="put back the wrapping.key that belongs to this state directory",
+        ) from None
+    except (ValueError, TypeError, AttributeError, InvalidRequest) as error:
+        raise Corruption(f"{what} makes no sense: {error}", subject=what) from error
+    if len(key) != KEY_BYTES or key_id_of(key) != key_id:
+        raise Corruption(f"{what} holds another key than it says", subject=what)  # K3
+    return TenantKey(tenant, name, key, KeyId(key_id))
+
+
+# -- secrets of the target ----------------------------------------------------------------------
+
+
+def load_wrapping_key(files: Files, state_path: str, unit_path: str) -> bytes:
+    """Return the wrapping key, made at first start (K2). Raises WrongState, Corruption."""
+    path = f"{state_path}/wrapping.key"
+    if not files.exists(path) and files.list_dir(f"{unit_path}/keys"):
+        raise WrongState(
+            f"{path} is missing, but the unit holds keys that were wrapped under it",
+            subject=path,
+            next_step="put wrapping.key back from its safe copy; without it no backup can be read",
+        )
+    return _load_secret(files, path, label="wrapping-key")
+
+
+def load_grant_secret(files: Files, state_path: str) -> bytes:
+    """Return the secret that grants are derived from, made at first start."""
+    return _load_secret(files, f"{state_path}/grant.secret", label="grant-secret")
+
+
+def grant_for(secret: bytes, transfer_id: TransferId) -> bytes:
+    """Return the 32-byte grant of a transfer: the same each time it is asked for."""
+    return blake3(transfer_id.encode(), key=secret).digest()
+
+
+def _load_secret(files: Files, path: str, *, label: str) -> bytes:
+    try:
+        data = files.read(path)
+    except NotFound:
+        secret = secrets.token_bytes(32)
+        files.publish(path, [encode_secret(secret)], label=label)
+        return secret
+    body, _ = envelope.decode(SECRET_MAGIC, data, what=path)
+    if len(body) != 32:
+        raise Corruption(f"{path} holds {len(body)} bytes instead of 32", subject=path)
+    return body
+
+
+def encode_secret(secret: bytes) -> bytes:
+    """Return the whole file of a 32-byte secret."""
+    return envelope.encode(SECRET_MAGIC, secret)

@@ -1,0 +1,213 @@
+"""What only RocksDB can do wrong: lost logs, flipped bits, full disks, second owners."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import rocksdict
+
+from arraylift.errors import ArrayliftError, Corruption, OutOfSpace, StoreFailed, WrongState
+from arraylift.ids import ContainerId
+from dedup_target import rocks_index
+from dedup_target.rocks_index import RocksSegmentIndex
+from tests.contract.test_segment_index_contract import fingerprints, sealed_of
+from tests.unit.dedup_target.material import TENANT, make_segments
+
+RECORDS = 20
+
+
+def _add(index: RocksSegmentIndex, *containers: int) -> None:
+    for container in containers:
+        index.add_containers([sealed_of(container, make_segments(RECORDS, seed=container))])
+
+
+def _consistent(path: Path) -> set[int]:
+    """Open; check that each marked container has all its entries; return the marks."""
+    index = RocksSegmentIndex(str(path))
+    try:
+        marks = index.indexed_containers()
+        for container in marks:
+            wanted = fingerprints(make_segments(RECORDS, seed=container))
+            assert [one and one.container for one in index.get_many(TENANT, wanted)] == [container] * RECORDS
+        assert index.count() == RECORDS * len(marks)
+    finally:
+        index.close()
+    return {int(container) for container in marks}
+
+
+def _copy_while_open(tmp_path: Path) -> Path:
+    """A database with tables (containers 1-5) and a log (6-9), as a crash leaves it."""
+    index = RocksSegmentIndex(str(tmp_path / "index"))
+    _add(index, 1, 2, 3, 4, 5)
+    index.close()
+    index = RocksSegmentIndex(str(tmp_path / "index"))
+    _add(index, 6, 7, 8, 9)
+    shutil.copytree(tmp_path / "index", tmp_path / "crashed")
+    index.close()
+    return tmp_path / "crashed"
+
+
+def test_synced_batches_survive_a_crash(tmp_path: Path) -> None:
+    assert _consistent(_copy_while_open(tmp_path)) == set(range(1, 10))
+
+
+def test_a_lost_log_loses_marks_and_entries_alike(tmp_path: Path) -> None:
+    crashed = _copy_while_open(tmp_path)
+    for log in crashed.glob("*.log"):
+        log.unlink()
+    assert _consistent(crashed) == {1, 2, 3, 4, 5}
+
+
+def test_a_torn_log_keeps_whole_batches(tmp_path: Path) -> None:
+    crashed = _copy_while_open(tmp_path)
+    (log,) = (path for path in crashed.glob("*.log") if path.stat().st_size)
+    log.write_bytes(log.read_bytes()[:-700])
+    assert _consistent(crashed) == {1, 2, 3, 4, 5, 6, 7, 8}
+
+
+@pytest.mark.parametrize("pattern", ["*.log", "*.sst", "MANIFEST-*", "CURRENT"])
+def test_a_flipped_bit_is_an_error_or_harmless(tmp_path: Path, pattern: str) -> None:
+    crashed = _copy_while_open(tmp_path)
+    draw, work, refused = random.Random(pattern), tmp_path / "work", 0
+    for _ in range(25):
+        shutil.copytree(crashed, work)
+        victim = draw.choice(sorted(path for path in work.glob(pattern) if path.stat().st_size))
+        content = bytearray(victim.read_bytes())
+        place = draw.randrange(len(content))
+        content[place] ^= 1 << draw.randrange(8)
+        victim.write_bytes(content)
+        try:
+            assert _consistent(work) == set(range(1, 10)), (victim.name, place)
+        except Corruption:
+            refused += 1
+        rocks_index.destroy(str(work))
+    assert refused, "no flip was noticed: the test flips the wrong bytes"
+
+
+def test_damage_met_while_reading_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "index"
+    index = RocksSegmentIndex(str(path))
+    _add(index, *range(1, 40))
+    index.close()
+    for table in path.glob("*.sst"):
+        content = bytearray(table.read_bytes())
+        content[200] ^= 1
+        table.write_bytes(content)
+    told: list[str] = []
+    try:
+        index = RocksSegmentIndex(str(path), on_damage=told.append)
+        with pytest.raises(Corruption, match="rebuilds"):
+            index.count()
+        index.close()
+    except Corruption:
+        pass  # the flipped table was the marks' own: found at once
+    assert told
+
+
+def test_two_owners_are_refused(tmp_path: Path) -> None:
+    index = RocksSegmentIndex(str(tmp_path / "index"))
+    with pytest.raises(WrongState, match="open in another process"):
+        RocksSegmentIndex(str(tmp_path / "index"))
+    index.close()
+
+
+class _Failing:
+    """A database whose writes fail; everything else is the real one's."""
+
+    def __init__(self, database: object, text: str) -> None:
+        self._database = database
+        self._text = text
+
+    def write(self, *_: object) -> None:
+        raise Exception(self._text)  # noqa: TRY002 - what rocksdict raises
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._database, name)
+
+
+def _refuse_to_open(*_: object) -> None:
+    raise Exception("IO error: No space left on device: While opening")  # noqa: TRY002 - as rocksdict
+
+
+class Usage(NamedTuple):
+    free: int
+
+
+def _broken(tmp_path: Path, text: str) -> RocksSegmentIndex:
+    index = RocksSegmentIndex(str(tmp_path / "index"))
+    _add(index, 1)
+    index._database = _Failing(index._database, text)  # type: ignore[assignment]
+    return index
+
+
+def test_after_a_failed_write_the_index_takes_no_more_but_still_reads(tmp_path: Path) -> None:
+    index = _broken(tmp_path, "IO error: Input/output error: While fdatasync")
+    for _ in range(2):
+        with pytest.raises(StoreFailed):
+            _add(index, 2)
+    with pytest.raises(StoreFailed):
+        index.remove_container(ContainerId(1), fingerprints(make_segments(RECORDS, seed=1)))
+    assert index.count() == RECORDS
+    assert index.indexed_containers() == {1}
+    index.close()
+
+
+def test_a_full_disk_refuses_writes_until_there_is_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = _broken(tmp_path, "IO error: No space left on device: While appending to file")
+    free = [0]
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: Usage(free[0]))
+    for _ in range(2):
+        with pytest.raises(OutOfSpace):
+            _add(index, 2)
+    assert index.count() == RECORDS  # restores go on
+    free[0] = rocks_index.REOPEN_FREE_BYTES
+    with monkeypatch.context() as still_full:
+        still_full.setattr(rocksdict, "Rdict", _refuse_to_open)
+        with pytest.raises(OutOfSpace):
+            _add(index, 2)
+        with pytest.raises(OutOfSpace):
+            index.count()
+    assert index.count() == RECORDS
+    free[0] = rocks_index.REOPEN_FREE_BYTES
+    _add(index, 2)
+    assert index.indexed_containers() == {1, 2}
+    assert index.count() == 2 * RECORDS
+    index.close()
+    assert _consistent(tmp_path / "index") == {1, 2}
+
+
+def test_batches_are_bounded_and_whole_containers_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = RocksSegmentIndex(str(tmp_path / "index"))
+    monkeypatch.setattr(rocks_index, "BATCH_RECORDS_MAX", 2 * RECORDS)
+    sizes: list[int] = []
+    write: Callable[..., None] = index._write
+
+    def watched(batch: object, **kwargs: object) -> None:
+        sizes.append(len(batch))  # type: ignore[arg-type]
+        write(batch, **kwargs)
+
+    monkeypatch.setattr(index, "_write", watched)
+    index.add_containers([sealed_of(one, make_segments(RECORDS, seed=one)) for one in range(1, 6)])
+    assert sizes == [2 * RECORDS + 2, 2 * RECORDS + 2, RECORDS + 1]
+    index.close()
+    assert _consistent(tmp_path / "index") == {1, 2, 3, 4, 5}
+
+
+def test_errors_are_ours(tmp_path: Path) -> None:
+    (tmp_path / "index").mkdir()
+    (tmp_path / "index" / "CURRENT").write_text("nonsense")
+    with pytest.raises(ArrayliftError) as caught:
+        RocksSegmentIndex(str(tmp_path / "index"))
+    assert isinstance(caught.value, Corruption)
+    rocks_index.destroy(str(tmp_path / "index"))
+    rocks_index.destroy(str(tmp_path / "index"))
+    RocksSegmentIndex(str(tmp_path / "index")).close()
