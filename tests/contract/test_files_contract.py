@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import mmap
 import os
-import resource
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from arraylift.durable import TEMPORARY_SUFFIX, Files, RealFiles
+from arraylift.durable import TEMPORARY_SUFFIX, RealFiles
 from arraylift.errors import (
     AlreadyExists,
     ArrayliftError,
@@ -24,53 +20,15 @@ from arraylift.errors import (
     WrongState,
 )
 from arraylift.failpoints import Failpoints
+from tests.contract.files_rig import KINDS, Rig, make_rig
 from tests.fakes.disk import FakeFiles
 
 PAGE = 4096
 
 
-@dataclass
-class Rig:
-    """A Files and a directory on it that exists and is empty."""
-
-    files: Files
-    failpoints: Failpoints
-    root: str
-
-    def path(self, *names: str) -> str:
-        return os.path.join(self.root, *names)
-
-    def reopened(self) -> Files:
-        """Another process's view of the same disk, after this one was killed."""
-        if isinstance(self.files, FakeFiles):
-            self.files = self.files.after_kill()
-        else:
-            self.files = RealFiles(Failpoints())
-        return self.files
-
-    @contextlib.contextmanager
-    def no_handles(self) -> Iterator[None]:
-        if isinstance(self.files, FakeFiles):
-            self.files.set_handles_max(0)
-            yield
-            self.files.set_handles_max(1024)
-            return
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
-        try:
-            yield
-        finally:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-
-
-@pytest.fixture(params=["real", "fake"])
+@pytest.fixture(params=KINDS)
 def rig(request: pytest.FixtureRequest, tmp_path: Path) -> Rig:
-    failpoints = Failpoints()
-    if request.param == "real":
-        return Rig(RealFiles(failpoints), failpoints, str(tmp_path))
-    files = FakeFiles(failpoints=failpoints)
-    files.make_dirs("/store")
-    return Rig(files, failpoints, "/store")
+    return make_rig(request.param, tmp_path)
 
 
 # -- directories and names -------------------------------------------------------------------
