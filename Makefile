@@ -12,7 +12,7 @@ RUN_STAMP := $(VENV)/.installed-run
 DEV_STAMP := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
-.PHONY: setup fmt check test test-crash test-vm bench proto demo clean help
+.PHONY: setup fmt check check_format check_lint check_types check_imports check_tidy test test-crash test-vm bench proto demo clean help
 
 help:  ## this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|' 2>/dev/null \
@@ -41,11 +41,18 @@ fmt: $(DEV_STAMP)  ## format, and fix what can be fixed safely
 	$(VENV)/bin/ruff check --quiet --fix-only .
 	$(VENV)/bin/ruff format .
 
-check: $(DEV_STAMP)  ## linters, types, import rules, protos against stubs
-	$(VENV)/bin/ruff format --check .
+# `make -k check` goes through all of them whatever fails.
+check: check_format check_lint check_types check_imports check_tidy  ## linters, types, import rules, protos
+
+check_format: $(DEV_STAMP)
+	$(VENV)/bin/ruff format --check --quiet .
+check_lint: $(DEV_STAMP)
 	$(VENV)/bin/ruff check --output-format concise .
+check_types: $(DEV_STAMP)
 	$(VENV)/bin/mypy $(SOURCES)
+check_imports: $(DEV_STAMP)
 	$(VENV)/bin/lint-imports
+check_tidy: $(DEV_STAMP)
 	$(PYTHON) -m pytest --quiet tests/unit/test_protos.py tests/unit/test_tidy.py
 
 test: check  ## check, then all tests but those of real guests and long campaigns

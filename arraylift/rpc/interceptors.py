@@ -7,6 +7,9 @@ Invariants:
      traceback and reaches the caller as INTERNAL, without a word of it.
   R3 streams stay hot: requests reach the handler untouched, responses pass by ``yield from``.
   R4 every call leaves one summary line.
+The end of a request stream proves nothing: gRPC ends the iterator of a stream that was cut either by
+its RpcError or, if the cut is noticed a moment later, like one that was closed. So no handler may
+take the end of its requests for consent; what commits is a message of its own.
 Callers: gRPC's threads.
 """
 
@@ -55,7 +58,9 @@ def wrap_handler(method: str, handler: Handler, clock: Clock = SYSTEM_CLOCK) -> 
 
 
 def _code_set(context: grpc.ServicerContext) -> grpc.StatusCode:
-    """What a handler that returned has set by itself (gRPC's health servicer does)."""
+    """Return how a call ends whose handler returned; gRPC's health servicer sets codes itself."""
+    if not context.is_active():
+        return grpc.StatusCode.CANCELLED
     code: grpc.StatusCode | None = cast("Any", context).code()  # missing in the stubs
     return code or grpc.StatusCode.OK
 

@@ -108,6 +108,20 @@ def test_the_committed_services_are_the_protos(files: dict[str, descriptor_pb2.F
     assert committed == wanted, "run `make proto`"
 
 
+def test_the_committed_services_carry_the_comments(
+    files: dict[str, descriptor_pb2.FileDescriptorProto],
+) -> None:
+    for proto, file in files.items():
+        text = _words((ROOT / proto.replace(".proto", "_pb2_grpc.py")).read_text(encoding="utf-8"))
+        for at in file.source_code_info.location:
+            if len(at.path) == 4 and (at.path[0], at.path[2]) == (_SERVICE, _RPC):
+                assert _words(at.leading_comments) in text, "run `make proto`"
+
+
+def _words(text: str) -> str:
+    return " ".join(text.split())
+
+
 @pytest.mark.parametrize("proto", PROTOS)
 def test_a_file_has_one_package_and_at_most_one_service(
     files: dict[str, descriptor_pb2.FileDescriptorProto], proto: str

@@ -132,17 +132,13 @@ def test_calls_beyond_the_limit_are_refused_at_once(house: House) -> None:
 
 
 def test_a_cut_request_stream_ends_the_handler(house: House, dial: Dial, script: Script) -> None:
-    seen: list[str] = []
     ended = threading.Event()
 
     def behavior(requests: Any, _context: grpc.ServicerContext) -> Any:
         try:
             for _ in requests:
                 yield exchange_pb2.ExchangeReply()
-        except grpc.RpcError:
-            seen.append("cut")
-            raise
-        finally:
+        finally:  # by RpcError, or by what looks like the end: gRPC promises neither
             ended.set()
 
     script.behaviors["Exchange"] = behavior
@@ -160,7 +156,6 @@ def test_a_cut_request_stream_ends_the_handler(house: House, dial: Dial, script:
         next(replies)
     assert ended.wait(10)
     hold.set()
-    assert seen == ["cut"]
 
 
 def test_leaving_a_response_stream_closes_the_handler(operator: grpc.Channel, script: Script) -> None:
