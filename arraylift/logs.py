@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import sys
 from datetime import UTC, datetime
-from typing import Any, Literal, TextIO, cast
+from typing import Any, TextIO, cast
 
 import structlog
 from structlog.typing import EventDict, FilteringBoundLogger, Processor, WrappedLogger
@@ -20,8 +20,6 @@ from arraylift.errors import InvalidRequest
 
 LEVELS = ("debug", "info", "warning", "error")
 FORMATS = ("json", "console")
-
-Format = Literal["json", "console"]
 
 
 def get_logger(name: str) -> FilteringBoundLogger:

@@ -16,7 +16,6 @@ from typing import Any, Generic, Self, TypeVar
 
 import grpc
 
-from arraylift.errors import ArrayliftError
 from arraylift.pki import TlsMaterial
 from arraylift.rpc.address import split_address
 from arraylift.rpc.interceptors import DEADLINE_SECONDS_MAX
@@ -119,8 +118,3 @@ class ResponseStream(Generic[Response]):
             yield from self._rpc
         except grpc.RpcError as error:
             raise from_rpc_error(error, self._peer) from None
-
-
-def mapped(error: grpc.RpcError, peer: str) -> ArrayliftError:
-    """For code that holds a call itself (the exchange's lanes): its error as ours."""
-    return from_rpc_error(error, peer)
