@@ -10,6 +10,9 @@ import numpy as np
 
 from arraylift.errors import InvalidRequest
 from arraylift.exchange.messages import (
+    LANES_MAX,
+    SPANS_PER_OFFER_MAX,
+    WINDOW_BATCHES_MAX,
     Base,
     Commit,
     Committed,
@@ -23,9 +26,25 @@ from arraylift.exchange.messages import (
 )
 from arraylift.ids import ImageId, LineageId, PoolId, SourceState, TransferId, check_id
 from arraylift.segments.segmentation import Policy, Segmentation
-from arraylift.sizes import IMAGE_BYTES_MAX
+from arraylift.sizes import IMAGE_BYTES_MAX, SEGMENTS_PER_SPAN_MAX
 from arraylift.v1 import common_pb2
 from arraylift.v1 import exchange_pb2 as pb
+
+_BITMAP_BYTES_MAX = SPANS_PER_OFFER_MAX * SEGMENTS_PER_SPAN_MAX // 8
+"""One bit for each segment of the largest offer; unpacked, a bit becomes a byte."""
+
+
+def _check_bytes(value: bytes, what: str, *sizes: int) -> bytes:
+    if len(value) not in sizes:
+        raise InvalidRequest(f"{what} has {len(value)} bytes instead of {sizes[-1]}")
+    return value
+
+
+def _check_image_bytes(value: int) -> int:
+    if not 1 <= value <= IMAGE_BYTES_MAX:
+        raise InvalidRequest(f"an image has 1 to {IMAGE_BYTES_MAX} bytes, not {value}")
+    return value
+
 
 # -- shared messages ----------------------------------------------------------------------------
 
@@ -98,21 +117,16 @@ def open_to_pb(value: Open) -> pb.Open:
 
 
 def open_from_pb(value: pb.Open) -> Open:
-    if not 1 <= value.image_bytes <= IMAGE_BYTES_MAX:
-        raise InvalidRequest(f"an image has 1 to {IMAGE_BYTES_MAX} bytes, not {value.image_bytes}")
-    for name, sizes in (("grant", (32,)), ("key", (0, 32)), ("root", (0, 32))):
-        if len(getattr(value, name)) not in sizes:
-            raise InvalidRequest(f"{name} has {len(getattr(value, name))} bytes instead of 32")
     return Open(
         transfer_id=TransferId(check_id(value.transfer_id, "transfer id")),
-        grant=value.grant,
+        grant=_check_bytes(value.grant, "grant", 32),
         attempt=value.attempt,
         lane=value.lane,
-        image_bytes=value.image_bytes,
+        image_bytes=_check_image_bytes(value.image_bytes),
         segmentation=segmentation_from_pb(value.segmentation),
         source_state=state_from_pb(value.source_state),
-        key=value.key,
-        root=value.root,
+        key=_check_bytes(value.key, "key", 0, 32),
+        root=_check_bytes(value.root, "root", 0, 32),
         protocol_version=value.protocol_version,
     )
 
@@ -163,6 +177,8 @@ def _missing_to_pb(value: Missing) -> pb.Missing:
 def _missing_from_pb(value: pb.Missing) -> Missing:
     if len(value.mismatched_spans) % 4:
         raise InvalidRequest("mismatched spans are not a whole number of items")
+    if len(value.bitmap) > _BITMAP_BYTES_MAX or len(value.mismatched_spans) > 4 * SPANS_PER_OFFER_MAX:
+        raise InvalidRequest("a Missing answers more segments than any offer has")
     bits = np.frombuffer(value.bitmap, dtype=np.uint8)
     return Missing(
         batch=value.batch,
@@ -200,18 +216,18 @@ def _opened_to_pb(value: Opened) -> pb.Opened:
 
 def _opened_from_pb(value: pb.Opened) -> Opened:
     limits = Limits(
-        value.limits.window_batches,
-        value.limits.spans_per_offer_max,
+        min(value.limits.window_batches, WINDOW_BATCHES_MAX),
+        min(value.limits.spans_per_offer_max, SPANS_PER_OFFER_MAX),
         value.limits.undurable_bytes_max,
-        value.limits.lanes_max,
+        min(value.limits.lanes_max, LANES_MAX),
     )
     if min(limits.window_batches, limits.spans_per_offer_max, limits.lanes_max) < 1:
         raise InvalidRequest("the receiver states a limit of zero; its version does not match ours")
     base = None
     if value.base_root:
         base = Base(
-            value.base_root,
-            value.base_image_bytes,
+            _check_bytes(value.base_root, "base root", 32),
+            _check_image_bytes(value.base_image_bytes),
             segmentation_from_pb(value.base_segmentation),
             state_from_pb(value.base_state),
         )
@@ -219,8 +235,8 @@ def _opened_from_pb(value: pb.Opened) -> Opened:
         attempt=value.attempt,
         limits=limits,
         tenant=value.tenant,
-        key=value.key,
-        key_id=value.key_id,
+        key=_check_bytes(value.key, "key", 0, 32),
+        key_id=_check_bytes(value.key_id, "key id", 0, 8),
         lease_seconds=value.lease_seconds,
         base=base,
         durable_spans=value.durable_spans,
@@ -233,4 +249,8 @@ def _committed_to_pb(value: Committed) -> pb.Committed:
 
 
 def _committed_from_pb(value: pb.Committed) -> Committed:
-    return Committed(value.root, ImageId(value.image_id), figures_from_pb(value.figures))
+    return Committed(
+        root=_check_bytes(value.root, "root", 32),
+        image_id=ImageId(check_id(value.image_id, "image id")),
+        figures=figures_from_pb(value.figures),
+    )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from arraylift.errors import InvalidRequest
-from arraylift.exchange.messages import Flags, Offer
+from arraylift.exchange.messages import U32, Flags, Offer
 
 
 class Coverage:
@@ -53,3 +53,10 @@ class Coverage:
     def count(self) -> int:
         """Spans covered."""
         return int(self.flags.sum())
+
+
+def runs_of(flags: Flags) -> U32:
+    """Return (k, 2) runs of true flags: first index and count."""
+    edges = np.flatnonzero(np.diff(np.concatenate(([0], flags.view(np.int8), [0]))))
+    starts, ends = edges[0::2], edges[1::2]
+    return np.stack((starts, ends - starts), axis=1).astype("<u4")

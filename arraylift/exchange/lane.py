@@ -4,7 +4,7 @@ Owns: the lane's loop and its waits. What is offered comes from a BatchSource
 (an array's snapshot reader, a target's image reader); rules and limits are the
 SenderLane's.
 Limits: REQUEST_QUEUE_MAX messages wait for the wire; a receiver that is silent for
-SILENCE_SECONDS_MAX ends the lane with PeerUnavailable.
+SILENCE_SECONDS_MAX ends the lane with PeerUnavailable, polled or not.
 Threads: ``run_lane`` is the lane's thread; the stream has its own for gRPC.
 """
 
@@ -12,13 +12,15 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
-from arraylift.errors import Cancelled, Conflict, PeerUnavailable, TrackerMismatch
+from arraylift.errors import Cancelled, PeerUnavailable, TrackerMismatch
 from arraylift.exchange.messages import (
     NO_RUNS,
     Commit,
     Committed,
+    Durable,
     Offer,
     Open,
     Opened,
@@ -30,14 +32,15 @@ from arraylift.exchange.sender import SenderLane, Wanted
 
 SILENCE_SECONDS_MAX = 120.0
 POLL_SECONDS = 0.05
-"""How often a lane that may not offer asks for Durable answers."""
+"""How often a lane that may not offer asks for Durable answers, and looks whether it is cancelled."""
 
 
 class LaneStream(Protocol):
     """One Exchange call, seen by its sender."""
 
     def send(self, request: Request) -> None:
-        """Queue a request; blocks while REQUEST_QUEUE_MAX wait. Raises the call's error."""
+        """Queue a request; blocks while REQUEST_QUEUE_MAX wait. The request's buffers may be
+        used again when it returns. Raises the call's error."""
         ...
 
     def receive(self, timeout: float) -> Reply | None:
@@ -75,8 +78,9 @@ BatchSource = Iterator[Prepared]
 
 def open_lane(stream: LaneStream, lane: SenderLane, message: Open) -> Opened:
     """Send Open and wait for Opened."""
-    stream.send(lane.open(message))
-    reply = lane.receive(_next_reply(stream))
+    with _ending_is_failure():
+        stream.send(lane.open(message))
+        reply = lane.receive(_next_reply(stream))
     assert isinstance(reply, Opened), "the machine admits only Opened here"
     return reply
 
@@ -92,31 +96,46 @@ def run_lane(
     """Offer everything of ``source``, send what is wanted, end the lane durably.
 
     ``on_answered`` is told of every answered batch. Raises TrackerMismatch when a sampled
-    span differs, Cancelled, and the stream's errors.
+    span differs, Cancelled, and the stream's errors. Whatever happens, no batch stays held.
     """
     held: dict[int, Prepared] = {}
+    try:
+        with _ending_is_failure():
+            _offer_all(stream, lane, source, held, cancelled, on_answered)
+    finally:
+        for prepared in held.values():
+            prepared.release()
+    end_lane(stream, lane)
+
+
+def _offer_all(
+    stream: LaneStream,
+    lane: SenderLane,
+    source: BatchSource,
+    held: dict[int, Prepared],
+    cancelled: threading.Event,
+    on_answered: Callable[[Wanted], None],
+) -> None:
     exhausted = False
     while not (exhausted and lane.answered):
-        if cancelled.is_set():
-            raise Cancelled("the transfer was cancelled")
+        _check_cancelled(cancelled)
         if lane.may_offer and not exhausted:
             prepared = next(source, None)
             if prepared is None:
                 exhausted = True
             else:
-                offer = lane.offer(prepared.offer(lane.next_batch))
-                held[offer.batch] = prepared
-                stream.send(offer)
+                held[lane.next_batch] = prepared
+                stream.send(lane.offer(prepared.offer(lane.next_batch)))
             reply = stream.receive(0)
         else:
-            reply = _reply_or_poll(stream, lane)
+            reply = _next_reply(stream, cancelled, poll=lane.answered)
         while reply is not None:
             event = lane.receive(reply)
             if isinstance(event, Wanted):
-                _send_wanted(stream, lane, held.pop(event.batch), event)
+                _send_wanted(stream, lane, held[event.batch], event)
+                held.pop(event.batch).release()
                 on_answered(event)
             reply = stream.receive(0)
-    end_lane(stream, lane)
 
 
 def _send_wanted(stream: LaneStream, lane: SenderLane, prepared: Prepared, wanted: Wanted) -> None:
@@ -128,7 +147,6 @@ def _send_wanted(stream: LaneStream, lane: SenderLane, prepared: Prepared, wante
     if len(wanted.indexes):
         for message, plain_bytes in prepared.segments(wanted):
             stream.send(lane.segments(message, plain_bytes))
-    prepared.release()
 
 
 def end_lane(stream: LaneStream, lane: SenderLane) -> None:
@@ -143,41 +161,51 @@ def end_lane(stream: LaneStream, lane: SenderLane) -> None:
         raise PeerUnavailable("the receiver ended a lane before all of it was durable", next_step="retry")
 
 
-def settle(stream: LaneStream, lane: SenderLane) -> None:
-    """Wait until every batch of this lane is durable, without ending it."""
-    while not lane.durable:
-        reply = _reply_or_poll(stream, lane)
-        if reply is not None:
-            lane.receive(reply)
+def settle(stream: LaneStream, lane: SenderLane, *, cancelled: threading.Event | None = None) -> None:
+    """Wait until every batch of this lane is durable, without ending it. Raises Cancelled."""
+    with _ending_is_failure():
+        while not lane.durable:
+            lane.receive(_next_reply(stream, cancelled, poll=lane.answered))
 
 
 def commit_lane(stream: LaneStream, lane: SenderLane, message: Commit) -> Committed:
     """Commit the transfer and return the receipt."""
-    stream.send(lane.commit(message))
-    reply = lane.receive(_next_reply(stream))
-    if not isinstance(reply, Committed):
-        raise Conflict("the receiver did not commit", next_step="repeat the transfer")
+    with _ending_is_failure():
+        stream.send(lane.commit(message))
+        reply = lane.receive(_next_reply(stream))
+        while isinstance(reply, Durable):  # the answer to a poll that crossed the last one
+            reply = lane.receive(_next_reply(stream))
+    assert isinstance(reply, Committed), "the machine admits only Durable and Committed here"
     return reply
 
 
-def _reply_or_poll(stream: LaneStream, lane: SenderLane) -> Reply | None:
-    """Wait for a reply; when only Durable can come, ask for it from time to time."""
-    if not lane.answered:
-        return _next_reply(stream)
-    reply = stream.receive(POLL_SECONDS)
-    if reply is None:
-        stream.send(POLL)
-    return reply
+def _next_reply(stream: LaneStream, cancelled: threading.Event | None = None, *, poll: bool = False) -> Reply:
+    """Wait for a reply, bounded; with ``poll``, when only Durable can come, ask for it meanwhile."""
+    for _ in range(round(SILENCE_SECONDS_MAX / POLL_SECONDS)):
+        _check_cancelled(cancelled)
+        reply = stream.receive(POLL_SECONDS)
+        if reply is not None:
+            return reply
+        if poll:
+            stream.send(POLL)
+    raise PeerUnavailable(
+        f"the receiver said nothing for {SILENCE_SECONDS_MAX:.0f} s",
+        next_step="see whether it is overloaded or its disk hangs; the transfer can be resumed",
+    )
 
 
-def _next_reply(stream: LaneStream) -> Reply:
-    reply = stream.receive(SILENCE_SECONDS_MAX)
-    if reply is None:
-        raise PeerUnavailable(
-            f"the receiver said nothing for {SILENCE_SECONDS_MAX:.0f} s",
-            next_step="see whether it is overloaded or its disk hangs; the transfer can be resumed",
-        )
-    return reply
+def _check_cancelled(cancelled: threading.Event | None) -> None:
+    if cancelled is not None and cancelled.is_set():
+        raise Cancelled("the transfer was cancelled")
+
+
+@contextmanager
+def _ending_is_failure() -> Iterator[None]:
+    """Before the lane is closed, a receiver that ends the call has broken it off."""
+    try:
+        yield
+    except EOFError as error:
+        raise PeerUnavailable("the receiver ended a lane that was not done", next_step="retry") from error
 
 
 POLL = Offer(

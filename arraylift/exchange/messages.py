@@ -25,6 +25,11 @@ Flags = npt.NDArray[np.bool_]
 PROTOCOL_VERSION = 1
 NO_RUNS: U32 = np.empty((0, 2), dtype="<u4")
 
+WINDOW_BATCHES_MAX = 16
+SPANS_PER_OFFER_MAX = 16
+"""With the window: a lane never holds more than 256 MiB of image, whatever its receiver allows."""
+LANES_MAX = 16
+
 
 @dataclass(slots=True)
 class Figures:
@@ -53,7 +58,8 @@ class Figures:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a receiver asks its senders to keep to; every value has a stated maximum."""
+    """What a receiver asks its senders to keep to. A sender that is allowed more than the
+    maxima above uses those."""
 
     window_batches: int = 8
     spans_per_offer_max: int = 4
@@ -121,7 +127,7 @@ class Offer:
 class Missing:
     batch: int
     wanted: Flags | None
-    """(m,) or longer by padding; None: nothing is wanted."""
+    """(m,), or up to 7 longer where a bitmap was padded; None: nothing is wanted."""
     mismatched_spans: U32 | None = None
 
 

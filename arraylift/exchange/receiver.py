@@ -7,7 +7,7 @@ Invariants:
      inside the image, the segments of a span add up to it, sizes inside the segmentation.
   R4 segments arrive for the oldest incomplete batch only, never more than were wanted.
   R5 Durable names complete batches only, and never goes back.
-A request that breaks one raises InvalidRequest, and the lane ends.
+A request that breaks one raises InvalidRequest, and the lane ends: every later one raises too.
 Callers: one thread at a time, the lane's handler.
 """
 
@@ -75,7 +75,7 @@ class ReceiverLane:
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._open: Open | None = None
-        self._ended = False
+        self._ended = ""  # why
         self._last_batch = 0
         self._incomplete: OrderedDict[int, Batch] = OrderedDict()
         self._durable_batch = 0
@@ -83,7 +83,14 @@ class ReceiverLane:
     def receive(self, request: Request) -> Open | Poll | Batch | Arrived | Commit:
         """Take one request and say what it means. Raises InvalidRequest (R1-R4)."""
         if self._ended:
-            raise InvalidRequest("the lane has ended with Commit")
+            raise InvalidRequest(f"the lane has ended with {self._ended}")
+        try:
+            return self._receive(request)
+        except InvalidRequest:
+            self._ended = "a request that was refused"
+            raise
+
+    def _receive(self, request: Request) -> Open | Poll | Batch | Arrived | Commit:
         if isinstance(request, Open):
             return self._opening(request)
         if self._open is None:
@@ -94,7 +101,7 @@ class ReceiverLane:
             return self._offer(request, self._open)
         if self._incomplete:
             raise InvalidRequest(f"Commit came while {len(self._incomplete)} batches are incomplete")
-        self._ended = True
+        self._ended = "Commit"
         return request
 
     def _opening(self, request: Open) -> Open:
@@ -111,7 +118,9 @@ class ReceiverLane:
         return request
 
     def _offer(self, offer: Offer, opened: Open) -> Poll | Batch:
-        if offer.batch == 0 and not len(offer.spans) and not len(offer.hole_runs):
+        if offer.batch == 0 and not any(
+            map(len, (offer.spans, offer.counts, offer.lengths, offer.fingerprints, offer.hole_runs))
+        ):
             return Poll()
         if offer.batch != self._last_batch + 1:
             raise InvalidRequest(f"batch {offer.batch} came where {self._last_batch + 1} was due")
@@ -124,8 +133,10 @@ class ReceiverLane:
         return batch
 
     def answer(self, batch: Batch, wanted: Flags | None, mismatched_spans: U32 | None = None) -> Missing:
-        """Say which segments are wanted; None wants nothing."""
+        """Say which segments are wanted; None wants nothing. REQUIRES: in the order of the batches."""
         assert batch.indexes is None, "a batch is answered once"
+        assert next(b for b in self._incomplete.values() if b.indexes is None) is batch, "E3: in order"
+        assert wanted is None or len(wanted) == len(batch.offer.lengths), "one flag a segment"
         batch.indexes = np.empty(0, dtype=np.intp) if wanted is None else np.flatnonzero(wanted)
         if batch.complete:
             del self._incomplete[batch.number]
@@ -191,9 +202,11 @@ def _check_spans(
     sums = np.add.reduceat(offer.lengths.astype(np.int64), starts)
     if (sums != plain).any():
         raise InvalidRequest(f"the segments of a span of batch {offer.batch} do not add up to it")
+    inner = np.ones(len(offer.lengths), dtype=np.bool_)
+    inner[starts + counts - 1] = False  # the last of a span is what is left
     if segmentation.policy is Policy.FIXED:
-        expected = -(
-            -np.minimum(SPAN_BYTES, image_bytes - spans * SPAN_BYTES) // segmentation.segment_bytes_average
-        )
-        if (counts != expected).any():
+        size = segmentation.segment_bytes_average
+        if (offer.lengths[inner] != size).any() or int(offer.lengths.max()) > size:
             raise InvalidRequest(f"batch {offer.batch} is not cut by the fixed segmentation it names")
+    elif (offer.lengths[inner] < segmentation.segment_bytes_min).any():
+        raise InvalidRequest(f"a segment of batch {offer.batch} is under the segmentation's minimum")

@@ -1,11 +1,12 @@
 """The sending side of one lane as a sans-I/O machine: replies in, requests out.
 
 Invariants:
-  E1 at most ``window_batches`` offers are unanswered, and at most this lane's share
-     of ``undurable_bytes_max`` has been sent without being durable.
+  E1 at most ``window_batches`` offers are unanswered, and what has been sent without being
+     durable, or may still be asked for, is at most this lane's share of
+     ``undurable_bytes_max``, or one offer where the share is smaller than that.
   E2 segments are sent for answered batches only, in batch order, each wanted one once.
   E3 a reply that no receiver may give (unknown batch, out of phase, wrong size) raises
-     InvalidRequest; nothing that follows it is believed.
+     InvalidRequest, and so does every later one: nothing that follows it is believed.
   E4 Commit is sent once, when every batch of this lane is durable.
 Callers: one thread, the lane's (arraylift/exchange/lane.py).
 """
@@ -34,6 +35,7 @@ from arraylift.exchange.messages import (
     Reply,
     Segments,
 )
+from arraylift.sizes import SPAN_BYTES
 
 
 class Phase(Enum):
@@ -44,6 +46,7 @@ class Phase(Enum):
     OPEN = "open"
     COMMITTING = "committing"
     COMMITTED = "committed"
+    BROKEN = "broken"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +68,11 @@ class SenderLane:
         self.figures = Figures()
         self._undurable_share = 0
         self._last_batch = 0
-        self._unanswered: OrderedDict[int, int] = OrderedDict()  # batch -> segments offered
+        self._last_durable = 0
+        self._unanswered: OrderedDict[int, Offer] = OrderedDict()
         self._unsent: OrderedDict[int, int] = OrderedDict()  # batch -> wanted segments not sent
         self._undurable: OrderedDict[int, int] = OrderedDict()  # batch -> wire bytes
+        self._promised_bytes = 0  # plain bytes that may still be, or are, wanted and are not sent
 
     # -- what may be done -----------------------------------------------------------------------
 
@@ -77,8 +82,13 @@ class SenderLane:
         return (
             self.phase is Phase.OPEN
             and len(self._unanswered) + len(self._unsent) < self.limits.window_batches
-            and self.undurable_bytes < self._undurable_share
+            and self._room_for_offer
         )
+
+    @property
+    def _room_for_offer(self) -> bool:
+        exposed = self.undurable_bytes + self._promised_bytes
+        return exposed == 0 or exposed + self.limits.spans_per_offer_max * SPAN_BYTES <= self._undurable_share
 
     @property
     def undurable_bytes(self) -> int:
@@ -109,10 +119,12 @@ class SenderLane:
         assert offer.batch == self.next_batch, "batches are numbered from 1"
         assert len(offer.spans) <= self.limits.spans_per_offer_max, "E1"
         self._last_batch = offer.batch
-        self._unanswered[offer.batch] = len(offer.lengths)
+        plain_bytes = int(offer.lengths.sum(dtype=np.uint64))
+        self._unanswered[offer.batch] = offer
         self._undurable[offer.batch] = 0
+        self._promised_bytes += plain_bytes
         self.figures.segments_offered += len(offer.lengths)
-        self.figures.bytes_offered += int(offer.lengths.sum(dtype=np.uint64))
+        self.figures.bytes_offered += plain_bytes
         return offer
 
     @property
@@ -132,6 +144,9 @@ class SenderLane:
         else:
             self._unsent[batch] = left - count
         self._undurable[batch] += wire_bytes
+        self._promised_bytes -= plain_bytes
+        assert wire_bytes <= plain_bytes, "E1: a stored form is never larger than the plain one"
+        assert self._promised_bytes >= 0, "E1"
         self.figures.segments_sent += count
         self.figures.bytes_sent += plain_bytes
         self.figures.bytes_sent_wire += wire_bytes
@@ -148,6 +163,15 @@ class SenderLane:
 
     def receive(self, reply: Reply) -> Opened | Wanted | Durable | Committed:
         """Take one reply and say what it means. Raises InvalidRequest (E3)."""
+        try:
+            return self._receive(reply)
+        except InvalidRequest:
+            self.phase = Phase.BROKEN
+            raise
+
+    def _receive(self, reply: Reply) -> Opened | Wanted | Durable | Committed:
+        if self.phase is Phase.BROKEN:
+            raise InvalidRequest("the receiver goes on after a reply that was refused")
         if isinstance(reply, Missing):
             return self._missing(reply)
         if isinstance(reply, Durable):
@@ -176,23 +200,43 @@ class SenderLane:
         oldest = next(iter(self._unanswered), None)
         if oldest != reply.batch:
             raise InvalidRequest(f"the receiver answered batch {reply.batch} where {oldest} was due")
-        offered = self._unanswered.pop(reply.batch)
-        if reply.wanted is None:
-            indexes = np.empty(0, dtype=np.intp)
-        else:
-            indexes = np.flatnonzero(reply.wanted)
-            if len(indexes) and indexes[-1] >= offered:
-                raise InvalidRequest(f"the receiver wants segment {indexes[-1]} of {offered}")
+        offer = self._unanswered[reply.batch]
+        indexes = _wanted_indexes(reply, offer)
+        del self._unanswered[reply.batch]
+        self._promised_bytes -= int(offer.lengths.sum(dtype=np.uint64))
         if len(indexes):
             self._unsent[reply.batch] = len(indexes)
+            self._promised_bytes += int(offer.lengths[indexes].sum(dtype=np.uint64))
         return Wanted(reply.batch, indexes, reply.mismatched_spans)
 
     def _durable(self, reply: Durable) -> Durable:
+        if self.phase not in (Phase.OPEN, Phase.COMMITTING):
+            raise InvalidRequest("the receiver calls a batch durable on a lane that is not open")
         done = [batch for batch in self._undurable if batch <= reply.batch]
         pending = self._unanswered.keys() | self._unsent.keys()
         if reply.batch > self._last_batch or any(batch in pending for batch in done):
             raise InvalidRequest(f"the receiver calls batch {reply.batch} durable before it has it")
+        if reply.batch < self._last_durable:
+            raise InvalidRequest(f"the receiver takes back that batch {self._last_durable} is durable")
+        self._last_durable = reply.batch
         for batch in done:
             del self._undurable[batch]
         self.figures.bytes_stored = reply.bytes_stored
         return reply
+
+
+def _wanted_indexes(reply: Missing, offer: Offer) -> npt.NDArray[np.intp]:
+    """The segments that a Missing asks for. Raises InvalidRequest (E3)."""
+    odd, offered = reply.mismatched_spans, len(offer.lengths)
+    if odd is not None and len(odd) and not (offer.sample and bool(np.isin(odd, offer.spans).all())):
+        raise InvalidRequest(f"the receiver compared spans that batch {reply.batch} did not sample")
+    if reply.wanted is None:
+        return np.empty(0, dtype=np.intp)
+    if not offered <= len(reply.wanted) < offered + 8:
+        raise InvalidRequest(
+            f"the receiver answers {len(reply.wanted)} segments where {offered} were offered"
+        )
+    indexes = np.flatnonzero(reply.wanted)
+    if len(indexes) and indexes[-1] >= offered:
+        raise InvalidRequest(f"the receiver wants segment {indexes[-1]} of {offered}")
+    return indexes

@@ -34,8 +34,13 @@ from arraylift.v1 import exchange_pb2 as pb
 
 _OFFER_TAG, _SEGMENTS_TAG = 0x12, 0x1A
 _VARINT, _BYTES = 0, 2
+_KINDS = {
+    _OFFER_TAG: {1: _VARINT, 2: _VARINT, 3: _BYTES, 4: _BYTES, 5: _BYTES, 6: _BYTES, 7: _BYTES},
+    _SEGMENTS_TAG: {1: _VARINT, 2: _BYTES, 3: _BYTES, 4: _BYTES},
+}
+"""Wire type of each field that is read by hand; a message with any other is not."""
 _FIELD_COUNT_MAX = 64
-"""Fields of a bulk message that are read by hand; more is refused."""
+"""Fields of a bulk message that are read by hand; the generated code takes longer ones."""
 
 
 # -- writing ------------------------------------------------------------------------------------
@@ -155,7 +160,7 @@ def _bulk_fields(data: bytes) -> _Fields | None:
     """Return the fields of a bulk message as views, or None to leave it to the generated code."""
     if len(data) < 2 or data[0] not in (_OFFER_TAG, _SEGMENTS_TAG):
         return None
-    view = memoryview(data)
+    view, kinds = memoryview(data), _KINDS[data[0]]
     fields: _Fields = {}
     try:
         length, at = _read_varint(data, 1)
@@ -167,9 +172,11 @@ def _bulk_fields(data: bytes) -> _Fields | None:
             tag, at = _read_varint(data, at)
             number, kind = tag >> 3, tag & 7
             value, at = _read_varint(data, at)
+            if kinds.get(number) != kind:
+                return None
             if kind == _VARINT:
                 fields[number] = value
-            elif kind == _BYTES and at + value <= len(data):
+            elif at + value <= len(data):
                 fields[number], at = view[at : at + value], at + value
             else:
                 return None
@@ -184,7 +191,7 @@ def _read_varint(data: bytes, at: int) -> tuple[int, int]:
         byte = data[at]
         at += 1
         value |= (byte & 0x7F) << shift
-        if byte < 0x80:
+        if byte < 0x80 and value < 1 << 64:
             return value, at
         shift += 7
         if shift > 63:
@@ -193,15 +200,13 @@ def _read_varint(data: bytes, at: int) -> tuple[int, int]:
 
 def _number(fields: _Fields, number: int) -> int:
     value = fields.get(number, 0)
-    if not isinstance(value, int):
-        raise InvalidRequest(f"field {number} of an exchange message should be a number")
+    assert isinstance(value, int), "_KINDS"
     return value
 
 
 def _view(fields: _Fields, number: int) -> memoryview:
     value = fields.get(number, memoryview(b""))
-    if not isinstance(value, memoryview):
-        raise InvalidRequest(f"field {number} of an exchange message should be bytes")
+    assert isinstance(value, memoryview), "_KINDS"
     return value
 
 
@@ -216,11 +221,11 @@ def _offer(fields: _Fields) -> Offer:
     runs = _array(fields, 7, "<u4", 8)
     return Offer(
         batch=_number(fields, 1),
-        spans=cast(U32, _array(fields, 3, "<u4", 4)),
-        counts=cast(U16, _array(fields, 4, "<u2", 2)),
-        lengths=cast(U32, _array(fields, 6, "<u4", 4)),
+        spans=cast("U32", _array(fields, 3, "<u4", 4)),
+        counts=cast("U16", _array(fields, 4, "<u2", 2)),
+        lengths=cast("U32", _array(fields, 6, "<u4", 4)),
         fingerprints=_view(fields, 5),
-        hole_runs=cast(U32, runs.reshape(-1, 2)) if len(runs) else NO_RUNS,
+        hole_runs=cast("U32", runs.reshape(-1, 2)) if len(runs) else NO_RUNS,
         sample=bool(_number(fields, 2)),
     )
 
@@ -228,7 +233,7 @@ def _offer(fields: _Fields) -> Offer:
 def _segments(fields: _Fields) -> Segments:
     return Segments(
         batch=_number(fields, 1),
-        codecs=cast(U8, _array(fields, 2, "u1", 1)),
-        stored_lengths=cast(U32, _array(fields, 3, "<u4", 4)),
+        codecs=cast("U8", _array(fields, 2, "u1", 1)),
+        stored_lengths=cast("U32", _array(fields, 3, "<u4", 4)),
         payload=(_view(fields, 4),),
     )

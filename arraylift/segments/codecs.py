@@ -48,6 +48,7 @@ def compress_zstandard(plain: bytes | memoryview) -> tuple[Codec, bytes | memory
 def decompress(codec: int, stored: bytes | memoryview, plain_bytes: int) -> bytes | memoryview:
     """Return exactly ``plain_bytes`` bytes. Raises Corruption if ``stored`` yields anything else,
     InvalidRequest for an unknown codec."""
+    plain: bytes | memoryview
     if codec == Codec.LZ4:
         try:
             plain = lz4.block.decompress(stored, uncompressed_size=plain_bytes)
@@ -69,6 +70,7 @@ def _unzstd(stored: bytes | memoryview, plain_bytes: int) -> bytes:
         size = zstandard.frame_content_size(stored)
         if size != plain_bytes:
             raise Corruption(f"a Zstandard segment claims {size} plain bytes, not {plain_bytes}")
-        return zstandard.ZstdDecompressor().decompress(stored, max_output_size=plain_bytes)
+        unpacker = zstandard.ZstdDecompressor()
+        return bytes(unpacker.decompress(stored, max_output_size=plain_bytes, allow_extra_data=False))
     except zstandard.ZstdError as error:
         raise Corruption(f"a Zstandard segment of {len(stored)} bytes does not decode") from error

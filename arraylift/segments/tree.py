@@ -158,8 +158,11 @@ def _decode_inner(node: bytes, child_count: int) -> Leaves:
     start = _HEAD.size + _BITMAP_BYTES
     if present[child_count:].any() or len(node) - start != int(present.sum()) * FINGERPRINT_BYTES:
         raise Corruption("an inner node's bitmap does not match its children")
+    named = np.frombuffer(node, np.uint8, -1, start).reshape(-1, FINGERPRINT_BYTES)
+    if not named.any(axis=1).all():
+        raise Corruption("an inner node names a hole, which only absence may say")
     children = no_leaves(child_count)
-    children[present[:child_count]] = np.frombuffer(node, np.uint8, -1, start).reshape(-1, 32)
+    children[present[:child_count]] = named
     return children
 
 

@@ -1,0 +1,112 @@
+"""Serve one receiving lane: decode, check by the machine, delegate to a sink, answer.
+
+Shared by every daemon that receives. The loop runs in the call's own thread from the
+first byte to the last; what becomes durable while nothing arrives is fetched by the
+sender's polls, so no reader thread stands between (measured: it costs more than it gains).
+Callers: the daemons' exchange edges.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+from arraylift.errors import InvalidRequest, TrackerMismatch
+from arraylift.exchange import wire
+from arraylift.exchange.messages import U32, Commit, Committed, Durable, Flags, Limits, Open, Opened, Reply
+from arraylift.exchange.receiver import Arrived, Batch, Poll, ReceiverLane
+
+
+class LaneSink(Protocol):
+    """What a receiver does with one lane. One thread at a time."""
+
+    def offered(self, batch: Batch) -> tuple[Flags | None, U32 | None]:
+        """Return (wanted segments, sampled spans that differ from the base)."""
+        ...
+
+    def arrived(self, arrived: Arrived) -> None:
+        """Verify and keep segments."""
+        ...
+
+    def advance(self, *, now: bool) -> tuple[int, int]:
+        """Return (last durable batch, bytes stored so far); ``now`` when the sender waits."""
+        ...
+
+    def flush(self) -> tuple[int, int]:
+        """Make everything durable and return the same."""
+        ...
+
+    def commit(self, message: Commit) -> Committed:
+        """End the transfer; called after ``flush``."""
+        ...
+
+    def close(self, *, cut: bool) -> None:
+        """The lane is over; ``cut`` if it did not end as it should."""
+        ...
+
+
+class Receiving(Protocol):
+    """A transfer that the sender may open."""
+
+    @property
+    def limits(self) -> Limits: ...
+
+    def open(self, message: Open) -> Opened:
+        """Begin or join an attempt; an answer with ``committed`` ends the lane."""
+        ...
+
+    def lane(self, number: int) -> LaneSink:
+        """Enter the lane that ``open`` admitted."""
+        ...
+
+
+def serve_lane(requests: Iterator[bytes], find: Callable[[Open], Receiving]) -> Iterator[Reply]:
+    """Yield the replies of one lane. Raises what the machine, the sink and ``find`` raise."""
+    first = next(requests, None)
+    opening = wire.decode_request(first) if first is not None else None
+    if not isinstance(opening, Open):
+        raise InvalidRequest("a lane begins with Open")
+    transfer = find(opening)
+    machine = ReceiverLane(transfer.limits)
+    machine.receive(opening)
+    opened = transfer.open(opening)
+    if opened.committed is not None:
+        yield opened
+        return
+    sink = transfer.lane(opening.lane)
+    cut = True
+    try:
+        yield opened
+        yield from _Loop(machine, sink).run(requests)
+        cut = False
+    finally:
+        sink.close(cut=cut)
+
+
+class _Loop:
+    def __init__(self, machine: ReceiverLane, sink: LaneSink) -> None:
+        self._machine = machine
+        self._sink = sink
+        self._told = 0
+
+    def run(self, requests: Iterator[bytes]) -> Iterator[Reply]:
+        for data in requests:
+            event = self._machine.receive(wire.decode_request(data))
+            if isinstance(event, Commit):
+                yield from self._durable(*self._sink.flush())
+                yield self._sink.commit(event)
+                continue
+            if isinstance(event, Batch):
+                wanted, odd = self._sink.offered(event)
+                yield self._machine.answer(event, wanted, odd)
+                if odd is not None and len(odd):
+                    raise TrackerMismatch(f"span {int(odd[0])} differs from the base it should equal")
+            elif isinstance(event, Arrived):
+                self._sink.arrived(event)
+            yield from self._durable(*self._sink.advance(now=isinstance(event, Poll)))
+        yield from self._durable(*self._sink.flush())
+
+    def _durable(self, batch: int, bytes_stored: int) -> Iterator[Durable]:
+        if batch > self._told:
+            self._told = batch
+            yield self._machine.durable(batch, bytes_stored)
