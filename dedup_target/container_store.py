@@ -386,6 +386,10 @@ def _id_of(name: str) -> ContainerId | None:
 
 
 def sweep(files: Files, unit_path: str) -> int:
-    """Remove what a crash left half written; returns how many files."""
+    """Remove what a crash left half written; returns how many files.
+
+    The names of the folders become durable as well: a killed process may have made one, and a
+    container that is sealed into it must not vanish with it.
+    """
     root = f"{unit_path}/containers"
-    return sum(files.sweep(f"{root}/{folder}") for folder in files.list_dir(root))
+    return files.sweep(root) + sum(files.sweep(f"{root}/{folder}") for folder in files.list_dir(root))

@@ -4,9 +4,9 @@ Owns: the bytes of one ``<state>/transfers/<transfer id>.alt``; ``TransferLogs``
 Invariants:
   T1 a span is covered only by a LEAVES record whose segments were sealed and indexed
      before it was appended (the caller's order); a VOIDED record takes that back.
-  T2 replay of a log equals the state that its writer had, or an earlier one of the states
-     before the last sync mark was followed by unsynced records; never another.
-  T3 a tear is cut off only where nothing whole follows it: damage before that is Corruption.
+  T2 replay gives the state that the writer had after some record at or behind its last sync.
+  T3 what was synced is never cut off: damage in front of a sync mark is Corruption. Only
+     what no mark follows is a tear.
   T4 memory: 41 bytes a span; leaves stay in the file and are read back one at a time.
 Callers: one thread at a time for each log (the transfer's lock).
 Format: docs/formats/transfer-log-v1.md
@@ -14,6 +14,7 @@ Format: docs/formats/transfer-log-v1.md
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -21,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from arraylift.durable import AppendFile, Files
-from arraylift.errors import AlreadyExists, NotFound
+from arraylift.errors import AlreadyExists, NotFound, OutOfSpace, Overloaded
 from arraylift.ids import TransferId, check_id
 from arraylift.logs import get_logger
 from arraylift.segments.tree import Leaves, no_leaves
@@ -119,12 +120,17 @@ class TransferLog:
         if self._log.size == self._synced_size:
             return
         self._log.sync()
-        # The mark itself needs no sync: it only has to be there when nothing crashed.
-        self._log.append(encode_record(RecordType.SYNCED, b"", self._log.size))
-        self._synced_size = self._log.size
+        self._mark()
 
     def close(self) -> None:
         self._log.close()
+
+    def _mark(self) -> None:
+        """Say that all before is durable. The mark itself needs no sync, nor, on a full disk, room:
+        it only tells damage from tears (T3)."""
+        with contextlib.suppress(OutOfSpace, Overloaded):
+            self._log.append(encode_record(RecordType.SYNCED, b"", self._log.size))
+        self._synced_size = self._log.size
 
     def _append(self, kind: RecordType, body: bytes) -> None:
         offset = self._log.size
@@ -187,7 +193,7 @@ class TransferLogs:
             raise NotFound(f"there is no transfer {transfer_id}", subject=f"transfer {transfer_id}")
         log = self._files.append_file(path, label="transfer-log")
         try:
-            state, end = replay(self._files, path, log.size)
+            state, end, marked = replay(self._files, path, log.size)
             if end < log.size:
                 _LOG.warning("torn_tail_cut", transfer=transfer_id, cut_bytes=log.size - end)
                 log.truncate(end)
@@ -196,7 +202,10 @@ class TransferLogs:
         except BaseException:
             log.close()
             raise
-        return TransferLog(self._files, path, log, state)
+        opened = TransferLog(self._files, path, log, state)
+        if not marked:
+            opened._mark()  # opening made durable what was there
+        return opened
 
     def remove(self, transfer_id: TransferId) -> None:
         """Forget a transfer that is over. REQUIRES its log closed. Raises NotFound."""
@@ -209,11 +218,12 @@ class TransferLogs:
 # -- replay -------------------------------------------------------------------------------------
 
 
-def replay(files: Files, path: str, size: int) -> tuple[TransferState, int]:
-    """Read a log of ``size`` bytes; return its state and where its last whole record ends."""
+def replay(files: Files, path: str, size: int) -> tuple[TransferState, int, bool]:
+    """Read a log of ``size`` bytes. Returns its state, where its last whole record ends, and
+    whether that is a sync mark. Raises Corruption, WrongState."""
     check_file_header(files.read(path, 0, min(FILE_HEADER_BYTES, size)), path)
     state: TransferState | None = None
-    end = FILE_HEADER_BYTES
+    end, marked = FILE_HEADER_BYTES, False
     for record in _records(files, path, size):
         if state is None:
             if record.type is not RecordType.GRANT:
@@ -223,10 +233,10 @@ def replay(files: Files, path: str, size: int) -> tuple[TransferState, int]:
             state = TransferState(grant)
         else:
             _apply(state, record, path)
-        end = record.end
+        end, marked = record.end, record.type is RecordType.SYNCED
     if state is None:
         raise log_damaged(path, "its first record is not a grant")
-    return state, end
+    return state, end, marked
 
 
 def _records(files: Files, path: str, size: int) -> Iterator[Record]:
@@ -251,12 +261,14 @@ def _records(files: Files, path: str, size: int) -> Iterator[Record]:
 
 
 def _check_torn(files: Files, path: str, at: int, size: int) -> None:
-    """Raise Corruption if a whole record lies behind ``at``: then this is damage, not a tear (T3)."""
+    """Raise Corruption if a sync mark lies behind ``at``: then the record there was durable once, and
+    this is damage, not a tear (T3). Other records may outlive an earlier one in a power cut."""
     tail = files.read(path, at, size - at)
     place = tail.find(RECORD_MAGIC, 1)
     while place >= 0:
         end = record_end(tail[place : place + RECORD_HEADER_BYTES], at + place)
-        if end is not None and end <= size and decode_record(tail[place : end - at], at + place):
+        found = decode_record(tail[place : end - at], at + place) if end is not None else None
+        if found is not None and found.type is RecordType.SYNCED:
             raise log_damaged(path, f"the record at {at} does not match its checksum")
         place = tail.find(RECORD_MAGIC, place + 1)
 

@@ -19,7 +19,7 @@ def test_the_least_recently_used_goes_first() -> None:
         loads.append(key)
         return str(key), 10
 
-    cache = LoadingCache(bytes_max=20, load=load)
+    cache: LoadingCache[int, str] = LoadingCache(bytes_max=20, load=load)
     assert [cache.get(key) for key in (1, 2, 1, 3, 1, 2)] == ["1", "2", "1", "3", "1", "2"]
     assert loads == [1, 2, 3, 2]
     assert cache.kept_bytes == 20
@@ -28,7 +28,7 @@ def test_the_least_recently_used_goes_first() -> None:
 
 
 def test_what_is_larger_than_the_cache_is_handed_out_and_not_kept() -> None:
-    cache = LoadingCache(bytes_max=5, load=lambda key: (key, 6))
+    cache: LoadingCache[str, str] = LoadingCache(bytes_max=5, load=lambda key: (key, 6))
     assert cache.get("large") == "large"
     assert cache.kept_bytes == 0
 

@@ -1,0 +1,162 @@
+"""Every format version ever written still reads, and version 1 is still written byte for byte.
+
+A file in tests/golden never changes. A new version adds files, and a reader beside the old.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import xxhash
+
+from arraylift.durable import RealFiles
+from arraylift.ids import ContainerId, Fingerprint, KeyId, TenantId
+from arraylift.segments.fingerprint import key_id_of
+from dedup_target import container_format, container_store, envelope, key_store, manifest_format, storage_unit
+from dedup_target.container_store import ContainerStore
+from dedup_target.key_store import TenantKey
+from dedup_target.quarantine import Quarantine
+from dedup_target.segment_index import Locator
+from dedup_target.transfer_log import TransferLogs
+from tests.unit.dedup_target.material import (
+    KEY_ID,
+    TENANT,
+    UNIT,
+    Segment,
+    grant,
+    manifest,
+    toy_sealer,
+    whole_container,
+)
+from tests.unit.dedup_target.test_transfer_log import TRANSFER, summary, write_story
+
+GOLDEN = Path(__file__).parents[2] / "golden"
+FRAMES = [
+    [Segment(b"a" * 32, b"plain bytes", 11, 0), Segment(b"b" * 32, b"lz4", 4096, 1)],
+    [Segment(b"c" * 32, b"another frame", 65536, 2)],
+]
+WRAPPING_KEY = bytes(range(32))
+TENANT_KEY = bytes(range(32, 64))
+KEY = TenantKey(TenantId(0xA1B2C3D4E5F60718), "acme", TENANT_KEY, key_id_of(TENANT_KEY))
+
+
+def _transfer_log(path: Path) -> bytes:
+    logs = TransferLogs(RealFiles(), str(path))
+    log = logs.create(grant())
+    write_story(log)
+    log.close()
+    return (path / f"{TRANSFER}.alt").read_bytes()
+
+
+def _quarantine(path: Path) -> bytes:
+    Quarantine(RealFiles(), str(path)).add(ContainerId(5), TENANT, [b"a" * 32], "checksum")
+    return (path / "quarantine" / f"{5:016x}.alq").read_bytes()
+
+
+def _unit(_path: Path) -> bytes:
+    body = envelope.canonical_json({"role": "active", "unit_id": UNIT})
+    return envelope.encode(storage_unit.SUPERBLOCK_MAGIC, body)
+
+
+def _high_water(_path: Path) -> bytes:
+    body = envelope.canonical_json({"next_container_id": f"{257:016x}"})
+    return envelope.encode(container_store.HIGH_WATER_MAGIC, body)
+
+
+WRITERS: dict[str, Callable[[Path], bytes]] = {
+    "container-v1.alc": lambda _: whole_container(FRAMES),
+    "manifest-v1.alm": lambda _: manifest_format.encode(manifest(1), toy_sealer),
+    "transfer-log-v1.alt": _transfer_log,
+    "key-v1.alk": lambda _: key_store.encode_key(KEY, WRAPPING_KEY),
+    "key-v1-secret.key": lambda _: key_store.encode_secret(WRAPPING_KEY),
+    "quarantine-v1.alq": _quarantine,
+    "unit-v1.alu": _unit,
+    "unit-v1-high-water.alu": _high_water,
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_version_1_is_written_byte_for_byte(name: str, tmp_path: Path) -> None:
+    assert WRITERS[name](tmp_path) == (GOLDEN / name).read_bytes()
+
+
+def test_the_container_reads(tmp_path: Path) -> None:
+    folder = tmp_path / "containers" / "00000000"
+    folder.mkdir(parents=True)
+    (folder / f"{5:016x}.alc").write_bytes((GOLDEN / "container-v1.alc").read_bytes())
+    store = ContainerStore(RealFiles(), str(tmp_path), UNIT)
+    sealed = store.read_directory(ContainerId(5))
+    assert (sealed.tenant, sealed.key_id, sealed.kind.name) == (TENANT, KEY_ID, "DATA")
+    flat = [segment for frame in FRAMES for segment in frame]
+    for row, segment in zip(sealed.directory, flat, strict=True):
+        locator = Locator(
+            ContainerId(5), int(row["offset"]), int(row["stored_bytes"]), int(row["plain_bytes"]), 0
+        )
+        assert bytes(store.read_record(locator).data) == segment.stored
+
+
+def test_the_container_reads_by_its_format_page_alone() -> None:
+    """Nothing of the product is used here: docs/formats/container-v1.md is enough."""
+    data = (GOLDEN / "container-v1.alc").read_bytes()
+    assert data[:8] == b"ALCONTNR"
+    version, kind, cipher, flags, container = struct.unpack_from("<HBBIQ", data, 8)
+    assert (version, kind, cipher, flags, container) == (1, 1, 0, 0, 5)
+    assert data[24:40].hex() == UNIT
+    tenant, key_id, count, codecs, at, length, total, check = struct.unpack_from("<Q8sIIQQQQ", data, 40)
+    assert (tenant, key_id, count, codecs) == (TENANT, KEY_ID, 3, 0b111)
+    assert len(data) == total
+    assert xxhash.xxh3_64_intdigest(data[:4088]) == struct.unpack_from("<Q", data, 4088)[0]
+    directory = data[at : at + length]
+    assert xxhash.xxh3_64_intdigest(directory) == check
+    flat = [segment for frame in FRAMES for segment in frame]
+    for slot, segment in enumerate(flat):
+        row = struct.unpack_from("<32sIIIB3xQ", directory, 56 * slot)
+        stored = data[row[1] : row[1] + row[2]]
+        assert (row[0], stored, row[3], row[4]) == (
+            segment.fingerprint,
+            segment.stored,
+            segment.plain_bytes,
+            segment.codec,
+        )
+        assert xxhash.xxh3_64_intdigest(stored) == row[5]
+    assert data[4096:4100] == b"ALfr"
+    assert data[4096 + 64 : 4096 + 64 + 2 * 56] == directory[: 2 * 56]
+
+
+def test_the_manifest_reads() -> None:
+    data = (GOLDEN / "manifest-v1.alm").read_bytes()
+    assert manifest_format.decode(data, toy_sealer, what="golden") == manifest(1)
+    assert json.loads(data[32:-32])["image_id"] == manifest(1).image_id
+
+
+def test_the_transfer_log_reads(tmp_path: Path) -> None:
+    logs = TransferLogs(RealFiles(), str(tmp_path))
+    (tmp_path / f"{TRANSFER}.alt").write_bytes((GOLDEN / "transfer-log-v1.alt").read_bytes())
+    written = TransferLogs(RealFiles(), str(tmp_path / "new")).create(grant())
+    write_story(written)
+    assert summary(logs.open(TRANSFER).state) == summary(written.state)
+
+
+def test_the_key_reads() -> None:
+    secret, _ = envelope.decode(
+        key_store.SECRET_MAGIC, (GOLDEN / "key-v1-secret.key").read_bytes(), what="secret"
+    )
+    found = key_store.decode_key((GOLDEN / "key-v1.alk").read_bytes(), secret, what="key")
+    assert found == KEY
+    assert found.key == TENANT_KEY
+    assert isinstance(KeyId(found.key_id), bytes)
+
+
+def test_quarantine_and_unit_read(tmp_path: Path) -> None:
+    (tmp_path / "quarantine").mkdir()
+    (tmp_path / "quarantine" / f"{5:016x}.alq").write_bytes((GOLDEN / "quarantine-v1.alq").read_bytes())
+    found = Quarantine(RealFiles(), str(tmp_path))
+    assert found.bad_of(ContainerId(5)) == {Fingerprint(b"a" * 32)}
+    assert found.reason(TENANT, b"a" * 32) == "checksum"
+    (tmp_path / "high-water.alu").write_bytes((GOLDEN / "unit-v1-high-water.alu").read_bytes())
+    store = ContainerStore(RealFiles(), str(tmp_path), UNIT)
+    assert store.acquire(tenant=TENANT, key_id=KEY_ID, kind=container_format.Kind.DATA).container_id == 257
