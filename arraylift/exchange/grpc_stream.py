@@ -26,7 +26,7 @@ REQUEST_QUEUE_MAX = 8
 """Messages of about 1 MiB that wait for the wire."""
 REPLY_QUEUE_MAX = 64
 """More than any window can leave unanswered; a receiver that exceeds it is held back."""
-CALL_SECONDS_MAX = 24 * 3600.0
+CALL_SECONDS_MAX = 23 * 3600.0
 
 _PUT_SECONDS = 0.5
 

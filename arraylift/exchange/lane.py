@@ -95,6 +95,22 @@ def run_lane(
 ) -> None:
     """Offer everything of ``source``, send what is wanted, end the lane durably.
 
+    Arguments and errors are those of ``send_batches``.
+    """
+    send_batches(stream, lane, source, cancelled=cancelled, on_answered=on_answered)
+    end_lane(stream, lane)
+
+
+def send_batches(
+    stream: LaneStream,
+    lane: SenderLane,
+    source: BatchSource,
+    *,
+    cancelled: threading.Event,
+    on_answered: Callable[[Wanted], None],
+) -> None:
+    """Offer everything of ``source`` and send what is wanted; the lane stays open.
+
     ``on_answered`` is told of every answered batch. Raises TrackerMismatch when a sampled
     span differs, Cancelled, and the stream's errors. Whatever happens, no batch stays held.
     """
@@ -105,7 +121,6 @@ def run_lane(
     finally:
         for prepared in held.values():
             prepared.release()
-    end_lane(stream, lane)
 
 
 def _offer_all(

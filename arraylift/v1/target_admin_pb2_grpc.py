@@ -57,7 +57,7 @@ class TargetAdminServiceServicer:
     def CreateGrant(self, request, context):
         """Lets one array send one image: makes the transfer, its durable log and its secret.
         The named base, if any, is pinned until the transfer commits or its lease lapses.
-        Limits: 4,096 open transfers a target. Errors: INVALID_ARGUMENT (names), NOT_FOUND (base),
+        Limits: 512 transfers a target. Errors: INVALID_ARGUMENT (names), NOT_FOUND (base),
         RESOURCE_EXHAUSTED. Idempotent by transfer_id: the same request again gives the same grant,
         a different one ALREADY_EXISTS.
         """

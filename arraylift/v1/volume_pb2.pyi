@@ -86,12 +86,22 @@ class DeleteVolumeResponse(_message.Message):
     def __init__(self) -> None: ...
 
 class ImportVolumeRequest(_message.Message):
-    __slots__ = ("header", "extent")
+    __slots__ = ("header", "extent", "end")
     HEADER_FIELD_NUMBER: _ClassVar[int]
     EXTENT_FIELD_NUMBER: _ClassVar[int]
+    END_FIELD_NUMBER: _ClassVar[int]
     header: ImportHeader
     extent: Extent
-    def __init__(self, header: _Optional[_Union[ImportHeader, _Mapping]] = ..., extent: _Optional[_Union[Extent, _Mapping]] = ...) -> None: ...
+    end: ImportEnd
+    def __init__(self, header: _Optional[_Union[ImportHeader, _Mapping]] = ..., extent: _Optional[_Union[Extent, _Mapping]] = ..., end: _Optional[_Union[ImportEnd, _Mapping]] = ...) -> None: ...
+
+class ImportEnd(_message.Message):
+    __slots__ = ("extent_count", "bytes_written")
+    EXTENT_COUNT_FIELD_NUMBER: _ClassVar[int]
+    BYTES_WRITTEN_FIELD_NUMBER: _ClassVar[int]
+    extent_count: int
+    bytes_written: int
+    def __init__(self, extent_count: _Optional[int] = ..., bytes_written: _Optional[int] = ...) -> None: ...
 
 class ImportHeader(_message.Message):
     __slots__ = ("name", "size_bytes")

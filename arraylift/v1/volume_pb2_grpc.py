@@ -121,9 +121,9 @@ class VolumeServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ImportVolume(self, request_iterator, context):
-        """A new volume from a stream: header, then extents in ascending order; what is not sent is
-        zero. The volume appears when the stream has ended and everything is durable; a cut stream
-        leaves nothing. Limit: 1 MiB of data a message. Errors: ALREADY_EXISTS, INVALID_ARGUMENT
+        """A new volume from a stream: header, extents in ascending order, end; what is not sent is
+        zero. The volume appears when the end has come and everything is durable; a stream without
+        its end was cut, and leaves nothing. Limit: 1 MiB of data a message. Errors: ALREADY_EXISTS, INVALID_ARGUMENT
         (order, bounds), RESOURCE_EXHAUSTED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

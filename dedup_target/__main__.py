@@ -1,0 +1,66 @@
+"""Composition root of the dedup target: ``python -m dedup_target``."""
+
+from __future__ import annotations
+
+import sys
+import threading
+
+from arraylift import config
+
+config.quiet_grpc()
+
+from arraylift import daemon  # noqa: E402
+from arraylift.clock import SYSTEM_CLOCK  # noqa: E402
+from arraylift.durable import RealFiles  # noqa: E402
+from arraylift.exchange.messages import Limits  # noqa: E402
+from arraylift.exchange.peers import ExchangePeers  # noqa: E402
+from arraylift.pki import TlsMaterial  # noqa: E402
+from arraylift.rpc.server import service_of  # noqa: E402
+from arraylift.v1 import image_pb2_grpc, target_admin_pb2_grpc  # noqa: E402
+from dedup_target.config import TargetSettings  # noqa: E402
+from dedup_target.container_store import ContainerLimits  # noqa: E402
+from dedup_target.doubt import settle_doubt  # noqa: E402
+from dedup_target.image_reader import ImageReader  # noqa: E402
+from dedup_target.send_image import ImageSender  # noqa: E402
+from dedup_target.service.admin import AdminEdge  # noqa: E402
+from dedup_target.service.exchange import exchange_service  # noqa: E402
+from dedup_target.service.images import ImageEdge  # noqa: E402
+from dedup_target.storage_unit import StorageUnit  # noqa: E402
+from dedup_target.store import Store  # noqa: E402
+from dedup_target.transfers import Transfers  # noqa: E402
+
+
+def build(settings: TargetSettings, tls: TlsMaterial) -> daemon.Built:
+    """Open the unit, load transfers, join the services to them."""
+    files, state = RealFiles(), str(settings.state.expanduser().absolute())
+    limits = ContainerLimits(cache_bytes_max=settings.container_cache_bytes)
+    store = Store(files, state, StorageUnit(files, state, limits=limits))
+    images = ImageReader(store)
+    transfers = Transfers(
+        store, images, limits=Limits(), lease_seconds=settings.lease_seconds, clock=SYSTEM_CLOCK
+    )
+    peers = ExchangePeers(tls, "array")
+    sender = ImageSender(store, images, open_stream=peers.open_stream, clock=SYSTEM_CLOCK)
+    stopping = threading.Event()
+    doubter = threading.Thread(target=settle_doubt, args=(store, images, stopping), name="doubt")
+    doubter.start()
+
+    def close() -> None:
+        stopping.set()
+        doubter.join()
+        peers.close()
+        transfers.close()
+        store.close()
+
+    services = [
+        service_of(image_pb2_grpc.add_ImageServiceServicer_to_server, ImageEdge(store, images, sender)),
+        service_of(
+            target_admin_pb2_grpc.add_TargetAdminServiceServicer_to_server, AdminEdge(store, transfers)
+        ),
+        exchange_service(transfers, SYSTEM_CLOCK),
+    ]
+    return daemon.Built(services, close)
+
+
+if __name__ == "__main__":
+    sys.exit(daemon.run("target", TargetSettings, build))

@@ -1,0 +1,146 @@
+"""Open images and read ranges of them ([0056]).
+
+Owns: a small cache of opened images: their leaf fingerprints, 32 bytes a span.
+Limits: IMAGES_OPEN_MAX images; a read works on SPANS_AT_ONCE spans.
+Callers: any thread.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from arraylift.errors import InvalidRequest
+from arraylift.ids import Fingerprint, ImageId, TenantId
+from arraylift.segments.fingerprint import FingerprintKey, unpack
+from arraylift.segments.tree import Leaf, Leaves, decode_leaf, load_leaves
+from arraylift.sizes import SPAN_BYTES, span_length, spans_of
+from dedup_target.manifest_format import ImageManifest
+from dedup_target.segment_reader import SegmentReader
+from dedup_target.store import Store
+
+IMAGES_OPEN_MAX = 8
+SPANS_AT_ONCE = 4
+
+
+@dataclass(frozen=True, slots=True)
+class OpenImage:
+    """An image whose tree has been read down to its leaves."""
+
+    manifest: ImageManifest
+    key: FingerprintKey
+    leaves: Leaves
+
+    @property
+    def tenant(self) -> TenantId:
+        return self.manifest.tenant
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Plain bytes at ``offset``, or a hole of ``zero_bytes``."""
+
+    offset: int
+    data: bytes | memoryview
+    zero_bytes: int
+
+
+class ImageReader:
+    """Reads the images of one target."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self.reader = SegmentReader(store.containers, store.index)
+        self._lock = threading.Lock()
+        self._open: OrderedDict[ImageId, OpenImage] = OrderedDict()
+
+    def open(self, image_id: ImageId) -> OpenImage:
+        """Return an image. Raises NotFound, Corruption."""
+        with self._lock:
+            known = self._open.get(image_id)
+            if known is not None:
+                self._open.move_to_end(image_id)
+                return known
+        image = self._load(self._store.manifests.get(image_id))
+        with self._lock:
+            self._open[image_id] = image
+            while len(self._open) > IMAGES_OPEN_MAX:
+                self._open.popitem(last=False)
+        return image
+
+    def _load(self, manifest: ImageManifest) -> OpenImage:
+        key = FingerprintKey(self._store.keys.by_id(manifest.tenant).key)
+        _, leaves = load_leaves(
+            Fingerprint(manifest.root), lambda wanted: self.reader.nodes(manifest.tenant, key, wanted)
+        )
+        return OpenImage(manifest, key, leaves)
+
+    def leaves(self, image: OpenImage, spans: list[int]) -> list[Leaf | None]:
+        """Return the segments of each span, None for a hole."""
+        solid = [span for span in spans if image.leaves[span].any()]
+        fingerprints = [Fingerprint(image.leaves[span].tobytes()) for span in solid]
+        nodes = self.reader.nodes(image.tenant, image.key, fingerprints)
+        size = image.manifest.image_bytes
+        found = {
+            span: decode_leaf(node, span_length(span, size)) for span, node in zip(solid, nodes, strict=True)
+        }
+        return [found.get(span) for span in spans]
+
+    def lost_spans(self, image: OpenImage) -> list[int]:
+        """Look every node and segment of an image up; returns the spans that lack one.
+
+        For a store that is known to have lost something: costs a look-up a segment.
+        """
+        lost: list[int] = []
+        solid = np.flatnonzero(image.leaves.any(axis=1)).tolist()
+        for start in range(0, len(solid), SPANS_AT_ONCE):
+            spans = solid[start : start + SPANS_AT_ONCE]
+            present = self._store.contains(image.tenant, image.leaves[spans].tobytes())
+            lost.extend(span for span, here in zip(spans, present, strict=True) if not here)
+            whole = [span for span, here in zip(spans, present, strict=True) if here]
+            for span, leaf in zip(whole, self.leaves(image, whole), strict=True):
+                if leaf and not self._store.contains(image.tenant, leaf.fingerprints).all():
+                    lost.append(span)
+        return lost
+
+    def read(self, image: OpenImage, offset: int, length: int) -> Iterator[Piece]:
+        """Yield the bytes of a range in order, a span or less at a time; every segment verified."""
+        size = image.manifest.image_bytes
+        if offset > size or length > size - offset:
+            raise InvalidRequest(
+                f"range {offset}+{length} is outside the image's {size} bytes",
+                subject=f"image {image.manifest.image_id}",
+            )
+        end = offset + (length or size - offset)
+        if end == offset:
+            return
+        first, last = offset // SPAN_BYTES, spans_of(end)
+        for start in range(first, last, SPANS_AT_ONCE):
+            spans = list(range(start, min(start + SPANS_AT_ONCE, last)))
+            for span, leaf in zip(spans, self.leaves(image, spans), strict=True):
+                low = max(offset, span * SPAN_BYTES)
+                high = min(end, span * SPAN_BYTES + span_length(span, size))
+                if leaf is None:
+                    yield Piece(low, b"", high - low)
+                else:
+                    yield Piece(low, self._part(image, span, leaf, low, high), 0)
+
+    def _part(self, image: OpenImage, span: int, leaf: Leaf, low: int, high: int) -> bytes:
+        """Join the bytes [low, high) of one span, reading only the segments that it touches."""
+        at, chosen, wanted = span * SPAN_BYTES, [], []
+        for fingerprint, length in zip(unpack(leaf.fingerprints), leaf.lengths.tolist(), strict=True):
+            if at < high and at + length > low:
+                chosen.append((at, length))
+                wanted.append(fingerprint)
+            at += length
+        parts = []
+        for (at, length), fingerprint, locator in zip(
+            chosen, wanted, self.reader.locate(image.tenant, wanted), strict=True
+        ):
+            plain = self.reader.plain(image.key, fingerprint, locator)
+            parts.append(memoryview(plain)[max(0, low - at) : min(length, high - at)])
+        return b"".join(parts)

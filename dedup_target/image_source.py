@@ -1,0 +1,94 @@
+"""Offer an image's spans and send their segments as they are stored: the sending half of a
+restore or a replication. Nothing is decoded here; the receiver verifies every segment.
+
+Limits: ``spans_per_offer`` spans of locators a batch, ``window`` batches.
+Callers: the thread of one SendImage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from arraylift.exchange.coverage import Coverage, runs_of
+from arraylift.exchange.messages import NO_RUNS, U32, Offer, Segments
+from arraylift.exchange.sender import Wanted
+from arraylift.segments.fingerprint import unpack
+from arraylift.segments.tree import Leaf, holes_of
+from arraylift.sizes import MIB
+from dedup_target.image_reader import ImageReader, OpenImage
+from dedup_target.segment_index import Locator
+
+SEGMENTS_MESSAGE_BYTES = MIB
+HOLE_RUNS_PER_OFFER = 65_536
+
+
+class PreparedLeaves:
+    """One offer of spans that the store holds."""
+
+    def __init__(self, images: ImageReader, image: OpenImage, spans: list[int], hole_runs: U32) -> None:
+        self._images = images
+        self._spans = spans
+        self._hole_runs = hole_runs
+        leaves = [leaf for leaf in images.leaves(image, spans) if leaf is not None]
+        assert len(leaves) == len(spans), "holes are offered as runs"
+        self._leaves: list[Leaf] = leaves
+        fingerprints = b"".join(leaf.fingerprints for leaf in leaves)
+        self._fingerprints = fingerprints
+        self._locators: list[Locator] = images.reader.locate(image.tenant, unpack(fingerprints))
+        images.reader.prefetch(self._locators)
+
+    @property
+    def span_count(self) -> int:
+        """Spans, holes included, that this offer accounts for."""
+        return len(self._spans) + int(self._hole_runs[:, 1].sum(dtype=np.uint64))
+
+    def offer(self, batch: int) -> Offer:
+        lengths = [leaf.lengths for leaf in self._leaves]
+        return Offer(
+            batch=batch,
+            spans=np.array(self._spans, dtype="<u4"),
+            counts=np.array([len(leaf.lengths) for leaf in self._leaves], dtype="<u2"),
+            lengths=np.concatenate(lengths) if lengths else NO_RUNS[:, 0],
+            fingerprints=self._fingerprints,
+            hole_runs=self._hole_runs,
+        )
+
+    def segments(self, wanted: Wanted) -> Iterator[tuple[Segments, int]]:
+        """Wanted segments in their stored form, about 1 MiB a message."""
+        chosen: list[Locator] = []
+        stored_bytes = 0
+        for index in wanted.indexes.tolist():
+            chosen.append(self._locators[index])
+            stored_bytes += chosen[-1].stored_bytes
+            if stored_bytes >= SEGMENTS_MESSAGE_BYTES:
+                yield self._message(wanted.batch, chosen)
+                chosen, stored_bytes = [], 0
+        if chosen:
+            yield self._message(wanted.batch, chosen)
+
+    def _message(self, batch: int, chosen: list[Locator]) -> tuple[Segments, int]:
+        message = Segments(
+            batch=batch,
+            codecs=np.array([locator.codec for locator in chosen], dtype=np.uint8),
+            stored_lengths=np.array([locator.stored_bytes for locator in chosen], dtype="<u4"),
+            payload=[self._images.reader.stored(locator) for locator in chosen],
+        )
+        return message, sum(locator.plain_bytes for locator in chosen)
+
+    def release(self) -> None:
+        self._locators = []
+
+
+def image_batches(
+    images: ImageReader, image: OpenImage, durable: Coverage, spans_per_offer: int
+) -> Iterator[PreparedLeaves]:
+    """Yield offers of everything that ``durable`` does not list: holes first, then forward."""
+    holes = holes_of(image.leaves)
+    runs = runs_of(holes & ~durable.flags)
+    for start in range(0, len(runs), HOLE_RUNS_PER_OFFER):
+        yield PreparedLeaves(images, image, [], runs[start : start + HOLE_RUNS_PER_OFFER])
+    solid = np.flatnonzero(~holes & ~durable.flags).tolist()
+    for start in range(0, len(solid), spans_per_offer):
+        yield PreparedLeaves(images, image, solid[start : start + spans_per_offer], NO_RUNS)

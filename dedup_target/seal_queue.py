@@ -1,0 +1,92 @@
+"""The writer thread: seals full containers while the lanes fill the next ones.
+
+Owns: the order of law 1 up to the index: container durable, then its index batch.
+Invariants:
+  Q1 a ticket is ``sealed`` only when its container is durable and its index batch synced.
+  Q2 containers of one lane are sealed in the order in which they were filled.
+  Q3 a job that fails fails its attempt; the queue goes on with the next.
+Limits: as many jobs as the container store has buffers. Callers: submit from any
+thread; jobs run on the queue's own.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from arraylift.errors import ArrayliftError, StoreFailed
+from arraylift.logs import get_logger
+from dedup_target.container_buffer import ContainerBuffer
+from dedup_target.container_store import ContainerStore, SealedContainer
+from dedup_target.segment_index import SegmentIndex
+
+_log = get_logger("seal_queue")
+
+
+class Ticket:
+    """Stands for a container until it is sealed (Q1)."""
+
+    __slots__ = ("sealed",)
+
+    def __init__(self) -> None:
+        self.sealed = False
+
+
+@dataclass(frozen=True, slots=True)
+class SealJob:
+    """Seal ``buffer``; then call ``done`` with what was written, or with what went wrong."""
+
+    buffer: ContainerBuffer
+    ticket: Ticket
+    done: Callable[[SealedContainer | None, ArrayliftError | None], None]
+
+
+class SealQueue:
+    """One writer for one storage unit."""
+
+    def __init__(self, containers: ContainerStore, index: SegmentIndex) -> None:
+        self._containers = containers
+        self._index = index
+        self._jobs: queue.Queue[SealJob | None] = queue.Queue()  # bounded by the store's buffers
+        self._thread = threading.Thread(target=self._run, name="container-writer", daemon=True)
+        self._thread.start()
+
+    def submit(self, job: SealJob) -> None:
+        """Queue a job; the buffer belongs to the queue from now on."""
+        self._jobs.put(job)
+
+    def seal_now(self, buffer: ContainerBuffer) -> SealedContainer:
+        """Seal and index in the caller's thread, with the same order and the same errors."""
+        try:
+            sealed = self._containers.seal(buffer)
+            self._index.add_containers([sealed])
+        finally:
+            self._containers.release(buffer)
+        _log.info(
+            "container_sealed",
+            container=sealed.container_id,
+            kind=sealed.kind.name.lower(),
+            record_count=len(sealed.directory),
+            file_bytes=sealed.file_bytes,
+        )
+        return sealed
+
+    def _run(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            try:
+                sealed = self.seal_now(job.buffer)
+            except ArrayliftError as error:
+                job.done(None, error)
+            except Exception as error:
+                _log.exception("seal_failed")
+                job.done(None, StoreFailed(f"sealing a container failed: {error!r}"))
+            else:
+                job.ticket.sealed = True
+                job.done(sealed, None)
+
+    def close(self) -> None:
+        """Seal what is queued, then end."""
+        self._jobs.put(None)
+        self._thread.join()

@@ -1,0 +1,1 @@
+"""Edges of the dedup target: check, convert, delegate. One module a gRPC service."""

@@ -1,0 +1,62 @@
+"""Edge: TargetAdminService."""
+
+from __future__ import annotations
+
+import grpc
+
+from arraylift.errors import InvalidRequest
+from arraylift.ids import ImageId, TransferId, check_id, check_name
+from arraylift.v1 import target_admin_pb2 as pb
+from arraylift.v1 import target_admin_pb2_grpc as pb_grpc
+from dedup_target.store import Store
+from dedup_target.transfers import GrantRequest, Transfers
+
+
+class AdminEdge(pb_grpc.TargetAdminServiceServicer):
+    """Serves one target."""
+
+    def __init__(self, store: Store, transfers: Transfers) -> None:
+        self._store = store
+        self._transfers = transfers
+
+    def CreateGrant(
+        self, request: pb.CreateGrantRequest, context: grpc.ServicerContext
+    ) -> pb.CreateGrantResponse:
+        if request.no_base and request.base_image_id:
+            raise InvalidRequest("a grant names a base or wants none, not both")
+        grant, base = self._transfers.create_grant(
+            GrantRequest(
+                transfer_id=TransferId(check_id(request.transfer_id, "transfer id")),
+                peer=check_name(request.array, "array name"),
+                tenant_name=check_name(request.tenant, "tenant name") if request.tenant else "",
+                image_name=check_name(request.image_name, "image name", slash=True),
+                base_image_id=ImageId(check_id(request.base_image_id, "base image id"))
+                if request.base_image_id
+                else None,
+                no_base=request.no_base,
+            )
+        )
+        return pb.CreateGrantResponse(grant=grant, base_image_id=base or "")
+
+    def RevokeGrant(
+        self, request: pb.RevokeGrantRequest, context: grpc.ServicerContext
+    ) -> pb.RevokeGrantResponse:
+        self._transfers.revoke(TransferId(check_id(request.transfer_id, "transfer id")))
+        return pb.RevokeGrantResponse()
+
+    def GetTargetStats(
+        self, request: pb.GetTargetStatsRequest, context: grpc.ServicerContext
+    ) -> pb.GetTargetStatsResponse:
+        images = self._store.manifests.all()
+        totals = self._store.index.totals()
+        return pb.GetTargetStatsResponse(
+            image_count=len(images),
+            logical_bytes=sum(image.image_bytes for image in images),
+            segment_count=totals.record_count,
+            container_count=totals.container_count,
+            container_bytes=totals.file_bytes,
+            plain_bytes=totals.plain_bytes,
+            free_bytes=self._store.free_bytes(),
+            open_transfer_count=self._transfers.open_count,
+            quarantined_count=self._store.unit.quarantine.record_count,
+        )

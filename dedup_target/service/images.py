@@ -1,0 +1,122 @@
+"""Edge: ImageService."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator
+
+import grpc
+
+from arraylift.errors import ArrayliftError, Cancelled, InvalidRequest, StoreFailed
+from arraylift.exchange import convert as shared
+from arraylift.ids import GRANT_BYTES, ImageId, TransferId, check_id
+from arraylift.logs import get_logger
+from arraylift.v1 import image_pb2 as pb
+from arraylift.v1 import image_pb2_grpc as pb_grpc
+from dedup_target.convert import image_to_pb
+from dedup_target.image_reader import ImageReader
+from dedup_target.send_image import ImageSender, SendProgress
+from dedup_target.store import Store
+
+PAGE_SIZE, PAGE_SIZE_MAX = 1000, 10_000
+PROGRESS_QUEUE_MAX = 64
+_POLL_SECONDS = 0.5
+
+_log = get_logger("images")
+
+
+class ImageEdge(pb_grpc.ImageServiceServicer):
+    """Serves the images of one target."""
+
+    def __init__(self, store: Store, images: ImageReader, sender: ImageSender) -> None:
+        self._store = store
+        self._images = images
+        self._sender = sender
+
+    def ListImages(
+        self, request: pb.ListImagesRequest, context: grpc.ServicerContext
+    ) -> pb.ListImagesResponse:
+        """Pages go by the key of the last image sent, so that commits meanwhile shift nothing."""
+        if request.page_size > PAGE_SIZE_MAX:
+            raise InvalidRequest(f"a page has at most {PAGE_SIZE_MAX} images")
+        size = request.page_size or PAGE_SIZE
+        found = [image for image in self._store.manifests.all() if request.name in ("", image.name)]
+        if request.page_token:
+            stamp, _, last_id = request.page_token.partition(".")
+            if not stamp.isdigit():
+                raise InvalidRequest(
+                    "the page token is not one of ours", next_step="start from the first page"
+                )
+            last = (int(stamp), last_id)
+            found = [image for image in found if (image.committed_at_ns, image.image_id) < last]
+        page = found[:size]
+        more = len(found) > size
+        token = f"{page[-1].committed_at_ns}.{page[-1].image_id}" if more else ""
+        return pb.ListImagesResponse(images=map(image_to_pb, page), next_page_token=token)
+
+    def GetImage(self, request: pb.GetImageRequest, context: grpc.ServicerContext) -> pb.GetImageResponse:
+        manifest = self._store.manifests.get(ImageId(check_id(request.image_id, "image id")))
+        return pb.GetImageResponse(image=image_to_pb(manifest))
+
+    def ReadRange(
+        self, request: pb.ReadRangeRequest, context: grpc.ServicerContext
+    ) -> Iterator[pb.ReadRangeResponse]:
+        image = self._images.open(ImageId(check_id(request.image_id, "image id")))
+        for piece in self._images.read(image, request.offset, request.length):
+            yield pb.ReadRangeResponse(
+                offset=piece.offset, data=bytes(piece.data), zero_bytes=piece.zero_bytes
+            )
+
+    def SendImage(
+        self, request: pb.SendImageRequest, context: grpc.ServicerContext
+    ) -> Iterator[pb.SendImageResponse]:
+        if len(request.grant) != GRANT_BYTES:
+            raise InvalidRequest("a grant has 32 bytes", next_step="get one by VolumeService.PrepareRestore")
+        image_id = ImageId(check_id(request.image_id, "image id"))
+        transfer_id = TransferId(check_id(request.transfer_id, "transfer id"))
+        cancelled = threading.Event()
+        context.add_callback(cancelled.set)
+        news: queue.Queue[SendProgress | ArrayliftError] = queue.Queue(PROGRESS_QUEUE_MAX)
+
+        def run() -> None:
+            last: SendProgress | ArrayliftError
+            try:
+                last = self._sender.send(
+                    image_id,
+                    transfer_id,
+                    receiver_address=request.receiver_address,
+                    grant=request.grant,
+                    cancelled=cancelled,
+                    report=lambda progress: None if news.full() else news.put(progress),
+                )
+            except ArrayliftError as error:
+                last = error
+            except Exception as error:
+                _log.exception("send_failed", transfer=transfer_id)
+                last = StoreFailed(f"sending failed: {error!r}")
+            if not cancelled.is_set():
+                news.put(last)
+
+        threading.Thread(target=run, name=f"send {transfer_id[:8]}", daemon=True).start()
+        while True:
+            try:
+                item = news.get(timeout=_POLL_SECONDS)
+            except queue.Empty:
+                if not context.is_active():
+                    raise Cancelled("the caller left") from None
+                continue
+            if isinstance(item, ArrayliftError):
+                raise item
+            yield _progress(item)
+            if item.receipt is not None:
+                return
+
+
+def _progress(item: SendProgress) -> pb.SendImageResponse:
+    return pb.SendImageResponse(
+        spans_done=item.spans_done,
+        figures=shared.figures_to_pb(item.figures),
+        receipt_id=item.receipt.image_id if item.receipt else "",
+        root=item.receipt.root if item.receipt else b"",
+    )

@@ -1,0 +1,253 @@
+"""One transfer on its way in: its grant, its log, the attempt that may write to it.
+
+Invariants:
+  X1 at most one attempt is current; what an older one still does changes nothing durable
+     of this transfer (law 9: fence before free).
+  X2 the base is the one that the grant named, read as this target knows it; a base that
+     cannot be read, or has lost a segment, is no base: everything is read, and so healed.
+  X3 leaves are logged by the current attempt only, and only after their segments are sealed
+     and indexed (ingest.py G2).
+Callers: handler threads of its lanes; ``lock`` guards attempt, log and lease.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+from arraylift.clock import Clock
+from arraylift.errors import (
+    ArrayliftError,
+    Conflict,
+    Corruption,
+    InvalidRequest,
+    LeaseLost,
+    NotFound,
+    WrongState,
+)
+from arraylift.exchange.coverage import Coverage
+from arraylift.exchange.messages import Base, Committed, Figures, Limits, Open, Opened
+from arraylift.ids import TenantId, TransferId
+from arraylift.logs import get_logger
+from arraylift.segments.fingerprint import FingerprintKey
+from arraylift.segments.tree import Leaves
+from arraylift.sizes import spans_of
+from dedup_target.attempt import Attempt
+from dedup_target.image_reader import ImageReader, OpenImage
+from dedup_target.store import Store
+from dedup_target.transfer_format import Attempt as LoggedAttempt
+from dedup_target.transfer_format import GrantParameters, LoggedLeaves
+from dedup_target.transfer_log import TransferLog
+
+_log = get_logger("transfer")
+
+
+class Lane(Protocol):
+    """What a transfer knows of its lanes."""
+
+    def rotate(self, *, older_than_seconds: float) -> None:
+        """Have the lane's container sealed if it is that old."""
+        ...
+
+
+class Transfer:
+    """See the module's invariants."""
+
+    def __init__(
+        self,
+        store: Store,
+        images: ImageReader,
+        log: TransferLog,
+        *,
+        limits: Limits,
+        lease_seconds: int,
+        clock: Clock,
+    ) -> None:
+        self.store = store
+        self.log = log
+        self.limits = limits
+        self.lock = threading.RLock()
+        self.tenant: TenantId = self.grant.tenant
+        tenant = store.keys.by_id(self.tenant)
+        self._key_bytes = tenant.key
+        self.key = FingerprintKey(tenant.key)
+        self.bytes_stored = 0
+        """Of data containers, over the attempts that this process saw."""
+        self.base: OpenImage | None = None
+        self.lanes: dict[int, Lane] = {}
+        self._images = images
+        self._attempt: Attempt | None = None
+        self._opened: Open | None = None
+        self._lease_seconds = lease_seconds
+        self._clock = clock
+        self._lease_until = clock.monotonic() + lease_seconds
+
+    @property
+    def grant(self) -> GrantParameters:
+        return self.log.state.grant
+
+    @property
+    def transfer_id(self) -> TransferId:
+        return self.grant.transfer_id
+
+    @property
+    def attempt(self) -> Attempt:
+        """The current attempt; there is one once a lane has opened."""
+        assert self._attempt is not None, "X1"
+        return self._attempt
+
+    @property
+    def opened(self) -> Open:
+        """The message that began the current attempt."""
+        assert self._opened is not None, "X1"
+        return self._opened
+
+    @property
+    def base_leaves(self) -> Leaves | None:
+        """Leaves of the base, if its segmentation is the transfer's."""
+        if self.base is None or self.base.manifest.segmentation != self.opened.segmentation:
+            return None
+        return self.base.leaves
+
+    # -- lease ----------------------------------------------------------------------------------
+
+    def renew(self) -> None:
+        """A lane was heard of."""
+        self._lease_until = self._clock.monotonic() + self._lease_seconds
+
+    @property
+    def lapsed(self) -> bool:
+        return self._clock.monotonic() > self._lease_until and not self.lanes
+
+    # -- attempts -------------------------------------------------------------------------------
+
+    def open(self, message: Open) -> Opened:
+        """Begin the next attempt, or join the current one. Raises Conflict, LeaseLost, WrongState."""
+        with self.lock:
+            self.renew()
+            if self.log.state.committed is not None:
+                return self._answer(self.log.state.attempt.attempt if self.log.state.attempt else 0)
+            if message.attempt == 0:
+                self._begin(message)
+            elif self._attempt is None or message.attempt != self._attempt.number:
+                raise LeaseLost(
+                    f"attempt {message.attempt} of transfer {self.transfer_id} is over",
+                    next_step="open the transfer again",
+                )
+            self.attempt.check()
+            if message.lane in self.lanes:
+                raise InvalidRequest(f"lane {message.lane} is open already")
+            return self._answer(self.attempt.number)
+
+    def _begin(self, message: Open) -> None:
+        logged = self.log.state.attempt
+        if logged is not None:
+            same = (logged.image_bytes, logged.segmentation, logged.source_state)
+            if same != (message.image_bytes, message.segmentation, message.source_state):
+                raise Conflict(
+                    f"transfer {self.transfer_id} began with another snapshot or segmentation",
+                    next_step="ask for a new grant to send another snapshot",
+                )
+        number = logged.attempt + 1 if logged is not None else 1
+        self.fence(LeaseLost(f"attempt {number} of transfer {self.transfer_id} took over"))
+        generation = self.store.generation
+        self.base = self._open_base() if self.grant.base_image_id is not None else None
+        self.log.append_attempt(
+            LoggedAttempt(number, message.image_bytes, message.segmentation, message.source_state)
+        )
+        self.log.sync()
+        coverage = Coverage(spans_of(message.image_bytes))
+        coverage.flags |= self.log.state.covered
+        self._opened = message
+        self._attempt = Attempt(number, coverage, generation)
+        self.lanes = {}
+        _log.info("attempt_opened", transfer=self.transfer_id, attempt=number, durable_spans=coverage.count)
+
+    def fence(self, error: ArrayliftError) -> None:
+        """End the current attempt, if any, with ``error`` (X1)."""
+        if self._attempt is not None:
+            self._attempt.fail(error)
+
+    def _open_base(self) -> OpenImage | None:
+        assert self.grant.base_image_id is not None
+        try:
+            base = self._images.open(self.grant.base_image_id)
+            lost = [] if self.store.all_healthy else self._images.lost_spans(base)
+        except (NotFound, Corruption) as error:
+            _log.warning("base_unreadable", transfer=self.transfer_id, error=str(error))
+            return None
+        if lost:
+            _log.warning("base_damaged", transfer=self.transfer_id, lost_spans=len(lost))
+            return None
+        return base
+
+    def base_is_whole(self) -> bool:
+        """Look the base up once more; forget it if it has lost anything (X2)."""
+        if self.base is not None and self._images.lost_spans(self.base):
+            self.base = None
+        return self.base is not None
+
+    def _answer(self, attempt: int) -> Opened:
+        base = self.base.manifest if self.base is not None else None
+        covered = Coverage(0)
+        covered.flags = self.log.state.covered
+        return Opened(
+            attempt=attempt,
+            limits=self.limits,
+            tenant=self.grant.tenant_name,
+            key=self._key_bytes,
+            key_id=self.key.key_id,
+            lease_seconds=self._lease_seconds,
+            base=Base(base.root, base.image_bytes, base.segmentation, base.source_state) if base else None,
+            durable_spans=covered.to_bitmap(),
+            committed=self.receipt(),
+        )
+
+    def receipt(self) -> Committed | None:
+        """The receipt of a transfer that has committed."""
+        done = self.log.state.committed
+        return Committed(done.root, done.image_id, Figures(**done.receipt)) if done else None
+
+    # -- writing --------------------------------------------------------------------------------
+
+    def log_leaves(self, attempt: Attempt, batches: Sequence[LoggedLeaves]) -> None:
+        """Make batches part of the transfer, durably (X3)."""
+        with self.lock:
+            attempt.check()
+            assert attempt is self._attempt, "X1"
+            for batch in batches:
+                self.log.append_leaves(batch)
+            self.log.sync()
+            self.renew()
+
+    def void(self, spans: np.ndarray) -> None:
+        """Take spans back whose segments were lost before the commit."""
+        with self.lock:
+            self.log.append_voided(spans.astype("<u4"))
+            self.log.sync()
+
+    def rotate_lanes(self, *, older_than_seconds: float) -> None:
+        """Have old containers of every lane sealed."""
+        for lane in list(self.lanes.values()):
+            lane.rotate(older_than_seconds=older_than_seconds)
+
+    def enter(self, number: int, lane: Lane) -> None:
+        """A lane that ``open`` admitted begins."""
+        with self.lock:
+            self.lanes[number] = lane
+
+    def leave(self, number: int, lane: Lane) -> None:
+        """A lane has ended, however."""
+        with self.lock:
+            if self.lanes.get(number) is lane:
+                del self.lanes[number]
+            self.renew()
+
+    def close(self) -> None:
+        """End the attempt and close the log; the transfer can be opened again."""
+        with self.lock:
+            self.fence(WrongState("the target is stopping", next_step="repeat when it is back"))
+            self.log.close()

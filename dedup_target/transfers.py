@@ -1,0 +1,210 @@
+"""All transfers of a target: grants, who may use them, leases, and what is left of old ones.
+
+Invariants:
+  R1 a transfer is opened by the peer that its grant names, with its grant, only.
+  R2 a transfer that nobody continued for its lease is forgotten; its log goes, and with it
+     its hold on segments. Leases run on our monotonic clock and restart in full (law 9).
+  R3 an image whose manifest was published before a crash is committed, whatever its log says.
+Limits: TRANSFERS_MAX transfers. Callers: any thread; the reaper is a thread of its own.
+"""
+
+from __future__ import annotations
+
+import hmac
+import threading
+from dataclasses import dataclass
+
+from arraylift.clock import Clock
+from arraylift.errors import (
+    AlreadyExists,
+    Corruption,
+    LeaseLost,
+    NotFound,
+    NotPermitted,
+    Overloaded,
+    WrongState,
+)
+from arraylift.exchange.messages import Limits, Open
+from arraylift.ids import ImageId, TransferId
+from arraylift.logs import get_logger
+from dedup_target.image_reader import ImageReader
+from dedup_target.store import Store
+from dedup_target.transfer import Transfer
+from dedup_target.transfer_format import CommittedTransfer, GrantParameters
+from dedup_target.transfer_log import TransferLog
+
+TRANSFERS_MAX = 512
+REAP_SECONDS = 5.0
+
+_log = get_logger("transfers")
+
+
+@dataclass(frozen=True, slots=True)
+class GrantRequest:
+    """What CreateGrant asks for, checked."""
+
+    transfer_id: TransferId
+    peer: str
+    tenant_name: str
+    image_name: str
+    base_image_id: ImageId | None
+    no_base: bool
+
+
+class Transfers:
+    """The registry."""
+
+    def __init__(
+        self, store: Store, images: ImageReader, *, limits: Limits, lease_seconds: int, clock: Clock
+    ) -> None:
+        self._store = store
+        self._images = images
+        self._limits = limits
+        self._lease_seconds = lease_seconds
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._transfers: dict[TransferId, Transfer] = {}
+        for transfer_id in store.unit.transfers.list():
+            self._recover(transfer_id)
+        self._stop = threading.Event()
+        self._reaper = threading.Thread(target=self._reap_for_ever, name="transfer-reaper", daemon=True)
+        self._reaper.start()
+
+    # -- grants ---------------------------------------------------------------------------------
+
+    def create_grant(self, request: GrantRequest) -> tuple[bytes, ImageId | None]:
+        """Return (grant, chosen base). Idempotent by transfer id.
+
+        Raises NotFound (base), AlreadyExists (another request with this id), Overloaded.
+        """
+        tenant = self._store.keys.get_or_create(request.tenant_name)
+        with self._lock:
+            known = self._transfers.get(request.transfer_id)
+            if known is not None:
+                return self._same_grant(known, request)
+            if len(self._transfers) >= TRANSFERS_MAX:
+                raise Overloaded(
+                    f"{TRANSFERS_MAX} transfers are open",
+                    next_step="let some commit or lapse, or revoke their grants",
+                )
+            base = None
+            if request.base_image_id is not None:
+                base = self._store.manifests.get(request.base_image_id)
+                if base.tenant != tenant.tenant:
+                    raise NotFound(f"there is no image {request.base_image_id}", next_step="list the images")
+            elif not request.no_base:
+                base = self._store.manifests.newest(tenant.tenant, request.image_name)
+            parameters = GrantParameters(
+                transfer_id=request.transfer_id,
+                peer=request.peer,
+                tenant=tenant.tenant,
+                tenant_name=tenant.name,
+                image_name=request.image_name,
+                base_image_id=base.image_id if base else None,
+                base_root=base.root if base else None,
+            )
+            log = self._store.unit.transfers.create(parameters)
+            self._transfers[request.transfer_id] = self._transfer(log)
+        return self._store.unit.grant_for(request.transfer_id), parameters.base_image_id
+
+    def _same_grant(self, known: Transfer, request: GrantRequest) -> tuple[bytes, ImageId | None]:
+        grant = known.grant
+        asked = (request.peer, request.image_name)
+        if (grant.peer, grant.image_name) != asked or (
+            request.base_image_id is not None and request.base_image_id != grant.base_image_id
+        ):
+            raise AlreadyExists(
+                f"transfer {request.transfer_id} was granted for something else",
+                next_step="make a new transfer id",
+            )
+        return self._store.unit.grant_for(request.transfer_id), grant.base_image_id
+
+    def revoke(self, transfer_id: TransferId) -> None:
+        """Give a transfer up. Raises NotFound, WrongState (committed)."""
+        with self._lock:
+            transfer = self._known(transfer_id)
+            if transfer.receipt() is not None:
+                raise WrongState(
+                    f"transfer {transfer_id} has committed",
+                    next_step="delete its image instead, if that is meant",
+                )
+            self._forget(transfer)
+
+    # -- opening --------------------------------------------------------------------------------
+
+    def find(self, message: Open, peer: str) -> Transfer:
+        """Return the transfer that ``peer`` opens (R1). Raises NotFound, NotPermitted."""
+        with self._lock:
+            transfer = self._known(message.transfer_id)
+        expected = self._store.unit.grant_for(message.transfer_id)
+        if not hmac.compare_digest(expected, message.grant) or transfer.grant.peer != peer:
+            raise NotPermitted(
+                f"{peer} holds no grant for transfer {message.transfer_id}",
+                next_step="ask the target for a grant that names this array",
+            )
+        return transfer
+
+    def _known(self, transfer_id: TransferId) -> Transfer:
+        transfer = self._transfers.get(transfer_id)
+        if transfer is None:
+            raise NotFound(
+                f"there is no transfer {transfer_id}",
+                next_step="its lease may have lapsed; ask for a new grant",
+            )
+        return transfer
+
+    @property
+    def open_count(self) -> int:
+        """Transfers that have not committed."""
+        with self._lock:
+            return sum(transfer.receipt() is None for transfer in self._transfers.values())
+
+    # -- recovery and leases --------------------------------------------------------------------
+
+    def _transfer(self, log: TransferLog) -> Transfer:
+        return Transfer(
+            self._store,
+            self._images,
+            log,
+            limits=self._limits,
+            lease_seconds=self._lease_seconds,
+            clock=self._clock,
+        )
+
+    def _recover(self, transfer_id: TransferId) -> None:
+        try:
+            log = self._store.unit.transfers.open(transfer_id)
+        except (Corruption, WrongState) as error:
+            _log.error("transfer_log_unreadable", transfer=transfer_id, error=str(error))
+            return
+        image = self._store.manifests.by_transfer(transfer_id)
+        if image is not None and log.state.committed is None:  # R3
+            log.append_committed(CommittedTransfer(image.root, image.image_id, dict(image.figures)))
+            log.sync()
+        self._transfers[transfer_id] = self._transfer(log)
+
+    def _reap_for_ever(self) -> None:
+        while not self._stop.wait(REAP_SECONDS):
+            self.reap()
+
+    def reap(self) -> None:
+        """Forget what nobody continued (R2)."""
+        with self._lock:
+            for transfer in [one for one in self._transfers.values() if one.lapsed]:
+                _log.info("transfer_lapsed", transfer=transfer.transfer_id)
+                self._forget(transfer)
+
+    def _forget(self, transfer: Transfer) -> None:
+        transfer.fence(LeaseLost(f"transfer {transfer.transfer_id} was given up"))
+        with transfer.lock:
+            transfer.log.close()
+        del self._transfers[transfer.transfer_id]
+        self._store.unit.transfers.remove(transfer.transfer_id)
+
+    def close(self) -> None:
+        """Stop the reaper, fence every lane, close every log."""
+        self._stop.set()
+        self._reaper.join()
+        with self._lock:
+            for transfer in self._transfers.values():
+                transfer.close()

@@ -1,0 +1,45 @@
+"""Edge: the array's values to and from the generated classes."""
+
+from __future__ import annotations
+
+from arraylift.exchange import convert
+from arraylift.v1 import volume_pb2 as pb
+from primary_array.pool_types import PoolStats, SnapshotInfo, VolumeInfo
+
+
+def volume_to_pb(info: VolumeInfo) -> pb.Volume:
+    return pb.Volume(
+        volume_id=info.volume_id,
+        name=info.name,
+        size_bytes=info.size_bytes,
+        mapped_bytes=info.mapped_bytes,
+        state=convert.state_to_pb(info.state),
+        snapshot_count=info.snapshot_count,
+    )
+
+
+def snapshot_to_pb(info: SnapshotInfo) -> pb.Snapshot:
+    return pb.Snapshot(
+        snapshot_id=info.snapshot_id,
+        volume_id=info.volume_id,
+        volume_name=info.volume_name,
+        name=info.label,
+        size_bytes=info.size_bytes,
+        state=convert.state_to_pb(info.state),
+        created_at_ns=info.created_at_ns,
+        pinned=info.pinned,
+        group_id=info.group_id,
+    )
+
+
+def stats_to_pb(stats: PoolStats) -> pb.GetPoolStatsResponse:
+    return pb.GetPoolStatsResponse(
+        pool_id=stats.pool_id,
+        granule_bytes=stats.granule_bytes,
+        slots_used=stats.slots_used,
+        data_file_bytes=stats.data_file_bytes,
+        free_bytes=stats.free_bytes,
+        volume_count=stats.volume_count,
+        snapshot_count=stats.snapshot_count,
+        map_bytes=stats.map_bytes,
+    )

@@ -1,0 +1,311 @@
+"""Send a snapshot to a target: plan, lanes, commit, and again after a cut ([0044], [0052]).
+
+Owns: the life of a transfer on the array. An attempt opens lane 0 here, learns what
+the target knows (key, base, what is durable), hands reads to worker lanes 1..n, and
+commits on lane 0 when all of it is durable.
+Invariants:
+  K1 the snapshot stays pinned from the first read to the receipt.
+  K2 the base's state comes from the target's Opened, never from the caller.
+  K3 a sampled span that differs distrusts the volume's tracker durably before the
+     transfer fails, so that the next run reads everything.
+Limits: LANES_MAX lanes a transfer; ``patience_seconds`` without progress end it.
+Callers: service.py, one thread a transfer; each worker lane has a thread here.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from arraylift.clock import SYSTEM_CLOCK, Clock
+from arraylift.errors import (
+    Cancelled,
+    Conflict,
+    InvalidRequest,
+    PeerUnavailable,
+    TrackerMismatch,
+    WrongState,
+)
+from arraylift.exchange.coverage import Coverage, runs_of
+from arraylift.exchange.lane import LaneStream, commit_lane, open_lane, settle
+from arraylift.exchange.messages import (
+    NO_RUNS,
+    Base,
+    Commit,
+    Committed,
+    Figures,
+    Offer,
+    Open,
+    Opened,
+)
+from arraylift.exchange.sender import SenderLane, Wanted
+from arraylift.ids import SnapshotId, TransferId
+from arraylift.logs import get_logger
+from arraylift.pki import TlsMaterial
+from arraylift.segments.segmentation import DEFAULT_SEGMENTATION, Segmentation
+from arraylift.sizes import spans_of
+from primary_array.pin import Pin
+from primary_array.pool import Pool
+from primary_array.send_lanes import LaneRun, run_lanes
+from primary_array.send_plan import SendPlan, changed_plan, full_plan, mapped_spans, read_items
+from primary_array.send_worker import LaneTask
+from primary_array.worker_pool import WorkerPool
+
+HOLE_RUNS_PER_OFFER = 65_536
+RETRY_SECONDS_FIRST, RETRY_SECONDS_MAX = 0.2, 5.0
+
+_log = get_logger("send")
+
+
+@dataclass(frozen=True, slots=True)
+class SendRequest:
+    """What SendSnapshot asks for, checked."""
+
+    snapshot_id: SnapshotId
+    transfer_id: TransferId
+    target_address: str
+    grant: bytes
+    births: bool
+    """Use births where the base vouches."""
+    births_required: bool
+    patience_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class SendProgress:
+    """A snapshot of the counts while a transfer runs; ``receipt`` ends it."""
+
+    spans_done: int
+    figures: Figures
+    used_births: bool
+    receipt: Committed | None = None
+
+
+OpenStream = Callable[[str], LaneStream]
+Report = Callable[[SendProgress], None]
+
+
+class Sender:
+    """Sends snapshots of one pool."""
+
+    def __init__(
+        self,
+        pool: Pool,
+        workers: WorkerPool,
+        *,
+        tls: TlsMaterial,
+        open_stream: OpenStream,
+        clock: Clock = SYSTEM_CLOCK,
+        segmentation: Segmentation = DEFAULT_SEGMENTATION,
+    ) -> None:
+        self._pool = pool
+        self._workers = workers
+        self._tls = tls
+        self._open_stream = open_stream
+        self._clock = clock
+        self._segmentation = segmentation
+
+    def send(self, request: SendRequest, *, cancelled: threading.Event, report: Report) -> SendProgress:
+        """Run the transfer to its receipt, resuming after cuts while patience lasts.
+
+        Raises NotFound (snapshot), TrackerMismatch, WrongState (births required but no base
+        vouches), Cancelled, and the target's errors.
+        """
+        with self._pool.pin(request.snapshot_id) as pin:  # K1
+            run = _Run(self, request, pin, cancelled, report)
+            while True:
+                try:
+                    return run.attempt()
+                except TrackerMismatch:
+                    self._pool.distrust(pin.info.volume_name)  # K3
+                    _log.error(
+                        "tracker_distrusted", volume=pin.info.volume_name, transfer=request.transfer_id
+                    )
+                    raise
+                except (PeerUnavailable, Conflict) as error:
+                    run.wait_before_retry(error)
+
+
+class _Run:
+    """One transfer over its attempts."""
+
+    def __init__(
+        self,
+        sender: Sender,
+        request: SendRequest,
+        pin: Pin,
+        cancelled: threading.Event,
+        report: Report,
+    ) -> None:
+        self._sender = sender
+        self._request = request
+        self._pin = pin
+        self._cancelled = cancelled
+        self._report = report
+        self._spent = Figures()  # of attempts that have ended
+        self._failures = 0
+        self._last_progress = sender._clock.monotonic()
+        self._used_births = False
+
+    # -- attempts -------------------------------------------------------------------------------
+
+    def wait_before_retry(self, error: Exception) -> None:
+        """Sleep a little longer each time; raise ``error`` when patience is over."""
+        waited = self._sender._clock.monotonic() - self._last_progress
+        if waited > self._request.patience_seconds:
+            raise error
+        self._failures += 1
+        pause = min(RETRY_SECONDS_MAX, RETRY_SECONDS_FIRST * 2 ** min(self._failures, 6))
+        _log.warning(
+            "transfer_retries",
+            transfer=self._request.transfer_id,
+            error=str(error),
+            attempt=self._failures,
+            pause_seconds=pause,
+        )
+        if self._cancelled.wait(pause):
+            raise Cancelled("the transfer was cancelled")
+
+    def attempt(self) -> SendProgress:
+        """Open, send what is not durable yet, commit."""
+        started = self._sender._clock.monotonic()
+        stream = self._sender._open_stream(self._request.target_address)
+        lane, run = SenderLane(), LaneRun()
+        try:
+            opened = open_lane(stream, lane, self._open_message())
+            if opened.committed is not None:
+                return SendProgress(
+                    self._spans, opened.committed.figures, self._used_births, opened.committed
+                )
+            coverage = Coverage.from_bitmap(opened.durable_spans, self._spans)
+            plan = self._plan(opened.base, coverage)
+            self._offer_holes(stream, lane, plan)
+            self._run_lanes(run, opened, plan, coverage.count)
+            settle(stream, lane)
+            figures = self._total(run, lane.figures, plan, coverage.count)
+            figures.duration_ns = int((self._sender._clock.monotonic() - started) * 1e9)
+            receipt = commit_lane(stream, lane, Commit(plan.inherit_base, figures))
+            return SendProgress(self._spans, receipt.figures, self._used_births, receipt)
+        except BaseException:
+            self._spent.add(run.figures)
+            raise
+        finally:
+            stream.cancel()
+
+    @property
+    def _spans(self) -> int:
+        return spans_of(self._pin.info.size_bytes)
+
+    def _open_message(self) -> Open:
+        return Open(
+            transfer_id=self._request.transfer_id,
+            grant=self._request.grant,
+            attempt=0,
+            lane=0,
+            image_bytes=self._pin.info.size_bytes,
+            segmentation=self._sender._segmentation,
+            source_state=self._pin.info.state,
+        )
+
+    # -- planning -------------------------------------------------------------------------------
+
+    def _plan(self, base: Base | None, coverage: Coverage) -> SendPlan:
+        mapped = mapped_spans(self._pin.slots, self._pin.info.size_bytes)
+        changed = self._changed_since(base) if self._request.births else None
+        self._used_births = changed is not None
+        if base is None or changed is None:
+            if self._request.births_required:
+                raise WrongState(
+                    "no base at the target vouches for what is unchanged",
+                    subject=f"snapshot {self._request.snapshot_id}",
+                    next_step="send it with a full read once; later runs can use births",
+                )
+            return full_plan(mapped, coverage.flags)
+        return changed_plan(
+            mapped,
+            coverage.flags,
+            changed,
+            base_spans=spans_of(base.image_bytes),
+            seed=self._request.transfer_id,
+        )
+
+    def _changed_since(self, base: Base | None) -> np.ndarray | None:
+        """Changed span indexes, or None where births cannot tell (K2)."""
+        if base is None or base.segmentation != self._sender._segmentation:
+            return None
+        pool, snapshot_id = self._sender._pool, self._request.snapshot_id
+        # The state that the base was taken from, or the image that this volume was restored from.
+        for since in (base.state, base.root):
+            if since is not None:
+                changed = pool.changed_spans(snapshot_id, since, base_bytes=base.image_bytes)
+                if changed is not None:
+                    return changed
+        return None
+
+    # -- sending --------------------------------------------------------------------------------
+
+    def _offer_holes(self, stream: LaneStream, lane: SenderLane, plan: SendPlan) -> None:
+        runs = runs_of(plan.holes)
+        for start in range(0, len(runs), HOLE_RUNS_PER_OFFER):
+            while not lane.may_offer:
+                self._take_reply(stream, lane)
+            nothing = NO_RUNS[:, 0]
+            offer = Offer(
+                batch=lane.next_batch,
+                spans=nothing,
+                counts=nothing.astype("<u2"),
+                lengths=nothing,
+                fingerprints=b"",
+                hole_runs=runs[start : start + HOLE_RUNS_PER_OFFER],
+            )
+            stream.send(lane.offer(offer))
+        while not lane.answered:
+            self._take_reply(stream, lane)
+
+    def _take_reply(self, stream: LaneStream, lane: SenderLane) -> None:
+        reply = stream.receive(1.0)
+        if reply is None:
+            return
+        event = lane.receive(reply)
+        if isinstance(event, Wanted) and len(event.indexes):
+            raise InvalidRequest("the target wants segments of an offer that had none")
+
+    def _run_lanes(self, run: LaneRun, opened: Opened, plan: SendPlan, resumed: int) -> None:
+        task = LaneTask(
+            open=replace(self._open_message(), attempt=opened.attempt),
+            lane_count=1,
+            key=opened.key,
+            target_address=self._request.target_address,
+            tls=self._sender._tls,
+            data_path=self._pin.data_path,
+        )
+
+        def progressed(run: LaneRun) -> None:
+            self._last_progress = self._sender._clock.monotonic()
+            total = self._total(run, Figures(), plan, resumed)
+            done = resumed + int(plan.holes.sum()) + run.figures.spans_read + run.figures.spans_sampled
+            self._report(SendProgress(done, total, self._used_births))
+
+        size_bytes, spans_per_item = self._pin.info.size_bytes, opened.limits.spans_per_offer_max
+        run_lanes(
+            run,
+            self._sender._workers,
+            task,
+            read_items(plan, self._pin.slots, size_bytes, spans_per_item),
+            opened.limits,
+            cancelled=self._cancelled,
+            progressed=progressed,
+        )
+
+    def _total(self, run: LaneRun, control: Figures, plan: SendPlan, resumed: int) -> Figures:
+        total = Figures()
+        for part in (self._spent, run.figures, control):
+            total.add(part)
+        total.spans_total = self._spans
+        total.spans_hole += int(plan.holes.sum())
+        total.spans_resumed = resumed
+        total.attempts = self._failures + 1
+        return total

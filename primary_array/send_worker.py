@@ -1,0 +1,177 @@
+"""A worker process: reads, cuts, fingerprints and sends the spans it is handed.
+
+Runs beside the daemon so that serving blocks never waits for a backup (one core
+each; FACTS: threads gain nothing here). Resident: everything is imported before
+the first task.
+Protocol with the daemon over one pipe (pickled, both ends are this program):
+  daemon -> worker  LaneTask, then ReadItem* and None, or Cancel at any time
+  worker -> daemon  Credit for each item taken, Progress, then Finished or Failed
+A closed pipe means that the daemon is gone: the worker exits at once.
+Threads: the main thread runs lanes; one listens to the pipe.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import threading
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+
+from arraylift.errors import ArrayliftError, StoreFailed
+from arraylift.exchange.grpc_stream import GrpcLaneStream
+from arraylift.exchange.lane import open_lane, run_lane
+from arraylift.exchange.messages import Figures, Open
+from arraylift.exchange.sender import SenderLane, Wanted
+from arraylift.logs import get_logger
+from arraylift.pki import TlsMaterial
+from arraylift.rpc.channel import connect
+from arraylift.segments.fingerprint import FingerprintKey
+from primary_array.send_plan import ReadItem
+from primary_array.span_source import SpanSource
+
+ITEMS_AHEAD = 3
+"""Items in the pipe or queue of one worker: enough that it never waits for the daemon."""
+PROGRESS_BATCHES = 4
+"""Batches between two progress messages."""
+
+_log = get_logger("send_worker")
+
+
+@dataclass(frozen=True, slots=True)
+class LaneTask:
+    """One lane of one attempt."""
+
+    open: Open
+    lane_count: int
+    key: bytes
+    target_address: str
+    tls: TlsMaterial
+    data_path: str
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """Stop the lane."""
+
+
+@dataclass(frozen=True, slots=True)
+class Credit:
+    """One item was taken: send another."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """What this lane has done so far."""
+
+    figures: Figures
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The lane ended and everything on it is durable."""
+
+    figures: Figures
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The lane ended early."""
+
+    error: ArrayliftError
+    figures: Figures
+
+
+class Worker:
+    """The process's state between tasks."""
+
+    def __init__(self, pipe: Connection) -> None:
+        self._pipe = pipe
+        self._tasks: queue.Queue[LaneTask] = queue.Queue(1)
+        self._items: queue.Queue[ReadItem | None] = queue.Queue()  # bounded by ITEMS_AHEAD credits
+        self._cancelled = threading.Event()
+
+    def run(self) -> None:
+        """Serve tasks for ever; the pipe's end ends the process."""
+        threading.Thread(target=self._listen, name="worker-pipe", daemon=True).start()
+        while True:
+            task = self._tasks.get()
+            self._pipe.send(self._attempt(task))
+
+    def _listen(self) -> None:
+        try:
+            while True:
+                message = self._pipe.recv()
+                if isinstance(message, LaneTask):
+                    self._cancelled.clear()
+                    self._items = queue.Queue()
+                    self._tasks.put(message)
+                elif isinstance(message, Cancel):
+                    self._cancelled.set()
+                    self._items.put(None)
+                else:
+                    self._items.put(message)
+        except (EOFError, OSError):
+            os._exit(0)
+
+    def _attempt(self, task: LaneTask) -> Finished | Failed:
+        lane = SenderLane()
+        source: SpanSource | None = None
+        try:
+            descriptor = os.open(task.data_path, os.O_RDONLY | os.O_CLOEXEC)
+            channel = connect(task.target_address, task.tls)
+            stream = GrpcLaneStream(channel, f"target {task.target_address}")
+            try:
+                opened = open_lane(stream, lane, task.open)
+                lane.use_lanes(task.lane_count)
+                source = SpanSource(
+                    descriptor,
+                    key=FingerprintKey(task.key),
+                    segmentation=task.open.segmentation,
+                    image_bytes=task.open.image_bytes,
+                    spans_per_offer=opened.limits.spans_per_offer_max,
+                    buffers_max=opened.limits.window_batches + 1,
+                    next_item=self._next_item,
+                )
+                self._run_lane(stream, lane, source)
+            finally:
+                stream.cancel()
+                channel.close()
+                os.close(descriptor)
+            return Finished(_figures(lane, source))
+        except ArrayliftError as error:
+            return Failed(error, _figures(lane, source))
+        except Exception as error:
+            _log.exception("lane_failed", transfer=task.open.transfer_id)
+            return Failed(StoreFailed(f"a backup worker failed: {error!r}"), _figures(lane, source))
+
+    def _run_lane(self, stream: GrpcLaneStream, lane: SenderLane, source: SpanSource) -> None:
+        def on_answered(wanted: Wanted) -> None:
+            if wanted.batch % PROGRESS_BATCHES == 0:
+                self._pipe.send(Progress(_figures(lane, source)))
+
+        run_lane(stream, lane, source, cancelled=self._cancelled, on_answered=on_answered)
+
+    def _next_item(self) -> ReadItem | None:
+        item = self._items.get()
+        if item is not None:
+            self._pipe.send(Credit())
+        return item
+
+
+def _figures(lane: SenderLane, source: SpanSource | None) -> Figures:
+    figures = Figures()
+    figures.add(lane.figures)
+    if source is not None:
+        figures.bytes_read = source.bytes_read
+        figures.spans_read = source.spans_read
+        figures.spans_sampled = source.spans_sampled
+        figures.spans_hole = source.spans_hole
+    return figures
+
+
+def main(pipe: Connection) -> None:
+    """Entry point of the process. Ctrl-C is for the daemon, which then closes the pipe."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    Worker(pipe).run()

@@ -1,0 +1,1 @@
+"""Edges of the primary array: check, convert, delegate. One module a gRPC service."""
