@@ -1,0 +1,104 @@
+"""Declare commands: every one takes the common options and gets a Session.
+
+``@command(app, "ls")`` registers ``def ls(session, ...)``: the decorator adds ``--json``, ``--debug``,
+``--state``, ``--pki``, ``--array`` and ``--target`` to its options, so that they may stand after the
+command as well as before it, and opens and closes the session around it.
+Callers: modules of this package, while they are imported.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+from arraylift.cli.session import Session
+from arraylift.cli.settings import Overrides
+
+_PANEL = "Common options"
+
+COMMON: dict[str, Any] = {
+    "json": Annotated[bool, typer.Option("--json", help="One JSON document.", rich_help_panel=_PANEL)],
+    "debug": Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of an error.", rich_help_panel=_PANEL)
+    ],
+    "state": Annotated[
+        Path | None,
+        typer.Option(help="State directory, also ARRAYLIFT_STATE.", metavar="DIR", rich_help_panel=_PANEL),
+    ],
+    "pki": Annotated[
+        Path | None,
+        typer.Option(help="Certificates; default: of the state.", metavar="DIR", rich_help_panel=_PANEL),
+    ],
+    "array": Annotated[
+        str | None,
+        typer.Option(help="host:port; default: of the state.", metavar="ADDRESS", rich_help_panel=_PANEL),
+    ],
+    "target": Annotated[
+        str | None,
+        typer.Option(help="host:port; default: of the state.", metavar="ADDRESS", rich_help_panel=_PANEL),
+    ],
+}
+assert set(COMMON) == {item.name for item in dataclasses.fields(Overrides)}
+
+
+def group(help: str) -> typer.Typer:
+    """Return a noun: a command with commands below it."""
+    return typer.Typer(help=help, no_args_is_help=True, add_completion=False, rich_markup_mode=None)
+
+
+def command(app: typer.Typer, name: str, *, examples: str = "") -> Callable[[Callable[..., None]], None]:
+    """Register a function as the command ``name``; its docstring is the help."""
+
+    def register(function: Callable[..., None]) -> None:
+        app.command(name, epilog=examples_epilog(examples))(_with_session(function))
+
+    return register
+
+
+def examples_epilog(examples: str) -> str | None:
+    """Return examples as click shows them: \\b keeps the lines as they are."""
+    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in examples.splitlines()) if examples else None
+
+
+def _with_session(function: Callable[..., None]) -> Callable[..., None]:
+    hints = get_type_hints(function, include_extras=True)
+    own = [
+        parameter.replace(annotation=hints[parameter.name])
+        for parameter in inspect.signature(function).parameters.values()
+        if parameter.name != "session"
+    ]
+
+    def run(context: typer.Context, **values: Any) -> None:
+        given = Overrides(**{name: values.pop(name) for name in COMMON})
+        before = context.find_root().obj
+        assert isinstance(before, Overrides), "the root callback leaves its options there"
+        with Session(given.over(before)) as session:
+            function(session, **values)
+
+    keyword_only = inspect.Parameter.KEYWORD_ONLY
+    first = inspect.Parameter("context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
+    parameters = [
+        first,
+        *(parameter.replace(kind=keyword_only) for parameter in own),
+        *common_parameters(),
+    ]
+    described: Any = run
+    described.__signature__ = inspect.Signature(parameters)
+    described.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    described.__doc__ = function.__doc__
+    described.__name__ = function.__name__
+    return run
+
+
+def common_parameters() -> list[inspect.Parameter]:
+    """Return the common options, as parameters of a function that typer reads."""
+    defaults = {item.name: item.default for item in dataclasses.fields(Overrides)}
+    return [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=defaults[name], annotation=annotation)
+        for name, annotation in COMMON.items()
+    ]

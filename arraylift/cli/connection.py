@@ -1,0 +1,131 @@
+"""One daemon as the command line calls it: its channel, its stubs, its name.
+
+Owns: a gRPC channel, and the words by which errors name its other end.
+Callers: main thread; ``close`` when done.
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from arraylift import pki
+from arraylift.errors import ArrayliftError, PeerUnavailable
+from arraylift.rpc import channel
+from arraylift.rpc.address import split_address
+from arraylift.rpc.channel import CALL_SECONDS, TRANSFER_SECONDS, ResponseStream
+from arraylift.rpc.identity import Peer, peer_of_names
+from arraylift.v1 import (
+    backup_logic_pb2_grpc,
+    image_pb2_grpc,
+    target_admin_pb2_grpc,
+    volume_pb2_grpc,
+)
+
+OPERATOR_ROLE = "operator"
+OPERATOR_NAME = "admin"
+HEALTH_SECONDS = 5.0
+
+Response = TypeVar("Response")
+
+
+class Connection:
+    """Calls one daemon as the operator. Connects at the first call."""
+
+    def __init__(self, noun: str, address: str, pki_directory: Path) -> None:
+        """Raises what ``pki.load`` does, and InvalidRequest (address)."""
+        self.noun = noun
+        self.address = address
+        self._pki = pki_directory
+        tls = pki.load(str(pki_directory), OPERATOR_ROLE, OPERATOR_NAME)
+        self._channel = channel.connect(address, tls)
+
+    @property
+    def label(self) -> str:
+        """As errors name it."""
+        return f"{self.noun} {self.address}"
+
+    @cached_property
+    def volumes(self) -> volume_pb2_grpc.VolumeServiceStub:
+        return volume_pb2_grpc.VolumeServiceStub(self._channel)
+
+    @cached_property
+    def backup_logic(self) -> backup_logic_pb2_grpc.BackupLogicServiceStub:
+        return backup_logic_pb2_grpc.BackupLogicServiceStub(self._channel)
+
+    @cached_property
+    def images(self) -> image_pb2_grpc.ImageServiceStub:
+        return image_pb2_grpc.ImageServiceStub(self._channel)
+
+    @cached_property
+    def admin(self) -> target_admin_pb2_grpc.TargetAdminServiceStub:
+        return target_admin_pb2_grpc.TargetAdminServiceStub(self._channel)
+
+    def call(
+        self, method: Callable[..., Response], request: object, *, timeout_seconds: float = CALL_SECONDS
+    ) -> Response:
+        """Call a method that answers once; errors of ``channel.call``."""
+        return channel.call(method, request, peer=self.label, timeout_seconds=timeout_seconds)
+
+    def stream(self, method: Callable[..., Any], request: object) -> ResponseStream[Any]:
+        """Call a method that answers by a stream of data or progress."""
+        return channel.stream(method, request, peer=self.label, timeout_seconds=TRANSFER_SECONDS)
+
+    def upload(self, method: Callable[..., Response], requests: Iterable[object]) -> Response:
+        """Call a method that takes a stream; an error raised while making ``requests`` comes out here."""
+        failures: list[Exception] = []
+
+        def watched() -> Iterator[object]:
+            try:
+                yield from requests
+            except Exception as error:
+                failures.append(error)
+                raise  # gRPC cancels the call, so a cut stream is never taken for a whole one
+
+        try:
+            return self.call(method, watched(), timeout_seconds=TRANSFER_SECONDS)
+        except ArrayliftError:
+            if failures:
+                raise failures[0] from None
+            raise
+
+    def is_serving(self) -> bool:
+        """Ask for its health. Raises PeerUnavailable, DeadlineExceeded, NotPermitted."""
+        stub = health_pb2_grpc.HealthStub(self._channel)
+        request = health_pb2.HealthCheckRequest(service="")
+        answer = self.call(stub.Check, request, timeout_seconds=HEALTH_SECONDS)
+        return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+    def identity(self) -> Peer:
+        """Return who the daemon is, from its verified certificate: grants are made out to that name.
+
+        Raises PeerUnavailable, NotPermitted (a certificate without an identity).
+        """
+        host, port = split_address(self.address)
+        stem = self._pki / f"{OPERATOR_ROLE}-{OPERATOR_NAME}"
+        try:
+            context = ssl.create_default_context(cafile=str(self._pki / "ca.pem"))
+            context.load_cert_chain(f"{stem}.pem", f"{stem}.key")
+            context.set_alpn_protocols(["h2"])
+            with (
+                socket.create_connection((host, port), timeout=CALL_SECONDS) as plain,
+                context.wrap_socket(plain, server_hostname=host) as secure,
+            ):
+                certificate: dict[str, Any] = secure.getpeercert() or {}
+        except OSError as error:
+            raise PeerUnavailable(
+                f"no trusted connection with {self.label}: {error}",
+                subject=self.label,
+                next_step="check that the daemon runs there and has a certificate of the same CA",
+            ) from None
+        return peer_of_names(value for kind, value in certificate.get("subjectAltName", ()) if kind == "URI")
+
+    def close(self) -> None:
+        """End whatever still runs on it."""
+        self._channel.close()

@@ -1,0 +1,195 @@
+"""Two similar ext4 disks out of this machine's own files, and changes to one of them.
+
+Owns: everything below the directory it is given. Uses e2fsprogs: no mount, no root.
+Callers: the demo, main thread.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import subprocess
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from arraylift.config import child_environment
+from arraylift.errors import ArrayliftError, Corruption, NotFound, OutOfSpace, WrongState
+from arraylift.sizes import MIB, human
+
+FILES_BYTES = 360 * MIB
+"""Real files taken in all; fewer where the machine has not so many."""
+
+FILES_BYTES_MIN = 4 * MIB
+FILE_BYTES_MAX = 32 * MIB
+_SHARES = {"common": 84, "one": 7, "two": 7, "fresh": 2}  # per cent of what was taken
+_BLOCK_BYTES = 4096
+_SPARE_BYTES = 48 * MIB
+_ROOM_FACTOR = 8  # stage, two disks, an export, pool and target
+_PROGRAM_SECONDS = 120.0
+_SYSTEM_PATH = "/usr/sbin:/sbin"
+_DAMAGED = 4  # e2fsck's exit status bit: errors left uncorrected
+
+Sets = dict[str, list[tuple[Path, int]]]
+
+
+@dataclass(frozen=True, slots=True)
+class DemoDisks:
+    """Two disk images that share most of their files, and the way to change the first."""
+
+    directory: Path
+    one: Path
+    two: Path
+    files_bytes: int
+
+    def change_one(self) -> str:
+        """Remove, replace and add files inside disk one; return what was done."""
+        fresh = sorted((self.directory / "fresh").iterdir())
+        removed = [f"/srv/one/{number:04d}" for number in range(3)]
+        commands = [f"rm {path}" for path in removed]
+        commands += [f"write {fresh[0]} {removed[0]}", "mkdir /srv/fresh"]
+        commands += [f"write {path} /srv/fresh/{path.name}" for path in fresh[1:]]
+        script = "\n".join(commands) + "\n"
+        ended = _run(["debugfs", "-w", "-f", "-", str(self.one)], text=script)
+        # debugfs ends with 0 whatever happened; only its banner is no complaint.
+        complaints = [line for line in ended.stderr.splitlines() if not line.startswith("debugfs ")]
+        if complaints:
+            raise ArrayliftError(f"debugfs could not change {self.one}: {complaints[0]}")
+        return f"{len(removed)} files removed, {len(fresh)} written"
+
+
+def find_programs() -> None:
+    """Raise NotFound unless e2fsprogs is installed; asked before any work."""
+    for program in ("mkfs.ext4", "debugfs", "e2fsck"):
+        _program(program)
+
+
+def build(directory: Path, source: Path = Path("/usr")) -> DemoDisks:
+    """Make both disks in ``directory``. Raises OutOfSpace, WrongState (too few files), NotFound."""
+    sets = choose_files(source)
+    total = sum(size for chosen in sets.values() for _, size in chosen)
+    free = shutil.disk_usage(directory).free
+    if free < total * _ROOM_FACTOR:
+        raise OutOfSpace(
+            f"{directory} has {human(free)} free, the demo needs {human(total * _ROOM_FACTOR)}",
+            subject=str(directory),
+            next_step="set TMPDIR to a larger file system",
+        )
+    stage = directory / "stage"
+    for path, _ in sets["common"]:
+        _copy(path, stage / "usr" / path.relative_to(source))
+    for name in ("one", "two", "fresh"):
+        for number, (path, _) in enumerate(sets[name]):
+            _copy(path, directory / name / f"{number:04d}")
+    # Both disks are made of one tree in which only srv/ differs.
+    (stage / "srv").mkdir()
+    disks = []
+    for number, name in enumerate(("one", "two"), start=1):
+        shutil.move(directory / name, stage / "srv" / name)
+        image = directory / f"disk-{name}.img"
+        _make_ext4(image, stage, [*sets["common"], *sets[name]], number)
+        shutil.rmtree(stage / "srv" / name)
+        disks.append(image)
+    shutil.rmtree(stage)
+    return DemoDisks(directory=directory, one=disks[0], two=disks[1], files_bytes=total)
+
+
+def choose_files(source: Path) -> Sets:
+    """Return disjoint sets of readable files, the same ones on every run; see _SHARES."""
+    taken: list[tuple[Path, int]] = []
+    total = 0
+    for path, size in _candidates(source):
+        taken.append((path, size))
+        total += size
+        if total >= FILES_BYTES:
+            break
+    sets: Sets = {name: [] for name in _SHARES}
+    walk = iter(taken)
+    for name, share in _SHARES.items():
+        filled = 0
+        for path, size in walk:
+            sets[name].append((path, size))
+            filled += size
+            if filled >= total * share // 100:
+                break
+    if total < FILES_BYTES_MIN or len(sets["one"]) < 4 or len(sets["fresh"]) < 2:
+        raise WrongState(
+            f"{source} has too few files to make disks of: {len(taken)} readable ones, {human(total)}",
+            subject=str(source),
+        )
+    return sets
+
+
+def check_file_system(image: Path) -> None:
+    """Raise Corruption unless e2fsck finds the file system in ``image`` whole; changes nothing."""
+    ended = _run(["e2fsck", "-fn", str(image)], accepted=range(256))
+    if ended.returncode:
+        lines = (ended.stdout + ended.stderr).strip().splitlines() or ["no word"]
+        what = "damaged" if ended.returncode & _DAMAGED else f"refused with exit status {ended.returncode}"
+        raise Corruption(f"e2fsck finds {image} {what}: {lines[-1]}", subject=str(image))
+
+
+def _candidates(source: Path) -> Iterator[tuple[Path, int]]:
+    """Yield regular, readable files in the order of their paths."""
+    for directory, names, files in os.walk(source):
+        names.sort()
+        for name in sorted(files):
+            path = Path(directory, name)
+            try:
+                found = path.lstat()
+            except OSError:
+                continue
+            fits = stat.S_ISREG(found.st_mode) and 0 < found.st_size <= FILE_BYTES_MAX
+            if fits and os.access(path, os.R_OK):
+                yield path, found.st_size
+
+
+def _copy(path: Path, to: Path) -> None:
+    to.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        shutil.copyfile(path, to)
+    except OSError as error:
+        raise ArrayliftError(f"cannot copy {path} to {to}: {error.strerror}") from None
+
+
+def _make_ext4(image: Path, stage: Path, files: Sequence[tuple[Path, int]], number: int) -> None:
+    content = sum(-(-size // _BLOCK_BYTES) * _BLOCK_BYTES for _, size in files)
+    size = (content + content // 8 + _SPARE_BYTES) // MIB * MIB
+    identity = f"{number:08d}-0000-4000-8000-000000000000"  # disks of two machines have two
+    inodes = 2 * len(files) + 2000
+    options = ["-q", "-F", "-b", str(_BLOCK_BYTES), "-N", str(inodes), "-U", identity]
+    options += ["-E", f"hash_seed={identity}", "-d", str(stage)]
+    _run(["mkfs.ext4", *options, str(image), f"{size // 1024}k"])
+
+
+def _run(
+    command: Sequence[str], *, text: str = "", accepted: Sequence[int] = (0,)
+) -> subprocess.CompletedProcess[str]:
+    """Run a program of e2fsprogs to its end."""
+    program = _program(command[0])
+    try:
+        ended = subprocess.run(
+            [program, *command[1:]],
+            input=text,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_PROGRAM_SECONDS,
+            env=child_environment(LC_ALL="C", E2FSPROGS_FAKE_TIME="1700000000"),
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise ArrayliftError(f"{command[0]} did not end within {_PROGRAM_SECONDS:.0f} s") from None
+    if ended.returncode not in accepted:
+        said = ended.stderr.strip().splitlines() or ["no word"]
+        raise ArrayliftError(f"{command[0]} failed with exit status {ended.returncode}: {said[-1]}")
+    return ended
+
+
+def _program(name: str) -> str:
+    """Return a program's path; system programs are often not on a user's PATH."""
+    found = shutil.which(name) or shutil.which(name, path=_SYSTEM_PATH)
+    if found is None:
+        raise NotFound(f"there is no {name} on this machine", subject=name, next_step="apt install e2fsprogs")
+    return found

@@ -1,0 +1,39 @@
+"""``arraylift target``: the dedup target and its images.
+
+Callers: the command line, main thread.
+"""
+
+from __future__ import annotations
+
+import typer
+
+from arraylift.cli import images
+from arraylift.cli.command import command, group
+from arraylift.cli.session import Session
+from arraylift.cli.show import pairs, plain, ratio
+from arraylift.sizes import human
+from arraylift.v1 import target_admin_pb2
+
+
+def register(app: typer.Typer) -> None:
+    """Add the noun to the root."""
+    noun = group("The dedup target and its images.")
+    command(noun, "stats", examples="arraylift target stats --json")(stats)
+    images.register(noun)
+    app.add_typer(noun, name="target")
+
+
+def stats(session: Session) -> None:
+    """Show sizes and counts of the store."""
+    target = session.target
+    found = target.call(target.admin.GetTargetStats, target_admin_pb2.GetTargetStatsRequest())
+    rows: list[tuple[str, object]] = [
+        ("images", f"{found.image_count:,}, {human(found.logical_bytes)} as disks"),
+        ("stored", f"{human(found.container_bytes)} in {found.container_count:,} containers"),
+        ("ratio", f"{ratio(found.logical_bytes, found.container_bytes)} disks to stored"),
+        ("segments", f"{found.segment_count:,}, {human(found.plain_bytes)} before compression"),
+        ("open transfers", f"{found.open_transfer_count:,}"),
+        ("quarantined", f"{found.quarantined_count:,}"),
+        ("free", human(found.free_bytes)),
+    ]
+    session.emit(plain(found), pairs(rows))

@@ -1,0 +1,168 @@
+"""Send a snapshot to the target, and an image back: grant, transfer, receipt.
+
+The operator asks the receiver for a grant and hands it to the sender; the data moves between the
+two daemons alone. A transfer that fails or is interrupted is given up at the target, so that it
+pins nothing until its lease lapses.
+Callers: main thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from arraylift.cli.connection import Connection
+from arraylift.cli.show import plain
+from arraylift.errors import ArrayliftError, InvalidRequest, NotFound
+from arraylift.ids import random_id
+from arraylift.rpc.channel import ResponseStream
+from arraylift.v1 import (
+    backup_logic_pb2,
+    common_pb2,
+    image_pb2,
+    target_admin_pb2,
+    volume_pb2,
+)
+
+OnSpans = Callable[[int, common_pb2.TransferFigures], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What the receiver committed: an image's or a volume's id, and its root."""
+
+    receipt_id: str
+    root: bytes
+    figures: common_pb2.TransferFigures
+    base_image_id: str = ""
+    change_source: str = ""
+
+    def document(self) -> dict[str, object]:
+        """As JSON takes it; the caller names the id."""
+        return {"root": self.root.hex(), "figures": plain(self.figures)}
+
+
+def send_snapshot(
+    array: Connection, target: Connection, snapshot_id: str, *, image_name: str, full: bool, on_spans: OnSpans
+) -> Receipt:
+    """Send a snapshot as the next image named ``image_name``; errors of the calls it makes."""
+    transfer_id = random_id()
+    grant = target.call(
+        target.admin.CreateGrant,
+        target_admin_pb2.CreateGrantRequest(
+            transfer_id=transfer_id, array=array.identity().name, image_name=image_name, no_base=full
+        ),
+    )
+    request = backup_logic_pb2.SendSnapshotRequest(
+        snapshot_id=snapshot_id,
+        target_address=target.address,
+        transfer_id=transfer_id,
+        grant=grant.grant,
+    )
+    try:
+        last = _follow(array.stream(array.backup_logic.SendSnapshot, request), array.label, on_spans)
+    except BaseException:
+        with contextlib.suppress(ArrayliftError):  # its lease lapses anyway
+            target.call(
+                target.admin.RevokeGrant, target_admin_pb2.RevokeGrantRequest(transfer_id=transfer_id)
+            )
+        raise
+    source = backup_logic_pb2.ChangeSource.Name(last.change_source)
+    return Receipt(
+        receipt_id=last.receipt_id,
+        root=last.root,
+        figures=last.figures,
+        base_image_id=grant.base_image_id,
+        change_source=source.removeprefix("CHANGE_SOURCE_").lower(),
+    )
+
+
+def restore_image(
+    target: Connection, array: Connection, image_id: str, *, volume_name: str, on_spans: OnSpans
+) -> Receipt:
+    """Send an image into a new volume; errors of the calls it makes."""
+    transfer_id = random_id()
+    grant = array.call(
+        array.volumes.PrepareRestore,
+        volume_pb2.PrepareRestoreRequest(
+            transfer_id=transfer_id, target=target.identity().name, volume_name=volume_name
+        ),
+    ).grant
+    request = image_pb2.SendImageRequest(
+        image_id=image_id, receiver_address=array.address, transfer_id=transfer_id, grant=grant
+    )
+    last = _follow(target.stream(target.images.SendImage, request), target.label, on_spans)
+    return Receipt(receipt_id=last.receipt_id, root=last.root, figures=last.figures)
+
+
+def _follow(responses: ResponseStream[Any], label: str, on_spans: OnSpans) -> Any:
+    """Report progress until the receipt comes; leaving early cancels the transfer."""
+    last: Any = None
+    with responses:
+        for response in responses:
+            last = response
+            on_spans(response.spans_done, response.figures)
+    if last is None or not last.receipt_id:
+        raise ArrayliftError(f"{label} ended the transfer without a receipt", next_step="look into its log")
+    return last
+
+
+def find_snapshot(array: Connection, reference: str) -> volume_pb2.Snapshot:
+    """Return the snapshot of an id, or of ``VOLUME@NAME``. Raises NotFound, InvalidRequest."""
+    volume_name, at, name = reference.rpartition("@")
+    listed: Sequence[volume_pb2.Snapshot] = array.call(
+        array.volumes.ListSnapshots, volume_pb2.ListSnapshotsRequest(volume_name=volume_name if at else "")
+    ).snapshots
+    found = [
+        snapshot for snapshot in listed if snapshot.snapshot_id == reference or (at and snapshot.name == name)
+    ]
+    if not found:
+        raise NotFound(
+            f"there is no snapshot {reference} on {array.label}",
+            subject=f"snapshot {reference}",
+            next_step="give an id or VOLUME@NAME; see `arraylift array snapshots ls`",
+        )
+    if len(found) > 1:
+        raise InvalidRequest(
+            f"{len(found)} snapshots are named {reference}",
+            subject=f"snapshot {reference}",
+            next_step="give the id of one: " + ", ".join(snapshot.snapshot_id for snapshot in found[:4]),
+        )
+    return found[0]
+
+
+def find_image(target: Connection, reference: str) -> image_pb2.Image:
+    """Return the image of an id, or the newest of a name. Raises NotFound."""
+    named = list_images(target, name=reference, count_max=1)
+    if named:
+        return named[0]
+    try:
+        request = image_pb2.GetImageRequest(image_id=reference)
+        answer: image_pb2.GetImageResponse = target.call(target.images.GetImage, request)
+        return answer.image
+    except (NotFound, InvalidRequest):
+        raise NotFound(
+            f"there is no image {reference} on {target.label}",
+            subject=f"image {reference}",
+            next_step="give an id or a name; see `arraylift target images ls`",
+        ) from None
+
+
+def list_images(target: Connection, *, name: str = "", count_max: int) -> list[image_pb2.Image]:
+    """Return images, newest first, at most ``count_max``."""
+    images: list[image_pb2.Image] = []
+    token = ""
+    while len(images) < count_max:
+        page = target.call(
+            target.images.ListImages,
+            image_pb2.ListImagesRequest(
+                name=name, page_size=min(1000, count_max - len(images)), page_token=token
+            ),
+        )
+        images += page.images
+        token = page.next_page_token
+        if not token:
+            break
+    return images

@@ -1,0 +1,169 @@
+"""``arraylift array volumes``: make, fill, read and remove volumes.
+
+Callers: the command line, main thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from arraylift.cli import transfers, volume_data
+from arraylift.cli.command import command, group
+from arraylift.cli.local_files import NewFile, SourceImage
+from arraylift.cli.session import Session
+from arraylift.cli.show import pairs, plain, row, table
+from arraylift.errors import InvalidRequest, NotFound
+from arraylift.rpc.channel import LONG_CALL_SECONDS
+from arraylift.sizes import human, parse_size
+from arraylift.v1 import volume_pb2
+
+VolumeName = Annotated[str, typer.Argument(metavar="VOLUME", help="Name of the volume.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the noun to ``arraylift array``."""
+    noun = group("Disks of the array.")
+    command(noun, "ls", examples="arraylift array volumes ls --json")(ls)
+    command(noun, "create", examples="arraylift array volumes create web1 10G")(create)
+    command(noun, "rm", examples="arraylift array volumes rm web1 --cascade")(rm)
+    command(noun, "import", examples="arraylift array volumes import web1 disk.img")(import_)
+    command(
+        noun,
+        "export",
+        examples="arraylift array volumes export web1 disk.img\n"
+        "arraylift array volumes export web1@monday disk.img --force",
+    )(export)
+    command(noun, "write", examples="arraylift array volumes write web1 disk.img")(write)
+    app.add_typer(noun, name="volumes")
+
+
+def ls(session: Session) -> None:
+    """List the volumes."""
+    array = session.array
+    found = array.call(array.volumes.ListVolumes, volume_pb2.ListVolumesRequest()).volumes
+    session.emit([plain(volume) for volume in found], _table(found))
+
+
+def create(
+    session: Session,
+    name: VolumeName,
+    size: Annotated[str, typer.Argument(help="E.g. 512M, 10G, 1TiB; a multiple of 512 bytes.")],
+) -> None:
+    """Make an empty volume; it takes space as it is written."""
+    try:
+        size_bytes = parse_size(size)
+    except (ValueError, OverflowError) as error:
+        raise InvalidRequest(str(error), subject=f"volume {name}") from None
+    if not 0 < size_bytes < 1 << 63:
+        raise InvalidRequest(f"{size} is no size for a volume", subject=f"volume {name}")
+    array = session.array
+    made = array.call(
+        array.volumes.CreateVolume, volume_pb2.CreateVolumeRequest(name=name, size_bytes=size_bytes)
+    ).volume
+    session.emit(plain(made), _table([made]))
+
+
+def rm(
+    session: Session,
+    name: VolumeName,
+    cascade: Annotated[bool, typer.Option("--cascade", help="Remove its snapshots too.")] = False,
+    missing_ok: Annotated[bool, typer.Option("--missing-ok", help="Fine if there is none.")] = False,
+) -> None:
+    """Remove a volume with its data."""
+    array = session.array
+    request = volume_pb2.DeleteVolumeRequest(name=name, cascade=cascade, missing_ok=missing_ok)
+    array.call(array.volumes.DeleteVolume, request, timeout_seconds=LONG_CALL_SECONDS)
+    session.emit({"removed": name}, f"removed volume {name}")
+
+
+def import_(
+    session: Session,
+    name: VolumeName,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A raw disk image or block device.")],
+) -> None:
+    """Make a volume of a raw disk image; its holes are not read."""
+    with SourceImage(file) as source, session.progress(f"import {name}", source.size_bytes) as bar:
+        answer = volume_data.import_volume(session.array, source, name, bar.update)
+    document = {"volume": plain(answer.volume), "bytes_written": answer.bytes_written}
+    session.emit(
+        document,
+        f"volume {name}: {human(answer.volume.size_bytes)}, {human(answer.bytes_written)} of data",
+    )
+
+
+def export(
+    session: Session,
+    name: Annotated[str, typer.Argument(metavar="VOLUME|VOLUME@SNAPSHOT|ID", help="What to read.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Raw disk image to write, sparse.")],
+    force: Annotated[bool, typer.Option("--force", help="Replace FILE if it exists.")] = False,
+) -> None:
+    """Write a volume or a snapshot into a sparse file, which appears when it is whole."""
+    with NewFile(file, overwrite=force) as destination:
+        request, size_bytes = _readable(session, name)
+        with session.progress(f"export {name}", size_bytes) as bar:
+            volume_data.export(session.array, request, size_bytes, destination, bar.update)
+    session.emit(
+        {"source": name, "file": str(file), "size_bytes": size_bytes},
+        f"{file}: {human(size_bytes)} of {name}",
+    )
+
+
+def write(
+    session: Session,
+    name: VolumeName,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A raw disk image of the same size.")],
+) -> None:
+    """Make a volume equal to a file, writing only the granules (64 KiB) that differ."""
+    array = session.array
+    with SourceImage(file) as source:
+        volume = volume_data.get_volume(array, name)
+        with session.progress(f"compare {name}", volume.size_bytes) as bar:
+            difference = volume_data.differences(array, volume, source, bar.update)
+        if difference.ranges:
+            with session.progress(f"write {name}", difference.total_bytes) as bar:
+                volume_data.write_differences(array, name, source, difference, bar.update)
+    document = {
+        "volume": name,
+        "bytes_compared": volume.size_bytes,
+        "bytes_differing": difference.total_bytes,
+        "range_count": len(difference.ranges),
+    }
+    rows: list[tuple[str, object]] = [
+        ("volume", name),
+        ("compared", human(volume.size_bytes)),
+        ("written", f"{human(difference.total_bytes)} in {len(difference.ranges):,} ranges"),
+    ]
+    session.emit(document, pairs(rows))
+
+
+def _readable(session: Session, reference: str) -> tuple[volume_pb2.ReadExtentsRequest, int]:
+    """Return the request that reads a volume, or else a snapshot, of that name."""
+    array = session.array
+    try:
+        volume = volume_data.get_volume(array, reference)
+    except NotFound as error:
+        try:
+            snapshot = transfers.find_snapshot(array, reference)
+        except NotFound:
+            raise error from None
+        return volume_pb2.ReadExtentsRequest(snapshot_id=snapshot.snapshot_id), snapshot.size_bytes
+    return volume_pb2.ReadExtentsRequest(volume_name=reference), volume.size_bytes
+
+
+def _table(volumes: Sequence[volume_pb2.Volume]) -> Table:
+    shown = table("volume", ">size", ">mapped", ">snapshots", "id")
+    for volume in volumes:
+        row(
+            shown,
+            volume.name,
+            human(volume.size_bytes),
+            human(volume.mapped_bytes),
+            volume.snapshot_count,
+            volume.volume_id,
+        )
+    return shown
