@@ -59,7 +59,7 @@ def palette(number: int) -> bytes:
         noise[: 64 * KIB] * 16,
         bytes(SPAN_BYTES - 1) + b"\1",
         common[: 400 * KIB] + noise[400 * KIB :],
-        common[:1000] + bytes([number]) + common[1001:],
+        common[:1000] + bytes([number % 256]) + common[1001:],
     )[number % 7]
 
 
