@@ -9,25 +9,26 @@ from arraylift import config
 
 config.quiet_grpc()
 
-from arraylift import daemon  # noqa: E402
-from arraylift.clock import SYSTEM_CLOCK  # noqa: E402
-from arraylift.durable import RealFiles  # noqa: E402
-from arraylift.exchange.messages import Limits  # noqa: E402
-from arraylift.exchange.peers import ExchangePeers  # noqa: E402
-from arraylift.pki import TlsMaterial  # noqa: E402
-from arraylift.rpc.server import service_of  # noqa: E402
-from arraylift.v1 import image_pb2_grpc, target_admin_pb2_grpc  # noqa: E402
-from dedup_target.config import TargetSettings  # noqa: E402
-from dedup_target.container_store import ContainerLimits  # noqa: E402
-from dedup_target.doubt import settle_doubt  # noqa: E402
-from dedup_target.image_reader import ImageReader  # noqa: E402
-from dedup_target.send_image import ImageSender  # noqa: E402
-from dedup_target.service.admin import AdminEdge  # noqa: E402
-from dedup_target.service.exchange import exchange_service  # noqa: E402
-from dedup_target.service.images import ImageEdge  # noqa: E402
-from dedup_target.storage_unit import StorageUnit  # noqa: E402
-from dedup_target.store import Store  # noqa: E402
-from dedup_target.transfers import Transfers  # noqa: E402
+from arraylift import daemon
+from arraylift.clock import SYSTEM_CLOCK
+from arraylift.durable import RealFiles
+from arraylift.exchange.edge import exchange_service
+from arraylift.exchange.messages import Limits
+from arraylift.exchange.peers import ExchangePeers
+from arraylift.pki import TlsMaterial
+from arraylift.rpc.server import service_of
+from arraylift.v1 import image_pb2_grpc, target_admin_pb2_grpc
+from dedup_target.config import TargetSettings
+from dedup_target.container_store import ContainerLimits
+from dedup_target.doubt import settle_doubt
+from dedup_target.image_reader import ImageReader
+from dedup_target.ingest import Ingest
+from dedup_target.send_image import ImageSender
+from dedup_target.service.admin import AdminEdge
+from dedup_target.service.images import ImageEdge
+from dedup_target.storage_unit import StorageUnit
+from dedup_target.store import Store
+from dedup_target.transfers import Transfers
 
 
 def build(settings: TargetSettings, tls: TlsMaterial) -> daemon.Built:
@@ -57,7 +58,7 @@ def build(settings: TargetSettings, tls: TlsMaterial) -> daemon.Built:
         service_of(
             target_admin_pb2_grpc.add_TargetAdminServiceServicer_to_server, AdminEdge(store, transfers)
         ),
-        exchange_service(transfers, SYSTEM_CLOCK),
+        exchange_service(lambda opening, peer: Ingest(transfers.find(opening, peer), SYSTEM_CLOCK)),
     ]
     return daemon.Built(services, close)
 

@@ -209,9 +209,9 @@ class LaneIngest:
     def rotate(self, *, older_than_seconds: float) -> None:
         """Have the container sealed if it is that old. Any lane's thread."""
         with self._lock:
-            if self._buffer is not None:
-                if self._clock.monotonic() - self._buffer_since >= older_than_seconds:
-                    self._submit()
+            age = self._clock.monotonic() - self._buffer_since
+            if self._buffer is not None and age >= older_than_seconds:
+                self._submit()
 
     def _submit(self) -> None:
         buffer, keys = self._buffer, self._buffer_keys

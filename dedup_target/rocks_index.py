@@ -25,6 +25,7 @@ import rocksdict
 from arraylift.durable import Buffer
 from arraylift.errors import ArrayliftError, Corruption, OutOfSpace, StoreFailed, WrongState
 from arraylift.ids import ContainerId, Fingerprint, TenantId
+from arraylift.logs import get_logger
 from arraylift.sizes import MIB
 from dedup_target.container_format import SealedContainer
 from dedup_target.segment_index import (
@@ -41,6 +42,8 @@ from dedup_target.segment_index import (
     sum_marks,
     values_of,
 )
+
+_LOG = get_logger("rocks_index")
 
 CONTAINERS_FAMILY = "containers"
 BATCH_RECORDS_MAX = 64 * 1024
@@ -285,7 +288,10 @@ class RocksSegmentIndex:
 
     def _damaged(self, why: str) -> Corruption:
         if self._on_damage:
-            self._on_damage(why)  # R3
+            try:
+                self._on_damage(why)  # R3
+            except ArrayliftError as error:  # the damage is what the caller must hear of
+                _LOG.error("index_damage_not_marked", why=why, error=str(error))
         return _corrupt(self._path, why)
 
     def _read_marks(self) -> dict[ContainerId, ContainerMark]:

@@ -15,9 +15,11 @@ import queue
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
-from arraylift.errors import ArrayliftError, StoreFailed
+from arraylift.errors import ArrayliftError
 from arraylift.logs import get_logger
+from arraylift.outcome import attempt
 from dedup_target.container_buffer import ContainerBuffer
 from dedup_target.container_store import ContainerStore, SealedContainer
 from dedup_target.segment_index import SegmentIndex
@@ -75,16 +77,9 @@ class SealQueue:
 
     def _run(self) -> None:
         while (job := self._jobs.get()) is not None:
-            try:
-                sealed = self.seal_now(job.buffer)
-            except ArrayliftError as error:
-                job.done(None, error)
-            except Exception as error:
-                _log.exception("seal_failed")
-                job.done(None, StoreFailed(f"sealing a container failed: {error!r}"))
-            else:
-                job.ticket.sealed = True
-                job.done(sealed, None)
+            sealed, error = attempt(partial(self.seal_now, job.buffer), "sealing a container")
+            job.ticket.sealed = sealed is not None
+            job.done(sealed, error)
 
     def close(self) -> None:
         """Seal what is queued, then end."""

@@ -145,7 +145,7 @@ class _Run:
     def _offer(self, stream: LaneStream, lane: SenderLane, counted: _Counted) -> None:
         last_report = self._clock.monotonic()
 
-        def on_answered(wanted: Wanted) -> None:
+        def on_answered(_: Wanted) -> None:
             nonlocal last_report
             self._last_progress = now = self._clock.monotonic()
             if now - last_report >= PROGRESS_SECONDS:

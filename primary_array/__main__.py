@@ -8,23 +8,23 @@ from arraylift import config
 
 config.quiet_grpc()
 
-from arraylift import daemon  # noqa: E402
-from arraylift.clock import SYSTEM_CLOCK  # noqa: E402
-from arraylift.durable import RealFiles  # noqa: E402
-from arraylift.errors import InvalidRequest  # noqa: E402
-from arraylift.exchange.messages import Limits  # noqa: E402
-from arraylift.exchange.peers import ExchangePeers  # noqa: E402
-from arraylift.pki import TlsMaterial  # noqa: E402
-from arraylift.rpc.server import service_of  # noqa: E402
-from arraylift.v1 import backup_logic_pb2_grpc, volume_pb2_grpc  # noqa: E402
-from primary_array.config import ArraySettings  # noqa: E402
-from primary_array.pool import Pool  # noqa: E402
-from primary_array.restores import Restores  # noqa: E402
-from primary_array.send import Sender  # noqa: E402
-from primary_array.service.backup_logic import BackupLogicEdge  # noqa: E402
-from primary_array.service.exchange import exchange_service  # noqa: E402
-from primary_array.service.volumes import VolumeEdge  # noqa: E402
-from primary_array.worker_pool import WorkerPool  # noqa: E402
+from arraylift import daemon
+from arraylift.clock import SYSTEM_CLOCK
+from arraylift.durable import RealFiles
+from arraylift.errors import InvalidRequest
+from arraylift.exchange.edge import exchange_service
+from arraylift.exchange.messages import Limits
+from arraylift.exchange.peers import ExchangePeers
+from arraylift.pki import TlsMaterial
+from arraylift.rpc.server import service_of
+from arraylift.v1 import backup_logic_pb2_grpc, volume_pb2_grpc
+from primary_array.config import ArraySettings
+from primary_array.pool import Pool
+from primary_array.restores import Restores
+from primary_array.send import Sender
+from primary_array.service.backup_logic import BackupLogicEdge
+from primary_array.service.volumes import VolumeEdge
+from primary_array.worker_pool import WorkerPool
 
 
 def build(settings: ArraySettings, tls: TlsMaterial) -> daemon.Built:
@@ -47,7 +47,7 @@ def build(settings: ArraySettings, tls: TlsMaterial) -> daemon.Built:
     services = [
         service_of(volume_pb2_grpc.add_VolumeServiceServicer_to_server, VolumeEdge(pool, restores)),
         service_of(backup_logic_pb2_grpc.add_BackupLogicServiceServicer_to_server, backup_logic),
-        exchange_service(restores),
+        exchange_service(restores.find),
     ]
     return daemon.Built(services, close)
 

@@ -236,7 +236,7 @@ class Restore:
             committed=receipt,
         )
 
-    def lane(self, number: int) -> RestoreLane:
+    def lane(self, number: int) -> RestoreLane:  # noqa: ARG002 - the lanes of a restore are alike
         """Enter the lane that ``open`` admitted."""
         assert self._entered is not None, "open comes first"
         return RestoreLane(self._restores, *self._entered)

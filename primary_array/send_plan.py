@@ -87,7 +87,7 @@ def _sample(candidates: Flags, seed: str) -> Flags:
     indexes = np.flatnonzero(candidates)
     wanted = min(SAMPLE_SPANS_MAX, max(SAMPLE_SPANS_MIN, int(len(candidates) * SAMPLE_SHARE)))
     if len(indexes):
-        picks = random.Random(seed).sample(range(len(indexes)), min(wanted, len(indexes)))
+        picks = random.Random(seed).sample(range(len(indexes)), min(wanted, len(indexes)))  # noqa: S311 - no secret
         chosen[indexes[picks]] = True
     return chosen
 

@@ -16,15 +16,17 @@ import os
 import queue
 import signal
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection
 
-from arraylift.errors import ArrayliftError, StoreFailed
+from arraylift.errors import ArrayliftError
 from arraylift.exchange.grpc_stream import GrpcLaneStream
 from arraylift.exchange.lane import open_lane, run_lane
 from arraylift.exchange.messages import Figures, Open
 from arraylift.exchange.sender import SenderLane, Wanted
-from arraylift.logs import get_logger
+from arraylift.outcome import attempt
 from arraylift.pki import TlsMaterial
 from arraylift.rpc.channel import connect
 from arraylift.segments.fingerprint import FingerprintKey
@@ -35,8 +37,6 @@ ITEMS_AHEAD = 3
 """Items in the pipe or queue of one worker: enough that it never waits for the daemon."""
 PROGRESS_BATCHES = 4
 """Batches between two progress messages."""
-
-_log = get_logger("send_worker")
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,42 +116,10 @@ class Worker:
             os._exit(0)
 
     def _attempt(self, task: LaneTask) -> Finished | Failed:
-        lane = SenderLane()
-        source: SpanSource | None = None
-        try:
-            descriptor = os.open(task.data_path, os.O_RDONLY | os.O_CLOEXEC)
-            channel = connect(task.target_address, task.tls)
-            stream = GrpcLaneStream(channel, f"target {task.target_address}")
-            try:
-                opened = open_lane(stream, lane, task.open)
-                lane.use_lanes(task.lane_count)
-                source = SpanSource(
-                    descriptor,
-                    key=FingerprintKey(task.key),
-                    segmentation=task.open.segmentation,
-                    image_bytes=task.open.image_bytes,
-                    spans_per_offer=opened.limits.spans_per_offer_max,
-                    buffers_max=opened.limits.window_batches + 1,
-                    next_item=self._next_item,
-                )
-                self._run_lane(stream, lane, source)
-            finally:
-                stream.cancel()
-                channel.close()
-                os.close(descriptor)
-            return Finished(_figures(lane, source))
-        except ArrayliftError as error:
-            return Failed(error, _figures(lane, source))
-        except Exception as error:
-            _log.exception("lane_failed", transfer=task.open.transfer_id)
-            return Failed(StoreFailed(f"a backup worker failed: {error!r}"), _figures(lane, source))
-
-    def _run_lane(self, stream: GrpcLaneStream, lane: SenderLane, source: SpanSource) -> None:
-        def on_answered(wanted: Wanted) -> None:
-            if wanted.batch % PROGRESS_BATCHES == 0:
-                self._pipe.send(Progress(_figures(lane, source)))
-
-        run_lane(stream, lane, source, cancelled=self._cancelled, on_answered=on_answered)
+        lane_run = _LaneRun(task, self._next_item, self._cancelled)
+        _, error = attempt(partial(lane_run.run, self._pipe.send), "a backup worker's lane")
+        figures = lane_run.figures()
+        return Finished(figures) if error is None else Failed(error, figures)
 
     def _next_item(self) -> ReadItem | None:
         item = self._items.get()
@@ -160,15 +128,57 @@ class Worker:
         return item
 
 
-def _figures(lane: SenderLane, source: SpanSource | None) -> Figures:
-    figures = Figures()
-    figures.add(lane.figures)
-    if source is not None:
-        figures.bytes_read = source.bytes_read
-        figures.spans_read = source.spans_read
-        figures.spans_sampled = source.spans_sampled
-        figures.spans_hole = source.spans_hole
-    return figures
+class _LaneRun:
+    """One task, from its connection to its last Durable."""
+
+    def __init__(
+        self, task: LaneTask, next_item: Callable[[], ReadItem | None], cancelled: threading.Event
+    ) -> None:
+        self._task = task
+        self._next_item = next_item
+        self._cancelled = cancelled
+        self._lane = SenderLane()
+        self._source: SpanSource | None = None
+
+    def run(self, send: Callable[[Progress], None]) -> None:
+        """Read, cut, offer and send until the items end. Raises what ended it early."""
+        task = self._task
+        descriptor = os.open(task.data_path, os.O_RDONLY | os.O_CLOEXEC)
+        channel = connect(task.target_address, task.tls)
+        stream = GrpcLaneStream(channel, f"target {task.target_address}")
+        try:
+            opened = open_lane(stream, self._lane, task.open)
+            self._lane.use_lanes(task.lane_count)
+            self._source = SpanSource(
+                descriptor,
+                key=FingerprintKey(task.key),
+                segmentation=task.open.segmentation,
+                image_bytes=task.open.image_bytes,
+                spans_per_offer=opened.limits.spans_per_offer_max,
+                buffers_max=opened.limits.window_batches + 1,
+                next_item=self._next_item,
+            )
+
+            def on_answered(wanted: Wanted) -> None:
+                if wanted.batch % PROGRESS_BATCHES == 0:
+                    send(Progress(self.figures()))
+
+            run_lane(stream, self._lane, self._source, cancelled=self._cancelled, on_answered=on_answered)
+        finally:
+            stream.cancel()
+            channel.close()
+            os.close(descriptor)
+
+    def figures(self) -> Figures:
+        """What this lane has done so far."""
+        figures = Figures()
+        figures.add(self._lane.figures)
+        if self._source is not None:
+            figures.bytes_read = self._source.bytes_read
+            figures.spans_read = self._source.spans_read
+            figures.spans_sampled = self._source.spans_sampled
+            figures.spans_hole = self._source.spans_hole
+        return figures
 
 
 def main(pipe: Connection) -> None:

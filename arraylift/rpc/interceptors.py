@@ -31,7 +31,7 @@ from arraylift.rpc.status import abort_with, as_call, code_of
 DEADLINE_SECONDS_MAX = 24 * 3600.0
 """Longest time a call may ask for; a transfer that needs longer resumes."""
 
-_DEADLINE_SLACK_SECONDS = 60.0  # two clocks, and gRPC rounds up
+_DEADLINE_SLACK_SECONDS = 1200.0  # two clocks, and gRPC rounds a long one up, by ten minutes
 _HEALTH = "/grpc.health.v1.Health/"
 
 _log = get_logger("rpc")

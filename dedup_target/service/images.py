@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import grpc
 
-from arraylift.errors import ArrayliftError, Cancelled, InvalidRequest, StoreFailed
+from arraylift.errors import InvalidRequest
 from arraylift.exchange import convert as shared
 from arraylift.ids import GRANT_BYTES, ImageId, TransferId, check_id
-from arraylift.logs import get_logger
+from arraylift.rpc.long_call import stream_long_call
 from arraylift.v1 import image_pb2 as pb
 from arraylift.v1 import image_pb2_grpc as pb_grpc
 from dedup_target.convert import image_to_pb
@@ -20,10 +19,6 @@ from dedup_target.send_image import ImageSender, SendProgress
 from dedup_target.store import Store
 
 PAGE_SIZE, PAGE_SIZE_MAX = 1000, 10_000
-PROGRESS_QUEUE_MAX = 64
-_POLL_SECONDS = 0.5
-
-_log = get_logger("images")
 
 
 class ImageEdge(pb_grpc.ImageServiceServicer):
@@ -76,41 +71,19 @@ class ImageEdge(pb_grpc.ImageServiceServicer):
         image_id = ImageId(check_id(request.image_id, "image id"))
         transfer_id = TransferId(check_id(request.transfer_id, "transfer id"))
         cancelled = threading.Event()
-        context.add_callback(cancelled.set)
-        news: queue.Queue[SendProgress | ArrayliftError] = queue.Queue(PROGRESS_QUEUE_MAX)
 
-        def run() -> None:
-            last: SendProgress | ArrayliftError
-            try:
-                last = self._sender.send(
-                    image_id,
-                    transfer_id,
-                    receiver_address=request.receiver_address,
-                    grant=request.grant,
-                    cancelled=cancelled,
-                    report=lambda progress: None if news.full() else news.put(progress),
-                )
-            except ArrayliftError as error:
-                last = error
-            except Exception as error:
-                _log.exception("send_failed", transfer=transfer_id)
-                last = StoreFailed(f"sending failed: {error!r}")
-            if not cancelled.is_set():
-                news.put(last)
+        def run(report: Callable[[SendProgress], None]) -> SendProgress:
+            return self._sender.send(
+                image_id,
+                transfer_id,
+                receiver_address=request.receiver_address,
+                grant=request.grant,
+                cancelled=cancelled,
+                report=report,
+            )
 
-        threading.Thread(target=run, name=f"send {transfer_id[:8]}", daemon=True).start()
-        while True:
-            try:
-                item = news.get(timeout=_POLL_SECONDS)
-            except queue.Empty:
-                if not context.is_active():
-                    raise Cancelled("the caller left") from None
-                continue
-            if isinstance(item, ArrayliftError):
-                raise item
-            yield _progress(item)
-            if item.receipt is not None:
-                return
+        news = stream_long_call(context, run, cancelled=cancelled, what=f"send {transfer_id}")
+        yield from map(_progress, news)
 
 
 def _progress(item: SendProgress) -> pb.SendImageResponse:
