@@ -22,6 +22,7 @@ from tests.fakes.disk import FakeFiles, every_power_cut
 from tests.unit.dedup_target.material import attempt, grant
 
 TRANSFER = grant().transfer_id
+PATH = f"/transfers/{TRANSFER}.alt"
 NO_RUNS: list[tuple[int, int]] = []
 
 
@@ -140,22 +141,36 @@ def test_transfers_are_listed_created_once_and_removed(tmp_path: Path) -> None:
         logs.open(TransferId("../../etc/passwd"))
 
 
-def test_cut_anywhere_it_replays_to_a_state_that_was(tmp_path: Path) -> None:
-    logs = TransferLogs(RealFiles(), str(tmp_path / "transfers"))
-    log = logs.create(grant())
+class OneLog(FakeFiles):
+    """A disk with one log, whose bytes a test can exchange."""
+
+    content = b""
+
+    def read(self, path: str, offset: int = 0, length: int | None = None) -> bytes:
+        return self.content[offset:] if length is None else self.content[offset : offset + length]
+
+
+def whole_log() -> tuple[bytes, list[tuple[object, ...]]]:
+    """The bytes of a log with one of everything, and the states that it went through."""
+    files = FakeFiles()
+    log = TransferLogs(files, "/transfers").create(grant())
     states = write_story(log)
     log.close()
-    path = tmp_path / "transfers" / f"{TRANSFER}.alt"
-    whole, mark_bytes = path.read_bytes(), 20
-    TransferLogs(RealFiles(), str(tmp_path / "other")).create(grant()).close()
-    first_grant = (tmp_path / "other" / f"{TRANSFER}.alt").stat().st_size
+    return files.read(PATH), states
+
+
+def test_cut_anywhere_it_replays_to_a_state_that_was() -> None:
+    whole, states = whole_log()
+    files = FakeFiles()
+    TransferLogs(files, "/transfers").create(grant()).close()
+    first_grant, mark_bytes = files.size(PATH), 20
     seen = set()
     for size in range(first_grant, len(whole)):
-        path.write_bytes(whole[:size])
-        log = logs.open(TRANSFER)
+        files.publish(PATH, [whole[:size]], label="test")
+        log = TransferLogs(files, "/transfers").open(TRANSFER)
         seen.add(states.index(summary(log.state)))
         log.close()
-        assert path.stat().st_size <= size + mark_bytes
+        assert files.size(PATH) <= size + mark_bytes
     assert seen == set(range(len(states)))
 
 
@@ -169,21 +184,16 @@ def test_zeros_at_the_end_are_a_tear(tmp_path: Path) -> None:
     assert summary(logs.open(TRANSFER).state) == states[-1]
 
 
-def test_every_flipped_bit_is_an_error_or_changes_nothing(tmp_path: Path) -> None:
+def test_every_flipped_bit_is_an_error_or_changes_nothing() -> None:
     """The last record is the sync mark: losing it loses nothing."""
-    logs = TransferLogs(RealFiles(), str(tmp_path / "transfers"))
-    log = logs.create(grant())
-    states = write_story(log)
-    log.close()
-    path = tmp_path / "transfers" / f"{TRANSFER}.alt"
-    whole = path.read_bytes()
-    errors = 0
+    whole, states = whole_log()
+    files, errors = OneLog(), 0
     for place in range(len(whole) * 8):
         content = bytearray(whole)
         content[place // 8] ^= 1 << place % 8
-        path.write_bytes(content)
+        files.content = bytes(content)
         try:
-            found, _, _ = replay(RealFiles(), str(path), len(content))
+            found, _, _ = replay(files, PATH, len(content))
         except ArrayliftError:
             errors += 1
             continue
