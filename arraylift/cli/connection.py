@@ -86,7 +86,7 @@ class Connection:
                 yield from requests
             except Exception as error:
                 failures.append(error)
-                raise  # gRPC cancels the call, so a cut stream is never taken for a whole one
+                raise  # gRPC cancels the call
 
         try:
             return self.call(method, watched(), timeout_seconds=TRANSFER_SECONDS)

@@ -18,12 +18,13 @@ from arraylift.config import child_environment
 from arraylift.errors import ArrayliftError, Corruption, NotFound, OutOfSpace, WrongState
 from arraylift.sizes import MIB, human
 
-FILES_BYTES = 360 * MIB
+FILES_BYTES = 336 * MIB
 """Real files taken in all; fewer where the machine has not so many."""
 
 FILES_BYTES_MIN = 4 * MIB
-FILE_BYTES_MAX = 32 * MIB
-_SHARES = {"common": 84, "one": 7, "two": 7, "fresh": 2}  # per cent of what was taken
+FILE_BYTES_MAX = 8 * MIB
+_SHARES = {"fresh": 2, "one": 7, "two": 7, "common": 84}  # per cent of what was taken
+_FILES_MIN = 4  # of each set
 _BLOCK_BYTES = 4096
 _SPARE_BYTES = 48 * MIB
 _ROOM_FACTOR = 8  # stage, two disks, an export, pool and target
@@ -111,9 +112,9 @@ def choose_files(source: Path) -> Sets:
         for path, size in walk:
             sets[name].append((path, size))
             filled += size
-            if filled >= total * share // 100:
+            if filled >= total * share // 100 and len(sets[name]) >= _FILES_MIN and name != "common":
                 break
-    if total < FILES_BYTES_MIN or len(sets["one"]) < 4 or len(sets["fresh"]) < 2:
+    if total < FILES_BYTES_MIN or min(map(len, sets.values())) < _FILES_MIN:
         raise WrongState(
             f"{source} has too few files to make disks of: {len(taken)} readable ones, {human(total)}",
             subject=str(source),

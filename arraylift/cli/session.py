@@ -21,6 +21,13 @@ from arraylift.cli.settings import ARRAY, TARGET, DaemonKind, Overrides, Places,
 from arraylift.errors import ArrayliftError
 from arraylift.exit_codes import exit_code, line_of, one_line
 
+FILE_COLUMNS = 200
+"""Width of a table that goes to a file or a pipe: lines stay whole for grep."""
+
+
+def _width() -> int | None:
+    return None if sys.stdout.isatty() else FILE_COLUMNS
+
 
 def error_document(error: BaseException) -> dict[str, object]:
     """Return an error as JSON takes it."""
@@ -45,7 +52,7 @@ class Session:
         self._connections: list[Connection] = []
         self._emitted = False
         # Names come from other machines: no markup, no emoji codes, no guessed colors.
-        self.out = Console(markup=False, emoji=False, highlight=False)
+        self.out = Console(markup=False, emoji=False, highlight=False, width=_width())
         self.err = Console(stderr=True, markup=False, emoji=False, highlight=False)
 
     def __enter__(self) -> Self:

@@ -16,13 +16,23 @@ from rich.text import Text
 from arraylift.sizes import human
 from arraylift.v1 import common_pb2
 
+_WHOLE = {"id", "created", "committed", "address"}
+
 
 def table(*columns: str, title: str | None = None) -> Table:
-    """Return an empty table; a column whose name begins with '>' is aligned to the right."""
+    """Return an empty table; a column whose name begins with '>' is aligned to the right.
+
+    Numbers, times and ids stay whole on a narrow terminal; the other columns fold.
+    """
     made = Table(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False)
     for column in columns:
         right = column.startswith(">")
-        made.add_column(column.lstrip(">"), justify="right" if right else "left", overflow="fold")
+        made.add_column(
+            column.lstrip(">"),
+            justify="right" if right else "left",
+            overflow="fold",
+            no_wrap=right or column in _WHOLE,
+        )
     return made
 
 
@@ -88,18 +98,21 @@ def _plain_value(value: Any, field: Any) -> Any:
 def figures_rows(figures: common_pb2.TransferFigures) -> list[tuple[str, object]]:
     """Return a transfer's figures for ``pairs``."""
     seconds = figures.duration_ns / 1e9
-    rate = f", {human(figures.bytes_read / seconds)}/s" if seconds else ""
+    moved = max(figures.bytes_read, figures.bytes_offered)  # a target that sends reads no source
+    rate = f", {human(moved / seconds)}/s" if seconds else ""
     spans = (
         f"{figures.spans_total:,} in all; {figures.spans_read:,} read, {figures.spans_sampled:,} sampled, "
         f"{figures.spans_hole:,} holes, {figures.spans_resumed:,} resumed"
     )
-    return [
+    rows: list[tuple[str, object]] = [
         ("spans", spans),
-        ("read", f"{human(figures.bytes_read)}{rate}"),
+        ("read", human(figures.bytes_read)),
         ("offered", f"{human(figures.bytes_offered)} in {figures.segments_offered:,} segments"),
         ("sent", f"{human(figures.bytes_sent)} in {figures.segments_sent:,} segments"),
         ("on the wire", human(figures.bytes_sent_wire)),
         ("stored", human(figures.bytes_stored)),
-        ("ratio", f"{ratio(figures.bytes_read, figures.bytes_stored)} read to stored"),
-        ("time", f"{seconds:.2f} s, {figures.attempts} attempt{'' if figures.attempts == 1 else 's'}"),
+        ("time", f"{seconds:.2f} s{rate}, {figures.attempts} attempt{'' if figures.attempts == 1 else 's'}"),
     ]
+    if figures.bytes_read:
+        rows.insert(-1, ("ratio", f"{ratio(figures.bytes_read, figures.bytes_stored)} read to stored"))
+    return rows

@@ -66,8 +66,13 @@ def import_volume(
     def requests() -> Iterator[volume_pb2.ImportVolumeRequest]:
         header = volume_pb2.ImportHeader(name=name, size_bytes=source.size_bytes)
         yield volume_pb2.ImportVolumeRequest(header=header)
+        extent_count = bytes_written = 0
         for extent in _extents(source, 0, source.size_bytes, on_bytes):
             yield volume_pb2.ImportVolumeRequest(extent=extent)
+            extent_count += 1
+            bytes_written += len(extent.data)
+        end = volume_pb2.ImportEnd(extent_count=extent_count, bytes_written=bytes_written)
+        yield volume_pb2.ImportVolumeRequest(end=end)
 
     answer: volume_pb2.ImportVolumeResponse = array.upload(array.volumes.ImportVolume, requests())
     return answer
