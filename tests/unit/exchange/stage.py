@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -125,14 +125,12 @@ class Prepared:
             sample=self.sample,
         )
 
-    def segments(self, wanted: Wanted, *, per_message: int = 40) -> list[tuple[Segments, int]]:
+    def segments(self, wanted: Wanted, *, per_message: int = 40) -> Iterator[tuple[Segments, int]]:
         """What is wanted, ``per_message`` segments at a time, each with its plain bytes."""
         assert not self.released, "used after its release"
-        out = []
         for start in range(0, len(wanted.indexes), per_message):
             pieces = [self.pieces[index] for index in wanted.indexes[start : start + per_message]]
-            out.append((segments_of(wanted.batch, pieces), sum(map(len, pieces))))
-        return out
+            yield segments_of(wanted.batch, pieces), sum(map(len, pieces))
 
     def release(self) -> None:
         self.released += 1
