@@ -205,7 +205,14 @@ class MapState:
         owner.map.scatter(granules, slots, event.birth)
         return NO_SLOTS  # replay counts slots at its end
 
+    def _forget_void_draft(self, name: str) -> None:
+        """In replay: a name that is taken again proves that the draft which had it, and never saved
+        progress, was void: a start dropped it, of which the journal says nothing (pool_open O5)."""
+        for draft in [draft for draft in self.drafts.values() if draft.name == name and draft.tag is None]:
+            self.drop_draft(draft)
+
     def _volume_created(self, event: VolumeCreated) -> U64:
+        self._forget_void_draft(event.name)
         self.lineages.add(Lineage(event.lineage_id))
         self.add(
             Volume(
@@ -277,6 +284,7 @@ class MapState:
     def _draft_begun(self, event: DraftBegun) -> U64:
         draft = self.drafts.get(event.draft_id)
         if draft is None:
+            self._forget_void_draft(event.name)
             draft = new_draft(event.draft_id, event.name, event.size_bytes)
             self.add(draft)
         draft.registered = True

@@ -10,7 +10,8 @@ Invariants:
      they are read, and names are synced by ``sweep`` before older files go.
   O4 a slot that no map names is free; two families of maps that name one slot,
      or one slot at two granules, are Corruption.
-  O5 a draft that never saved progress is void.
+  O5 a draft that never saved progress is void. Nothing is written about that, so that a pool
+     opens on a full disk too: its name and slots may be another's in later frames.
   O6 a torn tail may end the last journal that has frames, no other.
 Callers: Pool.open, before any other thread exists.
 Format: docs/formats/pool-v1.md.
