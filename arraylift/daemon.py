@@ -25,6 +25,7 @@ from arraylift.exit_codes import exit_code, report
 from arraylift.failpoints import FAILPOINTS
 from arraylift.pki import TlsMaterial
 from arraylift.rpc.server import RpcServer, Service
+from arraylift.tuning import tune_process
 
 _log = logs.get_logger("daemon")
 
@@ -94,6 +95,7 @@ def _serve(role: str, settings: Settings, build: Build) -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    tune_process()
     tls = pki.load(str(settings.pki), role, settings.name)
     built = build(settings, tls)
     try:

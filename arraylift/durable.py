@@ -47,7 +47,7 @@ from arraylift.disk.contracts import (
     StoreLock,
     SystemCalls,
 )
-from arraylift.disk.opened import RealAppendFile, RealRandomFile, RealStoreLock
+from arraylift.disk.opened import DIRECT_ALIGNMENT, RealAppendFile, RealRandomFile, RealStoreLock
 from arraylift.disk.steps import Steps, byte_view, reading
 from arraylift.errors import AlreadyExists, Corruption, NotFound
 from arraylift.failpoints import FAILPOINTS, Failpoints
@@ -64,7 +64,6 @@ __all__ = [
     "StoreLock",
 ]
 
-DIRECT_ALIGNMENT = 4096
 TEMPORARY_SUFFIX = ".tmp"
 
 

@@ -40,8 +40,14 @@ class Store:
         self._state_path = state_path
         self._doubt_path = f"{state_path}/doubt.ald"
         report = unit.report.index
-        if report.rebuilt or report.containers_gone or report.containers_damaged:
-            self._begin_doubt(report.rebuilt or "containers are missing or damaged")
+        if (
+            report.rebuilt
+            or report.containers_added
+            or report.containers_gone
+            or report.containers_damaged
+            or unit.report.roots_missing
+        ):
+            self._begin_doubt(report.rebuilt or "the index did not match the containers")
         self._doubt = files.exists(self._doubt_path)
 
     def _begin_doubt(self, why: str) -> None:

@@ -30,6 +30,7 @@ from arraylift.outcome import attempt
 from arraylift.pki import TlsMaterial
 from arraylift.rpc.channel import connect
 from arraylift.segments.fingerprint import FingerprintKey
+from arraylift.tuning import tune_process
 from primary_array.send_plan import ReadItem
 from primary_array.span_source import SpanSource
 
@@ -184,4 +185,5 @@ class _LaneRun:
 def main(pipe: Connection) -> None:
     """Entry point of the process. Ctrl-C is for the daemon, which then closes the pipe."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    tune_process()
     Worker(pipe).run()

@@ -51,6 +51,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
     interrupts.install()
     try:
         result = typer.main.get_command(build())(given, prog_name="arraylift", standalone_mode=False)
+        if result == INTERRUPTED:  # some releases of typer turn the interrupt into a result
+            raise KeyboardInterrupt
         return result if isinstance(result, int) else OK
     except BrokenPipeError:
         # Whoever read our output has seen enough; Python must not complain about it at exit.
