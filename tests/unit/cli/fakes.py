@@ -1,0 +1,232 @@
+"""An array and a target in this process: real TLS, real gRPC, stores of plain dicts."""
+# ruff: noqa: N802  # the methods have the names of their RPCs
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+
+from arraylift.errors import AlreadyExists, ArrayliftError, NotFound
+from arraylift.v1 import (
+    backup_logic_pb2,
+    backup_logic_pb2_grpc,
+    common_pb2,
+    image_pb2,
+    image_pb2_grpc,
+    target_admin_pb2,
+    target_admin_pb2_grpc,
+    volume_pb2,
+    volume_pb2_grpc,
+)
+
+Context = grpc.ServicerContext
+PIECE_BYTES = 100_000  # odd on purpose: pieces do not keep to granules
+
+
+def hex_id(number: int) -> str:
+    return f"{number:032x}"
+
+
+@dataclass
+class FakeVolumes(volume_pb2_grpc.VolumeServiceServicer):
+    """Volumes as byte arrays; ``received`` keeps every message that a stream brought."""
+
+    volumes: dict[str, bytearray] = field(default_factory=dict)
+    snapshots: list[volume_pb2.Snapshot] = field(default_factory=list)
+    frozen: dict[str, bytes] = field(default_factory=dict)
+    received: list[Any] = field(default_factory=list)
+    cut_reads_at: int | None = None
+    fail_with: ArrayliftError | None = None
+
+    def _volume(self, name: str) -> volume_pb2.Volume:
+        return volume_pb2.Volume(
+            volume_id=hex_id(hash(name) % 10**9), name=name, size_bytes=len(self.volumes[name])
+        )
+
+    def ListVolumes(
+        self, request: volume_pb2.ListVolumesRequest, context: Context
+    ) -> volume_pb2.ListVolumesResponse:
+        if self.fail_with is not None:
+            raise self.fail_with
+        wanted = [name for name in self.volumes if request.name in {"", name}]
+        return volume_pb2.ListVolumesResponse(volumes=[self._volume(name) for name in wanted])
+
+    def ImportVolume(
+        self, requests: Iterator[volume_pb2.ImportVolumeRequest], context: Context
+    ) -> volume_pb2.ImportVolumeResponse:
+        header = next(requests).header
+        if header.name in self.volumes:
+            raise AlreadyExists(f"volume {header.name} exists", next_step="give another name")
+        content = bytearray(header.size_bytes)
+        written = 0
+        for request in requests:
+            self.received.append(request)
+            if request.HasField("end"):
+                assert request.end.bytes_written == written
+                self.volumes[header.name] = content
+                break
+            extent = request.extent
+            content[extent.offset : extent.offset + len(extent.data)] = extent.data
+            written += len(extent.data)
+        return volume_pb2.ImportVolumeResponse(volume=self._volume(header.name), bytes_written=written)
+
+    def ReadExtents(
+        self, request: volume_pb2.ReadExtentsRequest, context: Context
+    ) -> Iterator[volume_pb2.ReadExtentsResponse]:
+        content = bytes(self.volumes.get(request.volume_name) or self.frozen[request.snapshot_id])
+        end = len(content) if self.cut_reads_at is None else self.cut_reads_at
+        for offset in range(0, end, PIECE_BYTES):
+            piece = content[offset : min(offset + PIECE_BYTES, end)]
+            if any(piece):
+                extent = volume_pb2.Extent(offset=offset, data=piece)
+                yield volume_pb2.ReadExtentsResponse(extent=extent, size_bytes=len(content))
+            else:
+                extent = volume_pb2.Extent(offset=offset)
+                yield volume_pb2.ReadExtentsResponse(extent=extent, zero_bytes=len(piece))
+
+    def WriteExtents(
+        self, requests: Iterator[volume_pb2.WriteExtentsRequest], context: Context
+    ) -> volume_pb2.WriteExtentsResponse:
+        name = next(requests).volume_name
+        written = 0
+        for request in requests:
+            self.received.append(request)
+            extent = request.extent
+            data = extent.data or bytes(request.zero_bytes)
+            self.volumes[name][extent.offset : extent.offset + len(data)] = data
+            written += len(data)
+        return volume_pb2.WriteExtentsResponse(bytes_written=written)
+
+    def CreateSnapshots(
+        self, request: volume_pb2.CreateSnapshotsRequest, context: Context
+    ) -> volume_pb2.CreateSnapshotsResponse:
+        made = []
+        for name in request.volume_names:
+            if name not in self.volumes:
+                raise NotFound(f"there is no volume {name}", subject=f"volume {name}")
+            snapshot = volume_pb2.Snapshot(
+                snapshot_id=hex_id(len(self.snapshots) + 1),
+                volume_name=name,
+                name=request.name,
+                size_bytes=len(self.volumes[name]),
+            )
+            self.frozen[snapshot.snapshot_id] = bytes(self.volumes[name])
+            self.snapshots.append(snapshot)
+            made.append(snapshot)
+        return volume_pb2.CreateSnapshotsResponse(snapshots=made)
+
+    def ListSnapshots(
+        self, request: volume_pb2.ListSnapshotsRequest, context: Context
+    ) -> volume_pb2.ListSnapshotsResponse:
+        found = [each for each in self.snapshots if request.volume_name in {"", each.volume_name}]
+        return volume_pb2.ListSnapshotsResponse(snapshots=found)
+
+    def DeleteSnapshot(
+        self, request: volume_pb2.DeleteSnapshotRequest, context: Context
+    ) -> volume_pb2.DeleteSnapshotResponse:
+        self.snapshots = [each for each in self.snapshots if each.snapshot_id != request.snapshot_id]
+        return volume_pb2.DeleteSnapshotResponse()
+
+    def PrepareRestore(
+        self, request: volume_pb2.PrepareRestoreRequest, context: Context
+    ) -> volume_pb2.PrepareRestoreResponse:
+        self.received.append(request)
+        return volume_pb2.PrepareRestoreResponse(grant=b"g" * 32)
+
+
+@dataclass
+class FakeBackupLogic(backup_logic_pb2_grpc.BackupLogicServiceServicer):
+    """Answers two messages of progress; the second carries the receipt unless ``error`` is set."""
+
+    received: list[backup_logic_pb2.SendSnapshotRequest] = field(default_factory=list)
+    error: ArrayliftError | None = None
+    has_receipt: bool = True
+
+    def SendSnapshot(
+        self, request: backup_logic_pb2.SendSnapshotRequest, context: Context
+    ) -> Iterator[backup_logic_pb2.SendSnapshotResponse]:
+        self.received.append(request)
+        figures = common_pb2.TransferFigures(spans_total=2, bytes_read=1 << 20, bytes_sent_wire=1000)
+        yield backup_logic_pb2.SendSnapshotResponse(spans_done=1, figures=figures)
+        if self.error is not None:
+            raise self.error
+        yield backup_logic_pb2.SendSnapshotResponse(
+            spans_done=2,
+            figures=figures,
+            receipt_id=hex_id(77) if self.has_receipt else "",
+            root=b"r" * 32,
+            change_source=backup_logic_pb2.CHANGE_SOURCE_BIRTHS,
+        )
+
+
+@dataclass
+class FakeAdmin(target_admin_pb2_grpc.TargetAdminServiceServicer):
+    granted: list[target_admin_pb2.CreateGrantRequest] = field(default_factory=list)
+    revoked: list[str] = field(default_factory=list)
+
+    def CreateGrant(
+        self, request: target_admin_pb2.CreateGrantRequest, context: Context
+    ) -> target_admin_pb2.CreateGrantResponse:
+        self.granted.append(request)
+        return target_admin_pb2.CreateGrantResponse(grant=b"g" * 32, base_image_id=hex_id(5))
+
+    def RevokeGrant(
+        self, request: target_admin_pb2.RevokeGrantRequest, context: Context
+    ) -> target_admin_pb2.RevokeGrantResponse:
+        self.revoked.append(request.transfer_id)
+        return target_admin_pb2.RevokeGrantResponse()
+
+    def GetTargetStats(
+        self, request: target_admin_pb2.GetTargetStatsRequest, context: Context
+    ) -> target_admin_pb2.GetTargetStatsResponse:
+        return target_admin_pb2.GetTargetStatsResponse(image_count=3, logical_bytes=300, container_bytes=100)
+
+
+@dataclass
+class FakeImages(image_pb2_grpc.ImageServiceServicer):
+    """Images by id, newest first; ``page_max`` bounds a page whatever was asked for."""
+
+    images: list[image_pb2.Image] = field(default_factory=list)
+    content: bytes = b""
+    page_max: int = 1000
+    page_sizes: list[int] = field(default_factory=list)
+    sent: list[image_pb2.SendImageRequest] = field(default_factory=list)
+    cut_reads_at: int | None = None
+
+    def ListImages(
+        self, request: image_pb2.ListImagesRequest, context: Context
+    ) -> image_pb2.ListImagesResponse:
+        self.page_sizes.append(request.page_size)
+        found = [image for image in self.images if request.name in {"", image.name}]
+        start = int(request.page_token or 0)
+        end = start + min(request.page_size or 1000, self.page_max)
+        token = str(end) if end < len(found) else ""
+        return image_pb2.ListImagesResponse(images=found[start:end], next_page_token=token)
+
+    def GetImage(self, request: image_pb2.GetImageRequest, context: Context) -> image_pb2.GetImageResponse:
+        for image in self.images:
+            if image.image_id == request.image_id:
+                return image_pb2.GetImageResponse(image=image)
+        raise NotFound(f"there is no image {request.image_id}")
+
+    def ReadRange(
+        self, request: image_pb2.ReadRangeRequest, context: Context
+    ) -> Iterator[image_pb2.ReadRangeResponse]:
+        end = request.offset + request.length
+        for offset in range(request.offset, end, PIECE_BYTES):
+            if self.cut_reads_at is not None and offset >= self.cut_reads_at:
+                return
+            piece = self.content[offset : min(offset + PIECE_BYTES, end)]
+            if any(piece):
+                yield image_pb2.ReadRangeResponse(offset=offset, data=piece)
+            else:
+                yield image_pb2.ReadRangeResponse(offset=offset, zero_bytes=len(piece))
+
+    def SendImage(
+        self, request: image_pb2.SendImageRequest, context: Context
+    ) -> Iterator[image_pb2.SendImageResponse]:
+        self.sent.append(request)
+        yield image_pb2.SendImageResponse(spans_done=1, receipt_id=hex_id(9), root=b"r" * 32)
