@@ -244,3 +244,29 @@ def test_nodes_do_not_stand_in_for_each_other() -> None:
     inner = [node for _, node in nodes if node[0] == 2]
     with pytest.raises(Corruption, match="children of its place"):
         tree._decode_inner(inner[0], 44)
+
+
+def test_a_bit_past_the_children_is_refused() -> None:
+    """Even where the node has a fingerprint for it."""
+    leaves = leaves_of(3, 1, 1.0, [])
+    node = bytearray(tree._encode_inner(leaves))
+    node[4] |= 1 << 3
+    for changed in (bytes(node), bytes(node) + b"f" * 32):
+        with pytest.raises(Corruption, match="bitmap"):
+            tree._decode_inner(changed, 3)
+    assert (
+        tree._decode_inner(bytes(node[:2] + b"\x04\x00" + node[4:]) + b"f" * 32, 4)[3].tobytes() == b"f" * 32
+    )
+
+
+def test_an_empty_segment_is_refused() -> None:
+    """Else one content would have many leaves (T1)."""
+    lengths = np.array([4096, 0, 5000], "<u4")
+    with pytest.raises(Corruption, match="add up"):
+        tree.decode_leaf(tree.encode_leaf(lengths.tobytes(), bytes(96)), 9096)
+
+
+def test_leaf_lengths_do_not_wrap() -> None:
+    lengths = np.array([2**31, 2**31, 5], "<u4")
+    with pytest.raises(Corruption, match="add up"):
+        tree.decode_leaf(tree.encode_leaf(lengths.tobytes(), bytes(96)), 5)
