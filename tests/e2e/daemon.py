@@ -82,6 +82,13 @@ class Daemon:
         wait_until(self._answers, f"{self.name} answers")
         self._family = {self.pid, *self.children()}
 
+    def wait_started_or_dead(self) -> bool:
+        """Wait until a launched daemon answers (True), or has ended, as a failpoint may have it (False)."""
+        wait_until(lambda: not self.running or is_serving(self.address), f"{self.name} answers or ends")
+        if self.running:
+            self._family = {self.pid, *self.children()}
+        return self.running
+
     def _answers(self) -> bool:
         assert self.running, f"{self.name} ended while it started:\n{self.log_tail()}"
         return is_serving(self.address)
