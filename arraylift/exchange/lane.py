@@ -198,11 +198,11 @@ def _next_reply(stream: LaneStream, cancelled: threading.Event | None = None, *,
     """Wait for a reply, bounded; with ``poll``, when only Durable can come, ask for it meanwhile."""
     for _ in range(round(SILENCE_SECONDS_MAX / POLL_SECONDS)):
         _check_cancelled(cancelled)
+        if poll:
+            stream.send(POLL)
         reply = stream.receive(POLL_SECONDS)
         if reply is not None:
             return reply
-        if poll:
-            stream.send(POLL)
     raise PeerUnavailable(
         f"the receiver said nothing for {SILENCE_SECONDS_MAX:.0f} s",
         next_step="see whether it is overloaded or its disk hangs; the transfer can be resumed",
