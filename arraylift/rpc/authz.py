@@ -33,6 +33,22 @@ def _rules() -> dict[str, frozenset[str]]:
         "arraylift.v1.SegmentExchangeService": (MOVERS, "Exchange"),
         "arraylift.v1.ImageService": (MANAGEMENT, "ListImages GetImage ReadRange SendImage"),
         "arraylift.v1.TargetAdminService": (MANAGEMENT, "CreateGrant RevokeGrant GetTargetStats"),
+        "arraylift.v1.VmService": (
+            MANAGEMENT | {"vcenter"},
+            "CreateVm GetVm ListVms DeleteVm PowerOn PowerOff CreateVmSnapshot GetVmSnapshot ListVmSnapshots "
+            "RenewVmSnapshot DeleteVmSnapshot AttachVolume DetachVolume PutGuestFile GetGuestFile "
+            "ListGuestFiles RemoveGuestFile",
+        ),
+        "arraylift.v1.VirtualCenterService": (
+            MANAGEMENT,
+            "ListHosts RemoveHost ListManagedVms GetManagedVm WatchInventory PrepareBackup ReleaseSnapshot RenewSnapshot "
+            "PlaceVm ProvisionVm AttachVmVolume PowerVm RemoveVm",
+        ),
+        "arraylift.v1.BackupService": (
+            frozenset({"operator"}),
+            "StartBackup StartRestore GetJob ListJobs WatchJob CancelJob ListBackups GetBackup DeleteBackup "
+            "VerifyBackup ListFiles GetFile AddPeer ListPeers RemovePeer",
+        ),
     }
     rules = {
         f"/{service}/{method}": roles
@@ -41,6 +57,9 @@ def _rules() -> dict[str, frozenset[str]]:
     }
     # Opens a door for a target to write into the pool: a host has no business there.
     rules["/arraylift.v1.VolumeService/PrepareRestore"] = MANAGEMENT
+    # A host speaks for itself only: the handler checks the name against the certificate.
+    for method in ("RegisterHost", "ReportInventory"):
+        rules[f"/arraylift.v1.VirtualCenterService/{method}"] = frozenset({"host"})
     return rules
 
 
