@@ -7,6 +7,7 @@ Invariants:
   M3 if anything was condemned, quarantined or removed since the attempt promised what is
      present, every reused fingerprint is looked up again, under the lock that guards
      condemning; what is gone is voided and the sender asked to resume (law 7).
+  M4 only the lane's own attempt commits, and no newer one begins before the log says so.
 Callers: the handler thread of the lane that sent Commit, alone on its transfer.
 """
 
@@ -24,6 +25,7 @@ from arraylift.logs import get_logger
 from arraylift.segments.codecs import Codec
 from arraylift.segments.tree import Leaves, build, encode_leaf, no_leaves
 from arraylift.sizes import spans_of
+from dedup_target.attempt import Attempt
 from dedup_target.container_buffer import ContainerBuffer
 from dedup_target.container_format import Kind
 from dedup_target.manifest_format import ImageManifest
@@ -35,25 +37,24 @@ NODES_PER_FRAME = 256
 _log = get_logger("commit")
 
 
-def commit(transfer: Transfer, message: Commit, clock: Clock) -> Committed:
-    """Make the image. Raises InvalidRequest (M2), Conflict (M3), OutOfSpace, StoreFailed."""
+def commit(transfer: Transfer, attempt: Attempt, message: Commit, clock: Clock) -> Committed:
+    """Make the image. Raises InvalidRequest (M2), Conflict (M3), LeaseLost (M4), OutOfSpace, StoreFailed."""
     done = transfer.receipt()
     if done is not None:
         return done
     leaves = _leaves(transfer, message.inherit_base)
     writer = _NodeWriter(transfer)
     root = _write_nodes(transfer, leaves, writer)
-    store, attempt = transfer.store, transfer.attempt
-    with store.commit_lock:
-        attempt.check()
+    store = transfer.store
+    with store.commit_lock, transfer.lock:
+        attempt.check()  # M4
         if store.generation != attempt.generation:
             _recheck(transfer, message.inherit_base)
         figures = message.figures
         figures.bytes_stored = transfer.bytes_stored + writer.bytes_stored
         manifest = _manifest(transfer, root, figures, clock)
         store.manifests.publish(manifest)
-    receipt = {name: getattr(figures, name) for name in Figures.__slots__}
-    with transfer.lock:
+        receipt = {name: getattr(figures, name) for name in Figures.__slots__}
         transfer.log.append_committed(CommittedTransfer(root, manifest.image_id, receipt))
         transfer.log.sync()
     _log.info("image_committed", image=manifest.image_id, name=manifest.name, root=root.hex(), **receipt)
@@ -172,14 +173,10 @@ def _recheck(transfer: Transfer, inherit: bool) -> None:
             subject=f"transfer {transfer.transfer_id}",
             next_step="open the transfer again and read the whole disk",
         )
-    lost: list[int] = []
-    for span, _, fingerprints in transfer.log.iter_leaves():
-        if not transfer.store.contains(transfer.tenant, fingerprints).all():
-            lost.append(span)
-    if lost:
-        transfer.void(np.array(lost))
+    lost_count = transfer.void_lost()
+    if lost_count:
         raise Conflict(
-            f"{len(lost)} spans rest on segments that were lost meanwhile",
+            f"{lost_count} spans rest on segments that were lost meanwhile",
             subject=f"transfer {transfer.transfer_id}",
             next_step="open the transfer again: those spans are offered anew",
         )

@@ -269,12 +269,13 @@ class LaneIngest:
         return self.durable_batch, self._transfer.bytes_stored
 
     def commit(self, message: Commit) -> Committed:
-        """Make the image; this lane must be the last."""
+        """Make the image; this lane must be the last. Raises what ended the attempt (A2)."""
+        self._attempt.check()
         if len(self._transfer.lanes) > 1:
             raise InvalidRequest(
                 "Commit came while other lanes are open", next_step="end every other lane first"
             )
-        return commit(self._transfer, message, self._clock)
+        return commit(self._transfer, self._attempt, message, self._clock)
 
     def close(self, *, cut: bool) -> None:
         """Give the buffer up: what it holds was never promised. Other lanes may wait for segments

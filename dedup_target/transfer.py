@@ -7,6 +7,8 @@ Invariants:
      cannot be read, or has lost a segment, is no base: everything is read, and so healed.
   X3 leaves are logged by the current attempt only, and only after their segments are sealed
      and indexed (ingest.py G2).
+  X4 what an earlier attempt made durable is believed only while nothing of the store may be
+     lost; else it is looked up before the next attempt builds on it.
 Callers: handler threads of its lanes; ``lock`` guards attempt, log and lease.
 """
 
@@ -154,6 +156,8 @@ class Transfer:
         number = logged.attempt + 1 if logged is not None else 1
         self.fence(LeaseLost(f"attempt {number} of transfer {self.transfer_id} took over"))
         generation = self.store.generation
+        if logged is not None and not self.store.all_healthy:
+            self.void_lost()
         self.base = self._open_base() if self.grant.base_image_id is not None else None
         self.log.append_attempt(
             LoggedAttempt(number, message.image_bytes, message.segmentation, message.source_state)
@@ -223,11 +227,19 @@ class Transfer:
             self.log.sync()
             self.renew()
 
-    def void(self, spans: np.ndarray) -> None:
-        """Take spans back whose segments were lost before the commit."""
+    def void_lost(self) -> int:
+        """Take back the spans that rest on a segment which is gone; returns how many (X4)."""
         with self.lock:
-            self.log.append_voided(spans.astype("<u4"))
-            self.log.sync()
+            lost = [
+                span
+                for span, _, fingerprints in self.log.iter_leaves()
+                if not self.store.contains(self.tenant, fingerprints).all()
+            ]
+            if lost:
+                _log.warning("durable_spans_lost", transfer=self.transfer_id, lost_spans=len(lost))
+                self.log.append_voided(np.array(lost, dtype="<u4"))
+                self.log.sync()
+        return len(lost)
 
     def rotate_lanes(self, *, older_than_seconds: float) -> None:
         """Have old containers of every lane sealed."""

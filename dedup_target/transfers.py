@@ -35,6 +35,8 @@ from dedup_target.transfer_log import TransferLog
 
 TRANSFERS_MAX = 512
 REAP_SECONDS = 5.0
+SENDER_ROLE = "array"
+"""Of the certificate that a sender shows: a name alone could be another daemon's."""
 
 _log = get_logger("transfers")
 
@@ -109,10 +111,11 @@ class Transfers:
 
     def _same_grant(self, known: Transfer, request: GrantRequest) -> tuple[bytes, ImageId | None]:
         grant = known.grant
-        asked = (request.peer, request.image_name)
-        if (grant.peer, grant.image_name) != asked or (
-            request.base_image_id is not None and request.base_image_id != grant.base_image_id
-        ):
+        asked = (request.peer, request.image_name, request.tenant_name or grant.tenant_name)
+        same_base = request.base_image_id in (None, grant.base_image_id)
+        if request.no_base:
+            same_base = grant.base_image_id is None
+        if (grant.peer, grant.image_name, grant.tenant_name) != asked or not same_base:
             raise AlreadyExists(
                 f"transfer {request.transfer_id} was granted for something else",
                 next_step="make a new transfer id",
@@ -123,23 +126,27 @@ class Transfers:
         """Give a transfer up. Raises NotFound, WrongState (committed)."""
         with self._lock:
             transfer = self._known(transfer_id)
-            if transfer.receipt() is not None:
-                raise WrongState(
-                    f"transfer {transfer_id} has committed",
-                    next_step="delete its image instead, if that is meant",
-                )
-            self._forget(transfer)
+            with transfer.lock:  # a commit that has begun comes first
+                if transfer.receipt() is not None:
+                    raise WrongState(
+                        f"transfer {transfer_id} has committed",
+                        next_step="delete its image instead, if that is meant",
+                    )
+                self._forget(transfer)
 
     # -- opening --------------------------------------------------------------------------------
 
-    def find(self, message: Open, peer: str) -> Transfer:
+    def find(self, message: Open, *, role: str, name: str) -> Transfer:
         """Return the transfer that ``peer`` opens (R1). Raises NotFound, NotPermitted."""
         with self._lock:
             transfer = self._known(message.transfer_id)
         expected = self._store.unit.grant_for(message.transfer_id)
-        if not hmac.compare_digest(expected, message.grant) or transfer.grant.peer != peer:
+        if not hmac.compare_digest(expected, message.grant) or (role, transfer.grant.peer) != (
+            SENDER_ROLE,
+            name,
+        ):
             raise NotPermitted(
-                f"{peer} holds no grant for transfer {message.transfer_id}",
+                f"{role} {name} holds no grant for transfer {message.transfer_id}",
                 next_step="ask the target for a grant that names this array",
             )
         return transfer
@@ -181,7 +188,9 @@ class Transfers:
         if image is not None and log.state.committed is None:  # R3
             log.append_committed(CommittedTransfer(image.root, image.image_id, dict(image.figures)))
             log.sync()
-        self._transfers[transfer_id] = self._transfer(log)
+        transfer = self._transfers[transfer_id] = self._transfer(log)
+        if self._store.in_doubt and log.state.committed is None:
+            transfer.void_lost()  # before the doubt ends: it ends with the images, not with the logs
 
     def _reap_for_ever(self) -> None:
         while not self._stop.wait(REAP_SECONDS):
