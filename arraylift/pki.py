@@ -2,7 +2,7 @@
 
 Owns: the files ``ca.pem``, ``ca.key`` and ``<role>-<name>.pem``/``.key`` of a PKI directory.
 Invariants:
-  P1 a key is readable by its owner only, and never leaves the directory it was made in.
+  P1 a key is written readable by its owner only; one that everybody may read is refused.
   P2 an existing CA is never overwritten; ``ca.pem``, written last, is what makes one exist.
   P3 what ``load`` returns will be accepted: issued by that CA, in force, its key at hand, one
      identity.

@@ -58,7 +58,11 @@ def build(settings: TargetSettings, tls: TlsMaterial) -> daemon.Built:
         service_of(
             target_admin_pb2_grpc.add_TargetAdminServiceServicer_to_server, AdminEdge(store, transfers)
         ),
-        exchange_service(lambda opening, peer: Ingest(transfers.find(opening, peer), SYSTEM_CLOCK)),
+        exchange_service(
+            lambda opening, peer: Ingest(
+                transfers.find(opening, role=peer.role, name=peer.name), SYSTEM_CLOCK
+            )
+        ),
     ]
     return daemon.Built(services, close)
 

@@ -54,7 +54,7 @@ class ImageReader:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self.reader = SegmentReader(store.containers, store.index)
+        self.reader = SegmentReader(store.unit)
         self._lock = threading.Lock()
         self._open: OrderedDict[ImageId, OpenImage] = OrderedDict()
 
@@ -141,6 +141,6 @@ class ImageReader:
         for (at, length), fingerprint, locator in zip(
             chosen, wanted, self.reader.locate(image.tenant, wanted), strict=True
         ):
-            plain = self.reader.plain(image.key, fingerprint, locator)
+            plain = self.reader.plain(image.tenant, image.key, fingerprint, locator)
             parts.append(memoryview(plain)[max(0, low - at) : min(length, high - at)])
         return b"".join(parts)

@@ -29,6 +29,7 @@ class PreparedLeaves:
 
     def __init__(self, images: ImageReader, image: OpenImage, spans: list[int], hole_runs: U32) -> None:
         self._images = images
+        self._image = image
         self._spans = spans
         self._hole_runs = hole_runs
         leaves = [leaf for leaf in images.leaves(image, spans) if leaf is not None]
@@ -57,25 +58,30 @@ class PreparedLeaves:
 
     def segments(self, wanted: Wanted) -> Iterator[tuple[Segments, int]]:
         """Wanted segments in their stored form, about 1 MiB a message."""
-        chosen: list[Locator] = []
+        chosen: list[int] = []
         stored_bytes = 0
         for index in wanted.indexes.tolist():
-            chosen.append(self._locators[index])
-            stored_bytes += chosen[-1].stored_bytes
+            chosen.append(index)
+            stored_bytes += self._locators[index].stored_bytes
             if stored_bytes >= SEGMENTS_MESSAGE_BYTES:
                 yield self._message(wanted.batch, chosen)
                 chosen, stored_bytes = [], 0
         if chosen:
             yield self._message(wanted.batch, chosen)
 
-    def _message(self, batch: int, chosen: list[Locator]) -> tuple[Segments, int]:
+    def _message(self, batch: int, chosen: list[int]) -> tuple[Segments, int]:
+        locators = [self._locators[index] for index in chosen]
+        reader, tenant = self._images.reader, self._image.tenant
         message = Segments(
             batch=batch,
-            codecs=np.array([locator.codec for locator in chosen], dtype=np.uint8),
-            stored_lengths=np.array([locator.stored_bytes for locator in chosen], dtype="<u4"),
-            payload=[self._images.reader.stored(locator) for locator in chosen],
+            codecs=np.array([locator.codec for locator in locators], dtype=np.uint8),
+            stored_lengths=np.array([locator.stored_bytes for locator in locators], dtype="<u4"),
+            payload=[
+                reader.stored(tenant, self._fingerprints[32 * index : 32 * index + 32], locator)
+                for index, locator in zip(chosen, locators, strict=True)
+            ],
         )
-        return message, sum(locator.plain_bytes for locator in chosen)
+        return message, sum(locator.plain_bytes for locator in locators)
 
     def release(self) -> None:
         self._locators = []

@@ -137,14 +137,12 @@ class Transfers:
     # -- opening --------------------------------------------------------------------------------
 
     def find(self, message: Open, *, role: str, name: str) -> Transfer:
-        """Return the transfer that ``peer`` opens (R1). Raises NotFound, NotPermitted."""
+        """Return the transfer that a peer opens (R1). Raises NotFound, NotPermitted."""
         with self._lock:
             transfer = self._known(message.transfer_id)
         expected = self._store.unit.grant_for(message.transfer_id)
-        if not hmac.compare_digest(expected, message.grant) or (role, transfer.grant.peer) != (
-            SENDER_ROLE,
-            name,
-        ):
+        granted = (role, name) == (SENDER_ROLE, transfer.grant.peer)
+        if not granted or not hmac.compare_digest(expected, message.grant):
             raise NotPermitted(
                 f"{role} {name} holds no grant for transfer {message.transfer_id}",
                 next_step="ask the target for a grant that names this array",

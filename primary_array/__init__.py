@@ -1,8 +1,9 @@
 """The primary array: volumes, snapshots, change tracking; it sends backups and receives restores.
 
-Layers, imports pointing down only: ``__main__``, ``config`` | ``service``, ``convert``, ``peers`` |
-``backup_logic``, ``restore``, ``send*`` | ``pool`` and what it stands on | the pure core
-(``block_map``, ``changes``, ``lineage``, ``map_events``, ``run_log``).
+Layers, imports pointing down only: ``__main__`` | ``service``, ``convert`` | ``send``, ``restores`` and
+what they stand on (``send_lanes``, ``worker_pool``, ``send_worker``, ``span_source``, ``restore_draft``) |
+``pool`` and what it stands on | the pure core (``send_plan``, ``block_map``, ``changes``, ``lineage``,
+``map_events``, ``run_log``).
 
 The pool, from the front door inwards: ``pool`` (requests, lock order), ``draft``, ``pin``,
 ``pool_view`` (look-ups), ``granule_io`` (data path), ``map_commit`` (durability), ``map_journal``,

@@ -47,7 +47,7 @@ def build(settings: ArraySettings, tls: TlsMaterial) -> daemon.Built:
     services = [
         service_of(volume_pb2_grpc.add_VolumeServiceServicer_to_server, VolumeEdge(pool, restores)),
         service_of(backup_logic_pb2_grpc.add_BackupLogicServiceServicer_to_server, backup_logic),
-        exchange_service(restores.find),
+        exchange_service(lambda opening, peer: restores.find(opening, role=peer.role, name=peer.name)),
     ]
     return daemon.Built(services, close)
 

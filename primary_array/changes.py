@@ -8,7 +8,7 @@ Invariants:
      does everything past the end of the base.
   T3 span indexes are sorted, without repeats, and inside the size.
 The caller has made sure that the older state is an ancestor (lineage.py).
-Callers: any thread, over frozen maps. Source: US 2016/0170666 [0045]-[0049].
+Callers: any thread, over frozen maps. Source: US 2016/0170666 [0047]-[0052].
 """
 
 from __future__ import annotations

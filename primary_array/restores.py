@@ -43,6 +43,8 @@ RESTORES_MAX = 64
 RECEIPTS_MAX = 256
 LEASE_SECONDS = 3600
 REAP_SECONDS = 5.0
+SENDER_ROLE = "target"
+"""Of the certificate that a sender shows: a name alone could be another daemon's."""
 
 _log = get_logger("restores")
 
@@ -124,7 +126,7 @@ class Restores:
 
     # -- opening --------------------------------------------------------------------------------
 
-    def find(self, message: Open, peer: str) -> Restore:
+    def find(self, message: Open, *, role: str, name: str) -> Restore:
         """Return the restore that ``peer`` opens (S1). Raises NotFound, NotPermitted."""
         with self._lock:
             entry = self._entries.get(message.transfer_id)
@@ -135,9 +137,9 @@ class Restores:
                 f"there is no restore {message.transfer_id}",
                 next_step="its lease may have lapsed; prepare it again",
             )
-        if not hmac.compare_digest(grant.grant, message.grant) or grant.target != peer:
+        if not hmac.compare_digest(grant.grant, message.grant) or (role, grant.target) != (SENDER_ROLE, name):
             raise NotPermitted(
-                f"{peer} holds no grant for restore {message.transfer_id}",
+                f"{role} {name} holds no grant for restore {message.transfer_id}",
                 next_step="prepare the restore for this target",
             )
         return Restore(self, message, done[1] if done is not None else None)

@@ -45,6 +45,8 @@ class LaneRun:
         total = Figures()
         for figures in list(self.lanes.values()):
             total.add(figures)
+        # Each lane is told what the whole transfer stored so far.
+        total.bytes_stored = max((figures.bytes_stored for figures in list(self.lanes.values())), default=0)
         return total
 
 

@@ -62,7 +62,8 @@ class SegmentExchangeServiceServicer:
         lease lapsed) and conflict (another source state; a reused segment was lost before commit:
         open again and offer what Opened does not list), RESOURCE_EXHAUSTED, DATA_LOSS
         (payload does not match its fingerprint).
-        Idempotency: a committed transfer answers Open with the same receipt until its lease lapses.
+        Idempotency: a committed transfer answers Open with the same receipt: a target until its lease
+        lapses, an array for its last 256 restores while it runs.
         Retry: with the same transfer id and grant, attempt 0.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
