@@ -1,0 +1,133 @@
+"""``python -m benchmarks``: see docs/performance.md."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from arraylift import config
+
+config.quiet_grpc()
+
+from rich.console import Console
+
+from arraylift.cli import interrupts
+from arraylift.errors import ArrayliftError, OutOfSpace
+from arraylift.exit_codes import exit_code
+from arraylift.exit_codes import report as report_error
+from arraylift.sizes import MIB, human, parse_size
+from benchmarks import disks, kernels, report
+from benchmarks.arraylift_peer import Arraylift
+from benchmarks.peers import PROGRAMS, Peer, version_of
+from benchmarks.rounds import measure
+
+QUICK_BYTES, DEFAULT_BYTES = 200 * MIB, 700 * MIB
+ROOM = 14
+"""Free bytes needed, in times the bytes of a guest's files: disks, and every peer's repository."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run; returns the exit code: 1 if a restore differed from its disk, else 0."""
+    parsed = _parser().parse_args(arguments)
+    interrupts.install()
+    console, errors = Console(), Console(stderr=True)
+    try:
+        return _run(parsed, console, errors)
+    except ArrayliftError as error:
+        report_error(error, sys.stderr)
+        return exit_code(error)
+    except KeyboardInterrupt:
+        errors.print("interrupted; everything that was started is stopped and removed")
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    what = parser.add_argument("what", nargs="?", choices=("compare", "kernels", "disks"), default="compare")
+    what.help = "compare with other programs (default); time each stage alone; only make the disks"
+    parser.add_argument(
+        "--work", type=Path, default=_default_work(), help="where disks are kept: %(default)s"
+    )
+    parser.add_argument("--size", type=_size, help="bytes of a guest's files; 700M")
+    parser.add_argument("--quick", action="store_true", help="guests of 200M and one round")
+    parser.add_argument("--seed", type=int, default=1, help="of everything that is generated")
+    parser.add_argument("--rounds", type=int, choices=range(1, 10), metavar="1-9", help="2; 1 with --quick")
+    parser.add_argument("--cold", action="store_true", help="empty the page cache before each measurement")
+    parser.add_argument("--peers", default="restic,borg,cp", help="which to compare with: %(default)s")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure there")
+    return parser
+
+
+def _size(text: str) -> int:
+    try:
+        size = parse_size(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    if not 50 * MIB <= size <= 64 << 30:
+        raise argparse.ArgumentTypeError("a guest has 50M to 64G of files")
+    return size
+
+
+def _default_work() -> Path:
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(cache).expanduser() / "arraylift-benchmarks"
+
+
+def _run(parsed: argparse.Namespace, console: Console, errors: Console) -> int:
+    count_bytes = parsed.size or (QUICK_BYTES if parsed.quick else DEFAULT_BYTES)
+    parsed.work.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(parsed.work).free
+    if free < ROOM * count_bytes:
+        raise OutOfSpace(
+            f"{parsed.work} has {human(free)} free of the {human(ROOM * count_bytes)} that this needs",
+            subject=str(parsed.work),
+            next_step="give another --work, or a smaller --size",
+        )
+    about = report.machine()
+    with errors.status("making disks") as status:
+        made = disks.get(parsed.work, count_bytes=count_bytes, seed=parsed.seed, note=status.update)
+    if parsed.what == "kernels":
+        return kernels.run(made["A0"], console, json_path=parsed.json)
+    if parsed.what == "compare":
+        return _compare(parsed, made, about, console, errors)
+    for disk in made.values():
+        console.print(f"{disk.path}  {human(disk.data_bytes)} of data, {human(disk.changed_bytes)} changed")
+    return 0
+
+
+def _compare(
+    parsed: argparse.Namespace,
+    made: disks.Disks,
+    about: dict[str, object],
+    console: Console,
+    errors: Console,
+) -> int:
+    rounds = parsed.rounds or (1 if parsed.quick else 2)
+    with errors.status("starting") as status:
+        results = measure(
+            made,
+            _peers(parsed.peers.split(",")),
+            rounds=rounds,
+            cold=parsed.cold,
+            work_directory=parsed.work,
+            note=status.update,
+        )
+    report.show(results, made, console, rounds=rounds, cold=parsed.cold)
+    if parsed.json:
+        found = report.document(results, made, rounds=rounds, cold=parsed.cold, about=about)
+        parsed.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    return 0 if all(results.restored.values()) else 1
+
+
+def _peers(asked: Sequence[str]) -> Callable[[], list[Peer]]:
+    programs = [one for one in PROGRAMS if one.name in asked and version_of(one.name)]
+    return lambda: [Arraylift(), *(program() for program in programs)]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
