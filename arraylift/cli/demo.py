@@ -27,7 +27,7 @@ from arraylift.cli.interrupts import shielded
 from arraylift.cli.local_files import NewFile, SourceImage
 from arraylift.cli.session import Session
 from arraylift.cli.settings import KINDS, Layout, callable_address
-from arraylift.cli.show import plain, ratio, row, table
+from arraylift.cli.show import plain, ratio, row, size_bytes, table
 from arraylift.clock import SYSTEM_CLOCK
 from arraylift.errors import ArrayliftError, Corruption
 from arraylift.rpc.channel import LONG_CALL_SECONDS
@@ -102,12 +102,13 @@ class Report:
 
 def register(app: typer.Typer) -> None:
     """Add the command to the root."""
-    command(app, "demo", examples="arraylift demo\narraylift demo --keep")(demo)
+    command(app, "demo", examples="arraylift demo\narraylift demo --size 64M --keep")(demo)
 
 
 def demo(
     session: Session,
     keep: Annotated[bool, typer.Option("--keep", help="Keep disks and state, and say where.")] = False,
+    size: Annotated[str, typer.Option(help="How many bytes of real files to take.")] = "336M",
 ) -> None:
     """Back up two disks of real files, restore one, compare every byte.
 
@@ -115,11 +116,12 @@ def demo(
     and removes both. Takes about a minute and 3 GiB of disk; needs e2fsprogs.
     """
     demo_disks.find_programs()
+    files_bytes = size_bytes(size)
     report = Report(session)
     root = Path(tempfile.mkdtemp(prefix="arraylift-demo-")).resolve()
     layout = Layout(root / "state")
     try:
-        _run(session, report, root, layout)
+        _run(session, report, root, layout, files_bytes)
     finally:
         with shielded():
             _clean_up(layout, root, keep=keep)
@@ -128,9 +130,9 @@ def demo(
     session.emit(report.document(root if keep else None), report.table())
 
 
-def _run(session: Session, report: Report, root: Path, layout: Layout) -> None:
+def _run(session: Session, report: Report, root: Path, layout: Layout, files_bytes: int) -> None:
     with report.step("make two disks") as step:
-        disks = demo_disks.build(root)
+        disks = demo_disks.build(root, files_bytes=files_bytes)
         step.note = f"{human(disks.files_bytes)} of real files"
     with report.step("start daemons"):
         _up(layout)

@@ -19,7 +19,7 @@ from arraylift.errors import ArrayliftError, Corruption, NotFound, OutOfSpace, W
 from arraylift.sizes import MIB, human
 
 FILES_BYTES = 336 * MIB
-"""Real files taken in all; fewer where the machine has not so many."""
+"""Real files taken in all, unless told otherwise; fewer where the machine has not so many."""
 
 FILES_BYTES_MIN = 4 * MIB
 FILE_BYTES_MAX = 8 * MIB
@@ -66,9 +66,9 @@ def find_programs() -> None:
         _program(program)
 
 
-def build(directory: Path, source: Path = Path("/usr")) -> DemoDisks:
+def build(directory: Path, source: Path = Path("/usr"), *, files_bytes: int = FILES_BYTES) -> DemoDisks:
     """Make both disks in ``directory``. Raises OutOfSpace, WrongState (too few files), NotFound."""
-    sets = choose_files(source)
+    sets = choose_files(source, files_bytes)
     total = sum(size for chosen in sets.values() for _, size in chosen)
     free = shutil.disk_usage(directory).free
     if free < total * _ROOM_FACTOR:
@@ -96,14 +96,14 @@ def build(directory: Path, source: Path = Path("/usr")) -> DemoDisks:
     return DemoDisks(directory=directory, one=disks[0], two=disks[1], files_bytes=total)
 
 
-def choose_files(source: Path) -> Sets:
+def choose_files(source: Path, files_bytes: int = FILES_BYTES) -> Sets:
     """Return disjoint sets of readable files, the same ones on every run; see _SHARES."""
     taken: list[tuple[Path, int]] = []
     total = 0
     for path, size in _candidates(source):
         taken.append((path, size))
         total += size
-        if total >= FILES_BYTES:
+        if total >= files_bytes:
             break
     sets: Sets = {name: [] for name in _SHARES}
     walk = iter(taken)

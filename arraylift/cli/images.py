@@ -17,10 +17,10 @@ from arraylift.cli.command import command, group
 from arraylift.cli.connection import Connection
 from arraylift.cli.local_files import NewFile
 from arraylift.cli.session import Session
-from arraylift.cli.show import figures_rows, moment, pairs, plain, row, table
+from arraylift.cli.show import figures_rows, moment, pairs, plain, row, size_bytes, table
 from arraylift.cli.volume_data import Piece
 from arraylift.errors import Corruption, InvalidRequest
-from arraylift.sizes import EXTENT_BYTES_MAX, human, parse_size
+from arraylift.sizes import EXTENT_BYTES_MAX, human
 from arraylift.v1 import image_pb2
 
 LISTED_MAX = 100_000
@@ -123,8 +123,8 @@ def read(
     if to is None and sys.stdout.isatty():
         raise InvalidRequest("a terminal cannot take a disk's bytes", next_step="add --to FILE, or a pipe")
     found = transfers.find_image(session.target, image)
-    start = _bytes(offset)
-    count = _bytes(length) if length is not None else found.image_bytes - start
+    start = size_bytes(offset)
+    count = size_bytes(length) if length is not None else found.image_bytes - start
     if start + count > found.image_bytes or count <= 0:
         raise InvalidRequest(
             f"bytes {start:,} to {start + count:,} are not within image {image} of {found.image_bytes:,}",
@@ -173,10 +173,3 @@ def _write_out(pieces: Iterator[Piece]) -> None:
             for begin in range(0, piece.length, EXTENT_BYTES_MAX):
                 out.write(bytes(min(EXTENT_BYTES_MAX, piece.length - begin)))
     out.flush()
-
-
-def _bytes(text: str) -> int:
-    try:
-        return parse_size(text)
-    except (ValueError, OverflowError) as error:
-        raise InvalidRequest(str(error)) from None

@@ -19,6 +19,7 @@ from rich.progress import (
 )
 from rich.progress import Progress as RichProgress
 
+from arraylift.cli.show import printable
 from arraylift.sizes import SPAN_BYTES, human
 from arraylift.v1 import common_pb2
 
@@ -39,7 +40,7 @@ class Progress:
             transient=True,
             disable=not enabled,
         )
-        self._task = self._bar.add_task(what, total=total_bytes or None, note="")
+        self._task = self._bar.add_task(printable(what), total=total_bytes or None, note="")
 
     def __enter__(self) -> Self:
         self._bar.start()

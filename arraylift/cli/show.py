@@ -13,7 +13,8 @@ from google.protobuf.message import Message
 from rich.table import Table
 from rich.text import Text
 
-from arraylift.sizes import human
+from arraylift.errors import InvalidRequest
+from arraylift.sizes import human, parse_size
 from arraylift.v1 import common_pb2
 
 _WHOLE = {"id", "created", "committed", "address"}
@@ -68,6 +69,17 @@ def moment(nanoseconds: int) -> str:
 def ratio(whole: int, part: int) -> str:
     """Return ``whole : part`` as ``"12.5:1"``; "-" where nothing was needed."""
     return f"{whole / part:.1f}:1" if part else "-"
+
+
+def size_bytes(text: str) -> int:
+    """Return the bytes that an operator wrote, e.g. "64K". Raises InvalidRequest."""
+    try:
+        size = parse_size(text)
+    except (ValueError, OverflowError) as error:
+        raise InvalidRequest(str(error)) from None
+    if not 0 <= size < 1 << 63:
+        raise InvalidRequest(f"{text} is no size")
+    return size
 
 
 def plain(message: Message) -> dict[str, Any]:

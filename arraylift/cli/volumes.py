@@ -16,10 +16,10 @@ from arraylift.cli import transfers, volume_data
 from arraylift.cli.command import command, group
 from arraylift.cli.local_files import NewFile, SourceImage
 from arraylift.cli.session import Session
-from arraylift.cli.show import pairs, plain, row, table
-from arraylift.errors import InvalidRequest, NotFound
+from arraylift.cli.show import pairs, plain, row, size_bytes, table
+from arraylift.errors import NotFound
 from arraylift.rpc.channel import LONG_CALL_SECONDS
-from arraylift.sizes import human, parse_size
+from arraylift.sizes import human
 from arraylift.v1 import volume_pb2
 
 VolumeName = Annotated[str, typer.Argument(metavar="VOLUME", help="Name of the volume.")]
@@ -55,16 +55,9 @@ def create(
     size: Annotated[str, typer.Argument(help="E.g. 512M, 10G, 1TiB; a multiple of 512 bytes.")],
 ) -> None:
     """Make an empty volume; it takes space as it is written."""
-    try:
-        size_bytes = parse_size(size)
-    except (ValueError, OverflowError) as error:
-        raise InvalidRequest(str(error), subject=f"volume {name}") from None
-    if not 0 < size_bytes < 1 << 63:
-        raise InvalidRequest(f"{size} is no size for a volume", subject=f"volume {name}")
+    request = volume_pb2.CreateVolumeRequest(name=name, size_bytes=size_bytes(size))
     array = session.array
-    made = array.call(
-        array.volumes.CreateVolume, volume_pb2.CreateVolumeRequest(name=name, size_bytes=size_bytes)
-    ).volume
+    made = array.call(array.volumes.CreateVolume, request).volume
     session.emit(plain(made), _table([made]))
 
 
@@ -104,12 +97,12 @@ def export(
 ) -> None:
     """Write a volume or a snapshot into a sparse file, which appears when it is whole."""
     with NewFile(file, overwrite=force) as destination:
-        request, size_bytes = _readable(session, name)
-        with session.progress(f"export {name}", size_bytes) as bar:
-            volume_data.export(session.array, request, size_bytes, destination, bar.update)
+        request, total_bytes = _readable(session, name)
+        with session.progress(f"export {name}", total_bytes) as bar:
+            volume_data.export(session.array, request, total_bytes, destination, bar.update)
     session.emit(
-        {"source": name, "file": str(file), "size_bytes": size_bytes},
-        f"{file}: {human(size_bytes)} of {name}",
+        {"source": name, "file": str(file), "size_bytes": total_bytes},
+        f"{file}: {human(total_bytes)} of {name}",
     )
 
 
