@@ -21,6 +21,8 @@ GroupId = NewType("GroupId", str)
 PoolId = NewType("PoolId", str)
 LineageId = NewType("LineageId", str)
 UnitId = NewType("UnitId", str)
+VmId = NewType("VmId", str)
+VmSnapshotId = NewType("VmSnapshotId", str)
 
 TenantId = NewType("TenantId", int)
 """Random 64-bit number of a tenant on one target; begins every index key."""

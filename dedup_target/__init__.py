@@ -4,7 +4,7 @@ Layers of storage, each module the only owner of its files (docs/formats/unit-v1
 ``storage_unit`` opens ``key_store``, ``container_store`` (over ``container_format``,
 ``container_buffer``, ``loading_cache``), ``quarantine``, the index (``segment_index`` says
 what one is, ``rocks_index`` is one, ``rebuild`` mends it), ``manifest_store`` and
-``transfer_log``; ``envelope`` frames the small files.
+``transfer_log``; ``arraylift.envelope`` frames the small files.
 
 Concurrency: what makes each pair of operations safe. Orders are those of law 1; "lock" is
 ``Quarantine.lock``, under which everything is condemned and every commit re-checks.

@@ -22,12 +22,12 @@ from dataclasses import dataclass
 import numpy as np
 import xxhash
 
+from arraylift import envelope
 from arraylift.durable import Files
 from arraylift.errors import ArrayliftError, Corruption, NotFound, Overloaded
 from arraylift.ids import ContainerId, KeyId, TenantId, UnitId
 from arraylift.logs import get_logger
 from arraylift.sizes import MIB
-from dedup_target import envelope
 from dedup_target.container_buffer import BUFFER_BYTES, ContainerBuffer, StoredRecord
 from dedup_target.container_format import (
     HEADER_BYTES,

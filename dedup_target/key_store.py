@@ -22,11 +22,11 @@ from cryptography.hazmat.primitives.keywrap import (
     aes_key_wrap_with_padding,
 )
 
+from arraylift import envelope
 from arraylift.durable import Files
 from arraylift.errors import Corruption, InvalidRequest, NotFound, WrongState
 from arraylift.ids import KeyId, TenantId, TransferId, check_name
 from arraylift.segments.fingerprint import KEY_BYTES, key_id_of
-from dedup_target import envelope
 
 KEY_MAGIC = b"ALKEYFIL"
 SECRET_MAGIC = b"ALSECRET"

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from arraylift import envelope
 from arraylift.errors import ArrayliftError, Corruption, InvalidRequest
 from arraylift.ids import (
     Fingerprint,
@@ -28,7 +29,6 @@ from arraylift.ids import (
 )
 from arraylift.segments.segmentation import Policy, Segmentation
 from arraylift.sizes import IMAGE_BYTES_MAX
-from dedup_target import envelope
 
 MAGIC = b"ALMANIFS"
 

@@ -17,11 +17,11 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from arraylift import envelope
 from arraylift.durable import Files
 from arraylift.errors import Corruption
 from arraylift.ids import ContainerId, TenantId
 from arraylift.logs import get_logger
-from dedup_target import envelope
 from dedup_target.container_format import subject_of
 
 _LOG = get_logger("quarantine")

@@ -14,10 +14,10 @@ import threading
 import numpy as np
 import numpy.typing as npt
 
+from arraylift import envelope
 from arraylift.durable import Buffer, Files
 from arraylift.ids import TenantId
 from arraylift.logs import get_logger
-from dedup_target import envelope
 from dedup_target.seal_queue import SealQueue
 from dedup_target.storage_unit import StorageUnit
 

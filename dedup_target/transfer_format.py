@@ -20,10 +20,10 @@ import numpy.typing as npt
 import xxhash
 
 from arraylift.durable import Buffer
+from arraylift.envelope import canonical_json
 from arraylift.errors import Corruption, InvalidRequest, WrongState
 from arraylift.ids import Fingerprint, ImageId, SourceState, TenantId, TransferId, check_id
 from arraylift.segments.segmentation import Segmentation
-from dedup_target.envelope import canonical_json
 from dedup_target.manifest_format import (
     segmentation_fields,
     segmentation_from,

@@ -13,10 +13,11 @@ from pathlib import Path
 import pytest
 import xxhash
 
+from arraylift import envelope
 from arraylift.durable import RealFiles
 from arraylift.ids import ContainerId, Fingerprint, KeyId, TenantId
 from arraylift.segments.fingerprint import key_id_of
-from dedup_target import container_format, container_store, envelope, key_store, manifest_format, storage_unit
+from dedup_target import container_format, container_store, key_store, manifest_format, storage_unit
 from dedup_target.container_store import ContainerStore
 from dedup_target.key_store import TenantKey
 from dedup_target.quarantine import Quarantine

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from arraylift import envelope
 from arraylift.durable import RealFiles
 from arraylift.errors import AlreadyExists, ArrayliftError, Corruption, NotFound, WrongState
 from arraylift.ids import ImageId, TenantId
-from dedup_target import envelope, manifest_format
+from dedup_target import manifest_format
 from dedup_target.manifest_store import ManifestStore
 from tests.unit.dedup_target.material import TENANT, manifest, toy_sealer
 
