@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks import guest
-from benchmarks.ext4 import Batch, overwrite
+from benchmarks.ext4 import Batch, mark_written, overwrite
 from benchmarks.guest import Package
 
 LOG_GROWTH = 0.05
@@ -49,7 +49,13 @@ def next_day(one: Guest, image: Path, *, day: int, seed: int, scratch: Path) -> 
     _media(one, batch, rng, day)
     batch.run(scratch)
     for path, old, new in growing:
-        overwrite(image, path, old, new)
+        if mark_written(image, path, scratch):
+            overwrite(image, path, old, new)
+        else:
+            rewriting = Batch(image)
+            rewriting.remove(path)
+            rewriting.write(one.data / path.lstrip("/"), path)
+            rewriting.run(scratch)
     for number in range(guest.DATABASES):
         database = one.data / f"var/lib/app/{number}.sqlite"
         old = database.read_bytes()

@@ -24,6 +24,10 @@ BLOCK_BYTES = 4096
 FAKE_TIME = 1_750_000_000
 """The time that stands in superblocks and new inodes, so that a seed gives the same image."""
 
+_EXTENT_HEADER_WORDS = _EXTENT_WORDS = 3
+_LAST_WORDS = {12: "IND", 13: "DIND", 14: "TIND"}
+"""What debugfs calls the last words of an inode's 60 bytes of extents."""
+
 _SBIN = "/usr/sbin:/sbin"
 _BANNER = re.compile(r"(debugfs|e2fsck) \d|^$|Allocated inode")
 _LEAF = re.compile(r"^\s*(\d+)/\s*(\d+)\s+\d+/\s*\d+\s+(\d+)\s+-\s+(\d+)\s+(\d+)\s+-\s+(\d+)")
@@ -88,7 +92,8 @@ class Batch:
         self.lines.append(f'rm "{path}"')
 
     def grow(self, path: str, *, old_bytes: int, new_bytes: int) -> None:
-        """Give a file more blocks behind its last, and its new size; then ``overwrite`` fills them."""
+        """Give a file more blocks behind its last, and its new size; then ``mark_written``
+        and ``overwrite`` fill them."""
         first, last = -(-old_bytes // BLOCK_BYTES), -(-new_bytes // BLOCK_BYTES) - 1
         if last >= first:
             self.lines.append(f'fallocate "{path}" {first} {last}')
@@ -102,16 +107,53 @@ class Batch:
         script.unlink()
 
 
+@dataclass(frozen=True, slots=True)
+class _Extent:
+    """A run of blocks of a file; ``unwritten`` ones read as zeros in the guest."""
+
+    first: int
+    last: int
+    physical: int
+    unwritten: bool
+    in_inode: bool
+
+
+def _extents(image: Path, path: str) -> list[_Extent]:
+    found = []
+    for line in _run([tool("debugfs"), "-R", f'ex "{path}"', str(image)]).splitlines():
+        match = _LEAF.match(line)
+        if match:
+            level, depth, first, last, physical, _ = map(int, match.groups())
+            if level == depth:
+                found.append(_Extent(first, last, physical, "Uninit" in line, depth == 0))
+    return found
+
+
+def mark_written(image: Path, path: str, scratch: Path) -> bool:
+    """Call blocks that ``grow`` added written, as a guest's kernel does when it fills them.
+
+    Returns False, with nothing done, where the file's extents do not all lie in its inode.
+    """
+    extents = _extents(image, path)
+    if not all(extent.in_inode for extent in extents):
+        return False
+    batch = Batch(image)
+    for number, extent in enumerate(extents):
+        if extent.unwritten:  # the length stands, without the flag, in the second word of an extent
+            word = _EXTENT_HEADER_WORDS + _EXTENT_WORDS * number + 1
+            name = _LAST_WORDS.get(word, str(word))
+            batch.lines.append(f'sif "{path}" block[{name}] {extent.last + 1 - extent.first}')
+    batch.run(scratch)
+    return True
+
+
 def block_map(image: Path, path: str) -> dict[int, int]:
     """Return file block -> image block of a file's mapped blocks."""
-    blocks: dict[int, int] = {}
-    for line in _run([tool("debugfs"), "-R", f'ex "{path}"', str(image)]).splitlines():
-        found = _LEAF.match(line)
-        if found:
-            level, depth, first, last, physical, _ = map(int, found.groups())
-            if level == depth:
-                blocks.update({block: physical + block - first for block in range(first, last + 1)})
-    return blocks
+    return {
+        block: extent.physical + block - extent.first
+        for extent in _extents(image, path)
+        for block in range(extent.first, extent.last + 1)
+    }
 
 
 def overwrite(image: Path, path: str, old: bytes, new: bytes) -> int:

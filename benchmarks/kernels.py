@@ -70,7 +70,7 @@ def run(disk: Disk, console: Console, *, json_path: Path | None, spans_count: in
         *exchanging(batches),
         tree_building(),
     ]
-    table = Table(title=f"{spans_count} spans of {disk.name}, {_ratio(batches):.2f} of the bytes on the wire")
+    table = Table(title=f"{len(spans)} spans of {disk.name}, {_ratio(batches):.2f} of the bytes on the wire")
     for title in ("stage", "paid by", "ns/byte", "MB/s", "µs/segment"):
         table.add_column(title, justify="left" if title in {"stage", "paid by"} else "right")
     for cost in costs:
