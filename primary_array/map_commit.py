@@ -243,7 +243,7 @@ class MapCommit:
         self._pending, self._pending_runs, self._freed = {}, 0, []
         if draft is not None:
             mapped += _events(draft.volume_id, draft.epoch, draft.runs)
-            freed = freed + [(slots, False) for slots in draft.freed]
+            freed = freed + [(slots, True) for slots in draft.freed]
             draft.freed = []
         return _Batch(mapped, freed, self._written)
 

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from arraylift.durable import RandomFile
-from arraylift.errors import ArrayliftError, Overloaded
+from arraylift.errors import ArrayliftError, OutOfSpace, Overloaded
 from arraylift.sizes import GRANULE_BYTES, MIB
 from primary_array.block_map import NONE_SLOT, U64
 
@@ -114,7 +114,8 @@ class SlotStore:
             self._waiting = [batch for batch in self._waiting if batch.ticket > oldest]
         for batch in ready:
             if batch.punch:
-                self._punch(np.sort(batch.slots))  # F3
+                with suppress(OutOfSpace):  # a hole may cost metadata; the slot is reusable without
+                    self._punch(np.sort(batch.slots))  # F3
             self._return(batch.slots)
 
     def _return(self, slots: U64) -> None:
