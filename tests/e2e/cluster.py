@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -130,13 +130,17 @@ class Cluster:
 
     def import_disk(self, name: str, disk: bytes | bytearray) -> None:
         """Make a volume with this content."""
+        self.import_pieces(name, len(disk), solid_pieces(disk))
+
+    def import_pieces(self, name: str, size_bytes: int, pieces: Iterable[tuple[int, bytes]]) -> None:
+        """Make a volume from ascending (offset, bytes); the rest is zero."""
 
         def messages() -> Iterator[volume_pb2.ImportVolumeRequest]:
             yield volume_pb2.ImportVolumeRequest(
-                header=volume_pb2.ImportHeader(name=name, size_bytes=len(disk))
+                header=volume_pb2.ImportHeader(name=name, size_bytes=size_bytes)
             )
             count = total = 0
-            for offset, data in solid_pieces(disk):
+            for offset, data in pieces:
                 yield volume_pb2.ImportVolumeRequest(extent=volume_pb2.Extent(offset=offset, data=data))
                 count, total = count + 1, total + len(data)
             yield volume_pb2.ImportVolumeRequest(
@@ -219,9 +223,11 @@ class Cluster:
             change_source=source,  # type: ignore[arg-type]
             patience_seconds=patience_seconds,
         )
-        return iter(
-            stream(self.backup_logic.SendSnapshot, request, peer=ARRAY, timeout_seconds=5 * CALL_SECONDS)
-        )
+        return self.messages(self.backup_logic.SendSnapshot, request)
+
+    def messages(self, method: Callable[..., Any], request: object) -> Iterator[Any]:
+        """The messages of a streaming call; its error comes as ours."""
+        return iter(stream(method, request, peer="daemon under test", timeout_seconds=5 * CALL_SECONDS))
 
     def send(self, snapshot_id: str, image: str, *, full: bool = False, source: int = 0) -> Sent:
         """Back a snapshot up, start to end."""
@@ -275,7 +281,7 @@ class Cluster:
             transfer_id=transfer_id,
             grant=grant,
         )
-        return iter(stream(self.images.SendImage, request, peer=TARGET, timeout_seconds=5 * CALL_SECONDS))
+        return self.messages(self.images.SendImage, request)
 
     def restore(self, image_id: str, volume: str) -> Any:
         """Restore an image into a new volume; returns the last message."""
