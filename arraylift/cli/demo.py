@@ -122,6 +122,10 @@ def demo(
     layout = Layout(root / "state")
     try:
         _run(session, report, root, layout, files_bytes)
+    except Exception:
+        if not keep:
+            session.note("failed; what it made is removed: run it again with --keep to look into the logs")
+        raise
     finally:
         with shielded():
             _clean_up(layout, root, keep=keep)

@@ -262,8 +262,11 @@ def _start_failure(layout: Layout, kind: DaemonKind, record: ProcessRecord, log_
     lines = [line.partition(_ERROR_MARK)[2] for line in said if line.startswith(_ERROR_MARK)]
     if lines:
         return error_of(code or 1, f"{kind.name} did not start: {lines[-1]}")
+    last = said[-1] if said else "it said nothing"
     return ArrayliftError(
-        f"{kind.name} ended at once, with exit code {code}", subject=kind.name, next_step=f"look into {log}"
+        f"{kind.name} ended at once, with exit code {code}: {last}",
+        subject=kind.name,
+        next_step=f"look into {log}",
     )
 
 
