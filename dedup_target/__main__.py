@@ -18,6 +18,7 @@ from arraylift.exchange.peers import ExchangePeers
 from arraylift.pki import TlsMaterial
 from arraylift.rpc.server import service_of
 from arraylift.v1 import image_pb2_grpc, target_admin_pb2_grpc
+from dedup_target.backups import Backups
 from dedup_target.config import TargetSettings
 from dedup_target.container_store import ContainerLimits
 from dedup_target.doubt import settle_doubt
@@ -54,7 +55,10 @@ def build(settings: TargetSettings, tls: TlsMaterial) -> daemon.Built:
         store.close()
 
     services = [
-        service_of(image_pb2_grpc.add_ImageServiceServicer_to_server, ImageEdge(store, images, sender)),
+        service_of(
+            image_pb2_grpc.add_ImageServiceServicer_to_server,
+            ImageEdge(store, images, sender, Backups(store, images)),
+        ),
         service_of(
             target_admin_pb2_grpc.add_TargetAdminServiceServicer_to_server, AdminEdge(store, transfers)
         ),

@@ -72,6 +72,11 @@ class ImageReader:
                 self._open.popitem(last=False)
         return image
 
+    def forget(self, image_id: ImageId) -> None:
+        """An image was deleted: who opens it again gets NotFound."""
+        with self._lock:
+            self._open.pop(image_id, None)
+
     def _load(self, manifest: ImageManifest) -> OpenImage:
         key = FingerprintKey(self._store.keys.by_id(manifest.tenant).key)
         _, leaves = load_leaves(

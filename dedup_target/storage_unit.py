@@ -27,6 +27,7 @@ from arraylift.ids import ContainerId, TenantId, TransferId, UnitId, check_id, r
 from arraylift.logs import get_logger
 from arraylift.segments.fingerprint import FingerprintKey
 from dedup_target import container_store, rocks_index
+from dedup_target.backup_manifest_store import BackupManifestStore
 from dedup_target.container_store import ContainerLimits, ContainerStore
 from dedup_target.key_store import KeyStore, grant_for, load_grant_secret, load_wrapping_key
 from dedup_target.manifest_store import ManifestStore
@@ -111,6 +112,7 @@ class StorageUnit:
             undo.callback(self.index.close)
             self._sealers: dict[TenantId, Callable[[bytes], bytes]] = {}
             self.manifests = ManifestStore(files, unit_path, self._seal_manifest)
+            self.backups = BackupManifestStore(files, unit_path, self._seal_manifest)
             self.transfers = TransferLogs(files, f"{state_path}/transfers")
             self.report = OpeningReport(swept, report, len(self.manifests.damaged), self._roots_missing())
             undo.pop_all()
@@ -182,7 +184,10 @@ class StorageUnit:
 
     def _sweep(self, files: Files) -> int:
         flat = (self._state, f"{self._state}/transfers", self._unit)
-        folders = [*flat, *(f"{self._unit}/{name}" for name in ("keys", "manifests", "quarantine"))]
+        folders = [
+            *flat,
+            *(f"{self._unit}/{name}" for name in ("backups", "keys", "manifests", "quarantine")),
+        ]
         return sum(map(files.sweep, folders)) + container_store.sweep(files, self._unit)
 
     def _superblock(self, files: Files) -> UnitId:

@@ -31,23 +31,36 @@ def _rules() -> dict[str, frozenset[str]]:
         "arraylift.v1.VolumeService": (VOLUME_USERS, volume_methods),
         "arraylift.v1.BackupLogicService": (MANAGEMENT, "SendSnapshot CancelTransfer"),
         "arraylift.v1.SegmentExchangeService": (MOVERS, "Exchange"),
-        "arraylift.v1.ImageService": (MANAGEMENT, "ListImages GetImage ReadRange SendImage"),
+        "arraylift.v1.ImageService": (
+            MANAGEMENT,
+            (
+                "ListImages GetImage ReadRange SendImage DeleteImage PublishBackup ListBackupManifests "
+                "DeleteBackupManifest"
+            ),
+        ),
         "arraylift.v1.TargetAdminService": (MANAGEMENT, "CreateGrant RevokeGrant GetTargetStats"),
         "arraylift.v1.VmService": (
             MANAGEMENT | {"vcenter"},
-            "CreateVm GetVm ListVms DeleteVm PowerOn PowerOff CreateVmSnapshot GetVmSnapshot ListVmSnapshots "
-            "RenewVmSnapshot DeleteVmSnapshot AttachVolume DetachVolume PutGuestFile GetGuestFile "
-            "ListGuestFiles RemoveGuestFile",
+            (
+                "CreateVm GetVm ListVms DeleteVm PowerOn PowerOff CreateVmSnapshot GetVmSnapshot "
+                "ListVmSnapshots RenewVmSnapshot DeleteVmSnapshot AttachVolume DetachVolume PutGuestFile GetGuestFile "
+                "ListGuestFiles RemoveGuestFile"
+            ),
         ),
         "arraylift.v1.VirtualCenterService": (
             MANAGEMENT,
-            "ListHosts RemoveHost ListManagedVms GetManagedVm WatchInventory PrepareBackup ReleaseSnapshot RenewSnapshot "
-            "PlaceVm ProvisionVm AttachVmVolume PowerVm RemoveVm",
+            (
+                "ListHosts RemoveHost ListManagedVms GetManagedVm WatchInventory PrepareBackup "
+                "ReleaseSnapshot RenewSnapshot "
+                "PlaceVm ProvisionVm AttachVmVolume PowerVm RemoveVm"
+            ),
         ),
         "arraylift.v1.BackupService": (
             frozenset({"operator"}),
-            "StartBackup StartRestore GetJob ListJobs WatchJob CancelJob ListBackups GetBackup DeleteBackup "
-            "VerifyBackup ListFiles GetFile AddPeer ListPeers RemovePeer",
+            (
+                "StartBackup StartRestore GetJob ListJobs WatchJob CancelJob ListBackups GetBackup "
+                "DeleteBackup VerifyBackup ListFiles GetFile AddPeer ListPeers RemovePeer"
+            ),
         ),
     }
     rules = {

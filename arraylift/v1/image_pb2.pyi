@@ -106,3 +106,79 @@ class SendImageResponse(_message.Message):
     receipt_id: str
     root: bytes
     def __init__(self, spans_done: _Optional[int] = ..., figures: _Optional[_Union[_common_pb2.TransferFigures, _Mapping]] = ..., receipt_id: _Optional[str] = ..., root: _Optional[bytes] = ...) -> None: ...
+
+class DeleteImageRequest(_message.Message):
+    __slots__ = ("image_id", "missing_ok")
+    IMAGE_ID_FIELD_NUMBER: _ClassVar[int]
+    MISSING_OK_FIELD_NUMBER: _ClassVar[int]
+    image_id: str
+    missing_ok: bool
+    def __init__(self, image_id: _Optional[str] = ..., missing_ok: _Optional[bool] = ...) -> None: ...
+
+class DeleteImageResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class BackupImage(_message.Message):
+    __slots__ = ("disk_name", "image_id")
+    DISK_NAME_FIELD_NUMBER: _ClassVar[int]
+    IMAGE_ID_FIELD_NUMBER: _ClassVar[int]
+    disk_name: str
+    image_id: str
+    def __init__(self, disk_name: _Optional[str] = ..., image_id: _Optional[str] = ...) -> None: ...
+
+class BackupManifest(_message.Message):
+    __slots__ = ("backup_id", "tenant", "vm_id", "vm_name", "snapshot_at_ns", "images", "attributes")
+    BACKUP_ID_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    VM_ID_FIELD_NUMBER: _ClassVar[int]
+    VM_NAME_FIELD_NUMBER: _ClassVar[int]
+    SNAPSHOT_AT_NS_FIELD_NUMBER: _ClassVar[int]
+    IMAGES_FIELD_NUMBER: _ClassVar[int]
+    ATTRIBUTES_FIELD_NUMBER: _ClassVar[int]
+    backup_id: str
+    tenant: str
+    vm_id: str
+    vm_name: str
+    snapshot_at_ns: int
+    images: _containers.RepeatedCompositeFieldContainer[BackupImage]
+    attributes: bytes
+    def __init__(self, backup_id: _Optional[str] = ..., tenant: _Optional[str] = ..., vm_id: _Optional[str] = ..., vm_name: _Optional[str] = ..., snapshot_at_ns: _Optional[int] = ..., images: _Optional[_Iterable[_Union[BackupImage, _Mapping]]] = ..., attributes: _Optional[bytes] = ...) -> None: ...
+
+class PublishBackupRequest(_message.Message):
+    __slots__ = ("manifest",)
+    MANIFEST_FIELD_NUMBER: _ClassVar[int]
+    manifest: BackupManifest
+    def __init__(self, manifest: _Optional[_Union[BackupManifest, _Mapping]] = ...) -> None: ...
+
+class PublishBackupResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ListBackupManifestsRequest(_message.Message):
+    __slots__ = ("page_size", "page_token")
+    PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    page_size: int
+    page_token: str
+    def __init__(self, page_size: _Optional[int] = ..., page_token: _Optional[str] = ...) -> None: ...
+
+class ListBackupManifestsResponse(_message.Message):
+    __slots__ = ("manifests", "next_page_token")
+    MANIFESTS_FIELD_NUMBER: _ClassVar[int]
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    manifests: _containers.RepeatedCompositeFieldContainer[BackupManifest]
+    next_page_token: str
+    def __init__(self, manifests: _Optional[_Iterable[_Union[BackupManifest, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
+
+class DeleteBackupManifestRequest(_message.Message):
+    __slots__ = ("backup_id", "missing_ok")
+    BACKUP_ID_FIELD_NUMBER: _ClassVar[int]
+    MISSING_OK_FIELD_NUMBER: _ClassVar[int]
+    backup_id: str
+    missing_ok: bool
+    def __init__(self, backup_id: _Optional[str] = ..., missing_ok: _Optional[bool] = ...) -> None: ...
+
+class DeleteBackupManifestResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...

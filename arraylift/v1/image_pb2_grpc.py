@@ -54,6 +54,26 @@ class ImageServiceStub:
                 request_serializer=arraylift_dot_v1_dot_image__pb2.SendImageRequest.SerializeToString,
                 response_deserializer=arraylift_dot_v1_dot_image__pb2.SendImageResponse.FromString,
                 _registered_method=True)
+        self.DeleteImage = channel.unary_unary(
+                '/arraylift.v1.ImageService/DeleteImage',
+                request_serializer=arraylift_dot_v1_dot_image__pb2.DeleteImageRequest.SerializeToString,
+                response_deserializer=arraylift_dot_v1_dot_image__pb2.DeleteImageResponse.FromString,
+                _registered_method=True)
+        self.PublishBackup = channel.unary_unary(
+                '/arraylift.v1.ImageService/PublishBackup',
+                request_serializer=arraylift_dot_v1_dot_image__pb2.PublishBackupRequest.SerializeToString,
+                response_deserializer=arraylift_dot_v1_dot_image__pb2.PublishBackupResponse.FromString,
+                _registered_method=True)
+        self.ListBackupManifests = channel.unary_unary(
+                '/arraylift.v1.ImageService/ListBackupManifests',
+                request_serializer=arraylift_dot_v1_dot_image__pb2.ListBackupManifestsRequest.SerializeToString,
+                response_deserializer=arraylift_dot_v1_dot_image__pb2.ListBackupManifestsResponse.FromString,
+                _registered_method=True)
+        self.DeleteBackupManifest = channel.unary_unary(
+                '/arraylift.v1.ImageService/DeleteBackupManifest',
+                request_serializer=arraylift_dot_v1_dot_image__pb2.DeleteBackupManifestRequest.SerializeToString,
+                response_deserializer=arraylift_dot_v1_dot_image__pb2.DeleteBackupManifestResponse.FromString,
+                _registered_method=True)
 
 
 class ImageServiceServicer:
@@ -94,6 +114,37 @@ class ImageServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DeleteImage(self, request, context):
+        """Forgets an image; its space is freed by garbage collection. Errors: NOT_FOUND (unless
+        missing_ok), FAILED_PRECONDITION (a backup names it).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PublishBackup(self, request, context):
+        """Publishes a backup manifest over committed images: that is when the backup exists.
+        Idempotent by backup_id: the same again is no error, a different one ALREADY_EXISTS.
+        Limits: 64 images, 1 MiB of attributes. Errors: NOT_FOUND (an image), INVALID_ARGUMENT.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListBackupManifests(self, request, context):
+        """Newest first. Limit: 1,000 a page. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteBackupManifest(self, request, context):
+        """Removes the manifest, then its images. Errors: NOT_FOUND (unless missing_ok).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ImageServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -116,6 +167,26 @@ def add_ImageServiceServicer_to_server(servicer, server):
                     servicer.SendImage,
                     request_deserializer=arraylift_dot_v1_dot_image__pb2.SendImageRequest.FromString,
                     response_serializer=arraylift_dot_v1_dot_image__pb2.SendImageResponse.SerializeToString,
+            ),
+            'DeleteImage': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteImage,
+                    request_deserializer=arraylift_dot_v1_dot_image__pb2.DeleteImageRequest.FromString,
+                    response_serializer=arraylift_dot_v1_dot_image__pb2.DeleteImageResponse.SerializeToString,
+            ),
+            'PublishBackup': grpc.unary_unary_rpc_method_handler(
+                    servicer.PublishBackup,
+                    request_deserializer=arraylift_dot_v1_dot_image__pb2.PublishBackupRequest.FromString,
+                    response_serializer=arraylift_dot_v1_dot_image__pb2.PublishBackupResponse.SerializeToString,
+            ),
+            'ListBackupManifests': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListBackupManifests,
+                    request_deserializer=arraylift_dot_v1_dot_image__pb2.ListBackupManifestsRequest.FromString,
+                    response_serializer=arraylift_dot_v1_dot_image__pb2.ListBackupManifestsResponse.SerializeToString,
+            ),
+            'DeleteBackupManifest': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteBackupManifest,
+                    request_deserializer=arraylift_dot_v1_dot_image__pb2.DeleteBackupManifestRequest.FromString,
+                    response_serializer=arraylift_dot_v1_dot_image__pb2.DeleteBackupManifestResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -226,6 +297,114 @@ class ImageService:
             '/arraylift.v1.ImageService/SendImage',
             arraylift_dot_v1_dot_image__pb2.SendImageRequest.SerializeToString,
             arraylift_dot_v1_dot_image__pb2.SendImageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteImage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/arraylift.v1.ImageService/DeleteImage',
+            arraylift_dot_v1_dot_image__pb2.DeleteImageRequest.SerializeToString,
+            arraylift_dot_v1_dot_image__pb2.DeleteImageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PublishBackup(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/arraylift.v1.ImageService/PublishBackup',
+            arraylift_dot_v1_dot_image__pb2.PublishBackupRequest.SerializeToString,
+            arraylift_dot_v1_dot_image__pb2.PublishBackupResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListBackupManifests(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/arraylift.v1.ImageService/ListBackupManifests',
+            arraylift_dot_v1_dot_image__pb2.ListBackupManifestsRequest.SerializeToString,
+            arraylift_dot_v1_dot_image__pb2.ListBackupManifestsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteBackupManifest(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/arraylift.v1.ImageService/DeleteBackupManifest',
+            arraylift_dot_v1_dot_image__pb2.DeleteBackupManifestRequest.SerializeToString,
+            arraylift_dot_v1_dot_image__pb2.DeleteBackupManifestResponse.FromString,
             options,
             channel_credentials,
             insecure,

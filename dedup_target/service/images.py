@@ -12,19 +12,21 @@ from arraylift.exchange import convert as shared
 from arraylift.ids import GRANT_BYTES, ImageId, TransferId, check_id
 from arraylift.rpc.long_call import stream_long_call
 from arraylift.v1 import image_pb2 as pb
-from arraylift.v1 import image_pb2_grpc as pb_grpc
+from dedup_target.backups import Backups
 from dedup_target.convert import image_to_pb
 from dedup_target.image_reader import ImageReader
 from dedup_target.send_image import ImageSender, SendProgress
+from dedup_target.service.backups import BackupsEdge
 from dedup_target.store import Store
 
 PAGE_SIZE, PAGE_SIZE_MAX = 1000, 10_000
 
 
-class ImageEdge(pb_grpc.ImageServiceServicer):
+class ImageEdge(BackupsEdge):
     """Serves the images of one target."""
 
-    def __init__(self, store: Store, images: ImageReader, sender: ImageSender) -> None:
+    def __init__(self, store: Store, images: ImageReader, sender: ImageSender, backups: Backups) -> None:
+        super().__init__(backups)
         self._store = store
         self._images = images
         self._sender = sender

@@ -11,6 +11,7 @@ from blake3 import blake3
 
 from arraylift.ids import ContainerId, Fingerprint, KeyId, SourceState, TenantId, UnitId
 from arraylift.segments.segmentation import Segmentation
+from dedup_target.backup_manifest_format import BackupManifest
 from dedup_target.container_buffer import ContainerBuffer
 from dedup_target.container_format import Kind, SealedContainer
 from dedup_target.container_store import ContainerStore
@@ -97,6 +98,20 @@ def manifest(
         committed_at_ns=number if at_ns is None else at_ns,
         transfer_id="c" * 32,
         figures={"spans_total": 3, "bytes_read": 3 << 20},
+    )
+
+
+def backup(number: int, *, images: Sequence[int] = (1, 2), at_ns: int | None = None) -> BackupManifest:
+    """A manifest of backup ``number``, over images by their numbers."""
+    return BackupManifest(
+        backup_id=f"{number:032x}",  # type: ignore[arg-type]
+        tenant=TENANT,
+        tenant_name="default",
+        vm_id="e" * 32,
+        vm_name="web1",
+        snapshot_at_ns=number if at_ns is None else at_ns,
+        images=tuple((f"disk{at}", f"{image:032x}") for at, image in enumerate(images)),  # type: ignore[misc]
+        attributes=b"\x00attributes\xff",
     )
 
 

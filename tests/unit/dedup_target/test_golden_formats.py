@@ -17,7 +17,14 @@ from arraylift import envelope
 from arraylift.durable import RealFiles
 from arraylift.ids import ContainerId, Fingerprint, KeyId, TenantId
 from arraylift.segments.fingerprint import key_id_of
-from dedup_target import container_format, container_store, key_store, manifest_format, storage_unit
+from dedup_target import (
+    backup_manifest_format,
+    container_format,
+    container_store,
+    key_store,
+    manifest_format,
+    storage_unit,
+)
 from dedup_target.container_store import ContainerStore
 from dedup_target.key_store import TenantKey
 from dedup_target.quarantine import Quarantine
@@ -28,6 +35,7 @@ from tests.unit.dedup_target.material import (
     TENANT,
     UNIT,
     Segment,
+    backup,
     grant,
     manifest,
     toy_sealer,
@@ -71,6 +79,7 @@ def _high_water(_path: Path) -> bytes:
 WRITERS: dict[str, Callable[[Path], bytes]] = {
     "container-v1.alc": lambda _: whole_container(FRAMES),
     "manifest-v1.alm": lambda _: manifest_format.encode(manifest(1), toy_sealer),
+    "backup-manifest-v1.alb": lambda _: backup_manifest_format.encode(backup(1), toy_sealer),
     "transfer-log-v1.alt": _transfer_log,
     "key-v1.alk": lambda _: key_store.encode_key(KEY, WRAPPING_KEY),
     "key-v1-secret.key": lambda _: key_store.encode_secret(WRAPPING_KEY),
@@ -132,6 +141,12 @@ def test_the_manifest_reads() -> None:
     data = (GOLDEN / "manifest-v1.alm").read_bytes()
     assert manifest_format.decode(data, toy_sealer, what="golden") == manifest(1)
     assert json.loads(data[32:-32])["image_id"] == manifest(1).image_id
+
+
+def test_the_backup_manifest_reads() -> None:
+    data = (GOLDEN / "backup-manifest-v1.alb").read_bytes()
+    assert backup_manifest_format.decode(data, toy_sealer, what="golden") == backup(1)
+    assert json.loads(data[32:-32])["backup_id"] == backup(1).backup_id
 
 
 def test_the_transfer_log_reads(tmp_path: Path) -> None:

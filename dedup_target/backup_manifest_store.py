@@ -1,0 +1,128 @@
+"""The backup manifests of a storage unit.
+
+Owns: every byte below ``<unit>/backups``; one file a backup, named by the backup's id.
+Invariants:
+  C1 a backup exists exactly while its manifest is on disk, whole and sealed.
+  C2 a manifest that cannot be read is reported, blocks nothing, and is never removed here.
+  C3 memory holds who and when, about 300 bytes a backup and its images; attributes are read
+     from the disk, seal and all, each time they are asked for.
+Callers: any thread; changes come from ``backups`` alone, under its lock.
+Format: docs/formats/backup-manifest-v1.md
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+
+from arraylift.durable import Files
+from arraylift.errors import ArrayliftError, Corruption, NotFound
+from arraylift.ids import ImageId, check_id
+from arraylift.logs import get_logger
+from dedup_target import backup_manifest_format
+from dedup_target.backup_manifest_format import BackupId, BackupManifest
+from dedup_target.manifest_format import Sealer
+
+_log = get_logger("backup_manifest_store")
+
+SUFFIX = ".alb"
+
+
+@dataclass(frozen=True, slots=True)
+class BackupKey:
+    """What memory holds of a backup."""
+
+    backup_id: BackupId
+    snapshot_at_ns: int
+    image_ids: tuple[ImageId, ...]
+
+    @property
+    def order(self) -> tuple[int, str]:
+        """Newest last."""
+        return self.snapshot_at_ns, self.backup_id
+
+
+class BackupManifestStore:
+    """All backups of one unit."""
+
+    def __init__(self, files: Files, unit_path: str, sealer: Sealer) -> None:
+        """Load all manifests; see ``damaged_names`` for those that cannot be read (C2)."""
+        self._files = files
+        self._folder = f"{unit_path}/backups"
+        self._sealer = sealer
+        self._lock = threading.Lock()  # short: look-ups never wait for the disk
+        self._keys: dict[BackupId, BackupKey] = {}
+        self.damaged_names: list[str] = []
+        files.make_dirs(self._folder)
+        for name in files.list_dir(self._folder):
+            self._load(name)
+
+    def publish(self, manifest: BackupManifest) -> None:
+        """Make the backup exist, or replace its manifest. Raises OutOfSpace, StoreFailed.
+
+        REQUIRES: every image of it exists, and none can be deleted meanwhile.
+        """
+        data = backup_manifest_format.encode(manifest, self._sealer)
+        again = backup_manifest_format.decode(data, self._sealer, what="new backup manifest")
+        assert again == manifest, "a manifest must survive its own encoding"
+        self._files.publish(self._path(manifest.backup_id), [data], label="backup-manifest")
+        with self._lock:
+            self._keys[manifest.backup_id] = _key(manifest)
+
+    def remove(self, backup_id: BackupId) -> None:
+        """Make the backup not exist; its images stay. Raises NotFound."""
+        self.key(backup_id)
+        self._files.remove(self._path(backup_id), label="backup-manifest-remove")
+        with self._lock:
+            self._keys.pop(backup_id, None)
+
+    def key(self, backup_id: BackupId) -> BackupKey:
+        """Raises NotFound."""
+        with self._lock:
+            found = self._keys.get(backup_id)
+        if found is None:
+            raise NotFound(
+                f"there is no backup {backup_id}",
+                subject=f"backup {backup_id}",
+                next_step="list the backups",
+            )
+        return found
+
+    def read(self, backup_id: BackupId) -> BackupManifest:
+        """Read it from the disk (C3). Raises NotFound, Corruption."""
+        self.key(backup_id)
+        data = self._files.read(self._path(backup_id))
+        return backup_manifest_format.decode(data, self._sealer, what=f"backup manifest {backup_id}")
+
+    def keys(self) -> list[BackupKey]:
+        """Every backup, newest first."""
+        with self._lock:
+            return sorted(self._keys.values(), key=lambda key: key.order, reverse=True)
+
+    def naming(self, image_id: ImageId) -> BackupKey | None:
+        """A backup that names this image, if one does."""
+        with self._lock:
+            return next((key for key in self._keys.values() if image_id in key.image_ids), None)
+
+    def _load(self, name: str) -> None:
+        what = f"backup manifest {name}"
+        try:
+            backup_id = BackupId(check_id(name.removesuffix(SUFFIX), "the name of a backup manifest"))
+            data = self._files.read(f"{self._folder}/{name}")
+            manifest = backup_manifest_format.decode(data, self._sealer, what=what)
+            if manifest.backup_id != backup_id or not name.endswith(SUFFIX):
+                raise Corruption(f"{what} is about backup {manifest.backup_id}")
+        except ArrayliftError as error:
+            _log.error("backup_manifest_unreadable", name=name, why=str(error))
+            self.damaged_names.append(name)
+            return
+        self._keys[backup_id] = _key(manifest)
+
+    def _path(self, backup_id: BackupId) -> str:
+        return f"{self._folder}/{backup_id}{SUFFIX}"
+
+
+def _key(manifest: BackupManifest) -> BackupKey:
+    return BackupKey(
+        manifest.backup_id, manifest.snapshot_at_ns, tuple(image_id for _, image_id in manifest.images)
+    )
