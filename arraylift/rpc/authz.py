@@ -43,8 +43,8 @@ def _rules() -> dict[str, frozenset[str]]:
             MANAGEMENT | {"vcenter"},
             (
                 "CreateVm GetVm ListVms DeleteVm PowerOn PowerOff CreateVmSnapshot GetVmSnapshot "
-                "ListVmSnapshots RenewVmSnapshot DeleteVmSnapshot AttachVolume DetachVolume PutGuestFile GetGuestFile "
-                "ListGuestFiles RemoveGuestFile"
+                "ListVmSnapshots RenewVmSnapshot DeleteVmSnapshot AttachVolume DetachVolume PutGuestFile "
+                "GetGuestFile ListGuestFiles RemoveGuestFile"
             ),
         ),
         "arraylift.v1.VirtualCenterService": (
