@@ -46,7 +46,8 @@ def commit(transfer: Transfer, attempt: Attempt, message: Commit, clock: Clock) 
     writer = _NodeWriter(transfer)
     root = _write_nodes(transfer, leaves, writer)
     store = transfer.store
-    with store.commit_lock, transfer.lock:
+    # In this order: an Open holds its transfer's lock while a damaged base is condemned.
+    with transfer.lock, store.commit_lock:
         attempt.check()  # M4
         if store.generation != attempt.generation:
             _recheck(transfer, message.inherit_base)
