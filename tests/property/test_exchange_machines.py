@@ -17,13 +17,23 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from arraylift.errors import ArrayliftError, Conflict, Corruption, InvalidRequest, LeaseLost
 from arraylift.exchange.coverage import Coverage
 from arraylift.exchange.lane import POLL
-from arraylift.exchange.messages import Commit, Committed, Durable, Figures, Limits, Opened, Request
+from arraylift.exchange.messages import (
+    Commit,
+    Committed,
+    Durable,
+    Figures,
+    Limits,
+    Opened,
+    Request,
+    Segments,
+)
 from arraylift.exchange.sender import Phase, SenderLane, Wanted
 from arraylift.exchange.wire import decode_reply, decode_request, encode_reply, encode_request
 from arraylift.segments.fingerprint import unpack
 from arraylift.sizes import MIB, SPAN_BYTES
-from tests.unit.exchange.stage import PALETTE, Call, DictReceiver, Disk, Prepared, opening, palette
+from tests.unit.exchange.stage import PALETTE, Call, DictReceiver, Disk, Prepared, is_hole, opening, palette
 
+SEGMENTS_TAG = b"\x1a"
 CLOSE = b""
 """Stands in a request queue where the sender closed its side."""
 
@@ -51,7 +61,9 @@ class Exchange(RuleBasedStateMachine):
     """One transfer, from first Open to Committed."""
 
     @initialize(
-        contents=st.lists(st.integers(0, PALETTE - 1), min_size=1, max_size=9),
+        contents=st.integers(1, 9).flatmap(
+            lambda size: st.lists(st.integers(0, PALETTE - 1), min_size=size, max_size=size)
+        ),
         short=st.sampled_from([0, 1, 5000, MIB - 1]),
         with_base=st.booleans(),
         lanes=st.integers(1, 3),
@@ -201,6 +213,20 @@ class Exchange(RuleBasedStateMachine):
     def lane(self, pick: int) -> Lane:
         return self.lanes[pick % len(self.lanes)]
 
+    def turn(self, *, eager: bool = False) -> None:
+        """Every lane does what it can; an eager sender fills its window before it listens."""
+        for lane in list(self.lanes):
+            if lane not in self.lanes:
+                break  # a new attempt began
+            if eager and len(lane.requests) < 8 and self.step(lane):
+                self.limits_hold()
+            elif lane.replies:
+                self.answer(lane)
+            elif lane.requests:
+                self.deliver(lane)
+            else:
+                self.step(lane)
+
     # -- rules ----------------------------------------------------------------------------------
 
     @rule(pick=st.integers(0, 2), times=st.integers(1, 4))
@@ -223,33 +249,55 @@ class Exchange(RuleBasedStateMachine):
             self.answer(lane)
             times -= 1
 
-    @rule(pick=st.integers(0, 2), at=st.integers(0, 5), requests=st.booleans())
-    def message_doubles(self, pick: int, at: int, requests: bool) -> None:
-        line = self.lane(pick).requests if requests else self.lane(pick).replies
-        assume(at < len(line) and line[at] != CLOSE)
-        line.insert(at, line[at])
+    @rule(turns=st.sampled_from([3, 10, 30]), eager=st.booleans())
+    def time_passes(self, turns: int, eager: bool) -> None:
+        """Nothing goes wrong for a while."""
+        for _ in range(turns):
+            self.turn(eager=eager)
 
-    @rule(pick=st.integers(0, 2), at=st.integers(0, 5), requests=st.booleans())
-    def messages_swap(self, pick: int, at: int, requests: bool) -> None:
-        line = self.lane(pick).requests if requests else self.lane(pick).replies
-        assume(at + 1 < len(line) and CLOSE not in (line[at], line[at + 1]))
-        line[at], line[at + 1] = line[at + 1], line[at]
+    @rule(
+        pick=st.integers(0, 2),
+        at=st.integers(0, 50),
+        requests=st.booleans(),
+        how=st.sampled_from(["twice", "swapped", "lost"]),
+    )
+    def a_message_suffers(self, pick: int, at: int, requests: bool, how: str) -> None:
+        lane = self.lane(pick)
+        line = lane.requests if requests else lane.replies
+        assume(line)
+        at %= len(line)
+        if how == "lost":
+            if line[at] == CLOSE:
+                lane.closed = False
+            del line[at]
+            return
+        assume(line[at] != CLOSE)
+        if how == "twice":
+            line.insert(at, line[at])
+        else:
+            assume(at + 1 < len(line) and line[at + 1] != CLOSE)
+            line[at], line[at + 1] = line[at + 1], line[at]
 
-    @rule(pick=st.integers(0, 2), at=st.integers(0, 5), requests=st.booleans())
-    def message_is_lost(self, pick: int, at: int, requests: bool) -> None:
-        line = self.lane(pick).requests if requests else self.lane(pick).replies
-        assume(at < len(line))
-        if line[at] == CLOSE:
-            self.lane(pick).closed = False
-        del line[at]
+    @rule(pick=st.integers(0, 2), at=st.integers(0, 400))
+    def a_segment_is_bent(self, pick: int, at: int) -> None:
+        """A bit of the next payload flips, as in a sender whose memory is bad."""
+        lane = self.lane(pick)
+        for _ in range(30):
+            lane = lane if lane in self.lanes else self.lane(pick)
+            if lane.requests and lane.requests[0][:1] == SEGMENTS_TAG:
+                bent = bytearray(lane.requests[0])
+                message = decode_request(bytes(bent))
+                assert isinstance(message, Segments)
+                bent[-1 - at % len(message.payload[0])] ^= 0x40  # the payload comes last
+                lane.requests[0] = bytes(bent)
+                break
+            self.turn(eager=True)
 
-    @rule()
-    def lanes_are_cut(self) -> None:
-        self.start()
-
-    @rule()
-    def receiver_crashes(self) -> None:
-        self.receiver.crash()
+    @rule(crash=st.booleans())
+    def lanes_are_cut(self, crash: bool) -> None:
+        """With the receiver, or without."""
+        if crash:
+            self.receiver.crash()
         self.start()
 
     @precondition(lambda self: self.stale)
@@ -295,7 +343,7 @@ class Exchange(RuleBasedStateMachine):
         if self.receiver.durable_receipt is not None and self.receipt is not None:
             assert self.receipt.root == self.receiver.durable_receipt.root
         for span, content in self.receiver.durable_spans.items():
-            assert (content is None) == (not any(self.disk.span(span)))
+            assert (content is None) == is_hole(self.disk.span(span))
 
     def teardown(self) -> None:
         """The faults stop: at most a few attempts later, the transfer has committed."""
@@ -305,15 +353,7 @@ class Exchange(RuleBasedStateMachine):
         for _ in range(4000):
             if self.receipt is not None:
                 break
-            for lane in list(self.lanes):
-                if lane not in self.lanes:
-                    break
-                if lane.replies:
-                    self.answer(lane)
-                elif lane.requests:
-                    self.deliver(lane)
-                else:
-                    self.step(lane)
+            self.turn()
         assert self.receipt is not None, "the transfer never committed"
         self.check_committed()
 

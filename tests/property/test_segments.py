@@ -59,7 +59,7 @@ def store(image: bytes, segmentation: Segmentation) -> tuple[Fingerprint, dict[b
     leaves = no_leaves(spans_of(len(image)))
     for span in range(len(leaves)):
         plain = memoryview(image)[span * SPAN_BYTES : (span + 1) * SPAN_BYTES]
-        if not any(plain):
+        if plain == bytes(len(plain)):
             continue
         cut = segmenter.cut(plain)
         packed = KEY.segments(cut)

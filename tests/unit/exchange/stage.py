@@ -85,6 +85,10 @@ class Disk:
         return b"".join(self.span(index) for index in range(self.span_count))
 
 
+def is_hole(plain: bytes) -> bool:
+    return plain == bytes(len(plain))
+
+
 @functools.lru_cache(64)
 def _cut(plain: bytes, segmentation: Segmentation) -> tuple[tuple[memoryview, ...], bytes]:
     pieces = tuple(Segmenter(segmentation).cut(memoryview(plain)))
@@ -107,7 +111,7 @@ class Prepared:
         self.pieces = []
         for index in self.spans:
             plain = self.disk.span(index)
-            if not any(plain):
+            if is_hole(plain):
                 holes.append((index, 1))
                 continue
             pieces, packed = _cut(plain, self.segmentation)
@@ -188,7 +192,7 @@ class DictReceiver:
         if base is not None:
             for index in range(base.span_count):
                 self.base[index] = known(base.span(index))
-                if any(base.span(index)):
+                if not is_hole(base.span(index)):
                     pieces, packed = _cut(base.span(index), DEFAULT_SEGMENTATION)
                     self.durable_segments |= zip(unpack(packed), map(bytes, pieces), strict=True)
         self.crash()
@@ -341,7 +345,7 @@ class DictReceiver:
 
 def known(plain: bytes) -> Known:
     """What a receiver knows of a span with these bytes."""
-    if not any(plain):
+    if is_hole(plain):
         return None
     pieces, packed = _cut(plain, DEFAULT_SEGMENTATION)
     return np.array([len(piece) for piece in pieces], dtype="<u4").tobytes(), packed
