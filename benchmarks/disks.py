@@ -23,7 +23,7 @@ import numpy as np
 from arraylift.sizes import GRANULE_BYTES, MIB
 from benchmarks import churn, ext4, guest
 
-FORMAT = 3
+FORMAT = 4
 """Part of the directory's name; raise it when disks come out differently."""
 
 ROOM = 3

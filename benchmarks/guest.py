@@ -1,6 +1,6 @@
 """What lies on a guest's disk: this machine's programs, and data that is made from a seed.
 
-A *package* here is one directory of /usr: programs come and go by directories.
+A *package* here is one directory of /usr, or a part of a large one: programs come and go by those.
 Callers: benchmarks.disks and benchmarks.churn, one thread.
 """
 
@@ -26,6 +26,8 @@ DATABASES = 3
 LOGS = 4
 FILE_BYTES_MAX = 32 << 20
 """Larger files are left out, or one of them could be half of a small disk."""
+PACKAGE_BYTES = 4 << 20
+"""Where a large directory is cut."""
 
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9._+,@=~/-]+")
 _ROW_BYTES = 440
@@ -64,7 +66,7 @@ _WORDS = [
 
 @dataclass(frozen=True, slots=True)
 class Package:
-    """The files of one directory."""
+    """Files of one directory."""
 
     directory: str
     """Absolute, on this machine and in the guest alike."""
@@ -77,18 +79,21 @@ class Package:
 
 
 def packages(seed: int, root: str = "/usr") -> list[Package]:
-    """Return every directory of ``root`` that has files, in an order drawn from the seed."""
-    found = []
+    """Return all files of ``root`` as packages, in an order drawn from the seed."""
+    found: list[Package] = []
     for directory, folders, names in os.walk(root):
         folders[:] = sorted(folder for folder in folders if folder != "__pycache__")
-        package = _package(directory, sorted(names))
-        if package.names:
-            found.append(package)
-    return sorted(found, key=lambda one: hashlib.sha256(f"{seed}:{one.directory}".encode()).digest())
+        found += _packages(directory, sorted(names))
+
+    def drawn(one: Package) -> bytes:
+        return hashlib.sha256(f"{seed}:{one.directory}/{one.names[0]}".encode()).digest()
+
+    return sorted(found, key=drawn)
 
 
-def _package(directory: str, names: list[str]) -> Package:
-    taken, total = [], 0
+def _packages(directory: str, names: list[str]) -> Iterator[Package]:
+    taken: list[str] = []
+    total = 0
     for name in names:
         path = f"{directory}/{name}"
         if not _PLAIN_NAME.fullmatch(path) or os.path.islink(path) or not os.access(path, os.R_OK):
@@ -99,7 +104,11 @@ def _package(directory: str, names: list[str]) -> Package:
         if 0 < size <= FILE_BYTES_MAX:
             taken.append(name)
             total += size
-    return Package(directory, tuple(taken), total)
+        if total >= PACKAGE_BYTES:
+            yield Package(directory, tuple(taken), total)
+            taken, total = [], 0
+    if taken:
+        yield Package(directory, tuple(taken), total)
 
 
 def take(spare: list[Package], count_bytes: int) -> list[Package]:

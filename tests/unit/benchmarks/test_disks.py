@@ -126,3 +126,13 @@ def test_packages_are_whole_directories_in_an_order_of_the_seed(tmp_path: Path) 
     assert {tuple(sorted(order)) for order in orders} == {("a", "b", "c", "d")}
     assert len({tuple(order) for order in orders}) > 1
     assert all(one.names == ("file",) for one in guest.packages(0, str(tmp_path)))
+
+
+def test_a_large_directory_is_several_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guest, "PACKAGE_BYTES", 250)
+    for number in range(8):
+        (tmp_path / f"{number}").write_bytes(bytes(100))
+    found = guest.packages(1, str(tmp_path))
+    assert sorted(len(one.names) for one in found) == [2, 3, 3]
+    assert sorted(path for one in found for path in one.paths) == [f"{tmp_path}/{n}" for n in range(8)]
+    assert [one.total_bytes for one in found] == [100 * len(one.names) for one in found]
