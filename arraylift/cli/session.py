@@ -100,7 +100,7 @@ class Session:
     def note(self, text: str) -> None:
         """Say what is going on; never part of the result."""
         if not self.is_json:
-            self.err.print(text)
+            self.err.print(text, soft_wrap=True)
 
     def progress(self, what: str, total_bytes: int) -> Progress:
         """Return a bar on standard error; silent with --json or without a terminal."""
