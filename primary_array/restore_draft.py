@@ -28,7 +28,7 @@ from arraylift.ids import ImageId, TransferId
 from arraylift.segments.fingerprint import FingerprintKey
 from arraylift.segments.segmentation import Policy, Segmentation, Segmenter
 from arraylift.segments.tree import Leaves, encode_leaf, no_leaves, root_of
-from arraylift.sizes import GRANULE_BYTES, MIB, SPAN_BYTES, span_length, spans_of
+from arraylift.sizes import GRANULE_BYTES, IMAGE_BYTES_MAX, MIB, SPAN_BYTES, span_length, spans_of
 from primary_array.draft import Draft
 
 PROGRESS_BYTES = 256 * MIB
@@ -225,6 +225,8 @@ def decode_tag(tag: bytes) -> tuple[RestoreGrant, Open, Coverage]:
         if fields["version"] != TAG_VERSION:
             raise ValueError(f"version {fields['version']}")
         image_bytes = int(fields["image_bytes"])
+        if not 0 < image_bytes <= IMAGE_BYTES_MAX:
+            raise ValueError(f"an image of {image_bytes} bytes")
         policy, *sizes = fields["segmentation"]
         grant = RestoreGrant(
             TransferId(fields["transfer_id"]),
@@ -247,5 +249,5 @@ def decode_tag(tag: bytes) -> tuple[RestoreGrant, Open, Coverage]:
         bitmap_bytes = -(-spans // 8)
         packed = zlib.decompressobj().decompress(base64.b85decode(fields["written"]), bitmap_bytes)
         return grant, opened, Coverage.from_bitmap(packed, spans)
-    except (ValueError, KeyError, TypeError, zlib.error, InvalidRequest) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, zlib.error, InvalidRequest) as error:
         raise Corruption(f"a restore's progress note cannot be read: {error}") from error
