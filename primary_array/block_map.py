@@ -197,6 +197,13 @@ def only_in(candidate: MapView, others: Sequence[MapView]) -> U64:
     return np.concatenate(found) if found else np.empty(0, np.uint64)
 
 
+def without_repeats(ascending: U64) -> U64:
+    """Return each value of a sorted array once. (numpy's unique hashes, 20 times slower.)"""
+    keep = np.ones(len(ascending), np.bool_)
+    keep[1:] = ascending[1:] != ascending[:-1]
+    return ascending[keep]
+
+
 def _pieces(first: int, count: int) -> Iterator[tuple[int, int, int, int]]:
     """Cut a range at page bounds: (page number, start, stop, position in the range)."""
     at = 0

@@ -16,7 +16,7 @@ from __future__ import annotations
 import numpy as np
 
 from arraylift.sizes import GRANULE_BYTES, SPAN_BYTES, spans_of
-from primary_array.block_map import PAGE_GRANULES, U64, MapView
+from primary_array.block_map import PAGE_GRANULES, U64, MapView, without_repeats
 
 GRANULES_PER_SPAN = SPAN_BYTES // GRANULE_BYTES
 
@@ -33,7 +33,7 @@ def changed_granules(view: MapView, since_birth: int) -> U64:
 
 def changed_spans(view: MapView, since_birth: int, *, size_bytes: int, base_bytes: int) -> U64:
     """Return the indexes of the spans that may differ from a base of ``base_bytes`` (T1-T3)."""
-    spans = np.unique(changed_granules(view, since_birth) // np.uint64(GRANULES_PER_SPAN))
+    spans = without_repeats(changed_granules(view, since_birth) // np.uint64(GRANULES_PER_SPAN))
     return np.union1d(spans, _resized_spans(size_bytes, base_bytes))
 
 

@@ -26,7 +26,7 @@ import numpy as np
 from arraylift.errors import Corruption
 from arraylift.ids import GroupId, LineageId, PoolId, SnapshotId, SourceState, VolumeId
 from arraylift.sizes import GRANULE_BYTES
-from primary_array.block_map import U64, BlockMap, FrozenMap, MapView, only_in
+from primary_array.block_map import U64, BlockMap, FrozenMap, MapView, only_in, without_repeats
 from primary_array.lineage import Lineage, LineageTable
 from primary_array.map_events import (
     DraftAborted,
@@ -234,7 +234,7 @@ class MapState:
         for snapshot in volume.snapshots:
             del self.snapshots[snapshot.snapshot_id]
             named.append(snapshot.map.slots())
-        return np.unique(np.concatenate(named))
+        return without_repeats(np.sort(np.concatenate(named)))
 
     def _snapshots_taken(self, event: SnapshotsTaken) -> U64:
         for volume_id, snapshot_id, birth in event.members:

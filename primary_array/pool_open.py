@@ -28,7 +28,7 @@ from arraylift.errors import Corruption, NotFound
 from arraylift.ids import PoolId, random_id
 from arraylift.sizes import GRANULE_BYTES
 from primary_array import map_checkpoint, map_journal
-from primary_array.block_map import NONE_SLOT, PAGE_GRANULES, U64
+from primary_array.block_map import NONE_SLOT, PAGE_GRANULES, U64, without_repeats
 from primary_array.map_checkpoint import capture, encode
 from primary_array.map_commit import JOURNAL_BYTES_MAX, MapCommit, remove_older
 from primary_array.map_events import decode
@@ -234,7 +234,7 @@ def used_slots(state: MapState) -> U64:
         repeated = np.flatnonzero(slots[1:] == slots[:-1])
         if np.any(granules[repeated] != granules[repeated + 1]):
             raise Corruption("the pool's map names one slot at two places of a volume")
-        families.append(np.unique(slots))
+        families.append(without_repeats(slots))
     used = np.sort(np.concatenate(families)) if families else np.empty(0, np.uint64)
     if np.any(used[1:] == used[:-1]):
         raise Corruption("the pool's map names one slot in two volumes")

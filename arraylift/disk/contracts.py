@@ -44,7 +44,7 @@ class AppendFile(Protocol):
 
 
 class RandomFile(Protocol):
-    """A sparse file of slots, written in place. Reads from any thread, changes from one at a time."""
+    """A sparse file of slots, written in place. Any thread; changes made at once must not overlap."""
 
     @property
     def path(self) -> str:

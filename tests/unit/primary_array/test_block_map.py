@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from primary_array.block_map import PAGE_GRANULES, U64, BlockMap, only_in
+from primary_array.block_map import PAGE_GRANULES, U64, BlockMap, only_in, without_repeats
 
 
 def u64(*values: int) -> U64:
@@ -96,3 +96,8 @@ def test_only_in_finds_what_no_neighbour_names() -> None:
     assert only_in(middle, [older]).tolist() == [11]
     assert only_in(middle, [view]).tolist() == [2]
     assert sorted(only_in(older, []).tolist()) == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("values", [[], [3], [3, 3], [1, 1, 2, 5, 5, 5, 9]])
+def test_without_repeats(values: list[int]) -> None:
+    assert without_repeats(u64(*values)).tolist() == sorted(set(values))
