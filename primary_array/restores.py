@@ -38,6 +38,7 @@ from arraylift.segments.tree import encode_leaf
 from arraylift.sizes import spans_of
 from primary_array.pool import Pool
 from primary_array.restore_draft import RestoreDraft, RestoreGrant, decode_tag, encode_tag
+from primary_array.span_writer import SpanWriter
 
 RESTORES_MAX = 64
 RECEIPTS_MAX = 256
@@ -251,6 +252,7 @@ class RestoreLane:
         self._restores = restores
         self._restore = restore
         self._attempt = attempt
+        self._writer = SpanWriter(restore.write_span)
         self._incomplete: deque[_Spans] = deque()
         self._complete_batch = 0
         self._durable_batch = 0
@@ -273,7 +275,7 @@ class RestoreLane:
         assert spans.batch is arrived.batch, "segments come in batch order"
         spans.add(plain_segments(arrived, self._restore.key))
         for span, plain, leaf in spans.whole():
-            self._restore.write_span(span, plain, self._restore.key.node(leaf))
+            self._writer.put(span, plain, self._restore.key.node(leaf))
         while self._incomplete and self._incomplete[0].batch.complete:
             self._complete_batch = self._incomplete.popleft().batch.number
 
@@ -281,6 +283,7 @@ class RestoreLane:
         """Save progress when it is due, or when the sender waits for it."""
         self._restore.check(self._attempt)
         if self._complete_batch > self._durable_batch and (now or self._restore.progress_due):
+            self._writer.drain()
             self._restore.save()
             self._durable_batch = self._complete_batch
         return self._durable_batch, self._restore.bytes_written
@@ -300,6 +303,7 @@ class RestoreLane:
 
     def close(self, *, cut: bool) -> None:
         """The draft stays for the lease; a cut lane ends its attempt."""
+        self._writer.close()
         if cut and self._attempt == self._restore.attempt:
             self._restore.fail(Conflict("a lane of this attempt was cut", next_step="open it again"))
         self._restores.lane_ended(self._restore.grant.transfer_id)
