@@ -30,7 +30,7 @@ def test_spans_are_written_in_order_and_drain_waits_for_the_last() -> None:
 
 def test_put_waits_while_the_queue_is_full() -> None:
     gate = threading.Event()
-    writer = SpanWriter(lambda *_: None if gate.wait(10) else None)
+    writer = SpanWriter(lambda *_: _wait(gate))
     for span in range(SPANS_QUEUED_MAX + 1):  # one is in the thread's hands
         writer.put(span, b"", b"")
     late = threading.Thread(target=writer.put, args=(99, b"", b""))
@@ -54,11 +54,17 @@ def test_a_failed_write_stops_all_later_ones_and_is_raised(defect: bool) -> None
 
     writer = SpanWriter(write)
     expected = StoreFailed if defect else OutOfSpace
+    writer.put(0, b"", b"")
+    writer.put(1, b"", b"")
     with pytest.raises(expected):
-        for span in range(100):
-            writer.put(span, b"", b"")
         writer.drain()
+    with pytest.raises(expected):
+        writer.put(2, b"", b"")
     with pytest.raises(expected):
         writer.drain()
     writer.close()
     assert tried == [0, 1]
+
+
+def _wait(gate: threading.Event) -> None:
+    gate.wait(10)
