@@ -44,7 +44,6 @@ KILL_POINTS = [
 ]
 FEW_KILL_POINTS = [
     "container.rename.before@3",
-    "transfer-log.append.after@2",
     "transfer-log.sync.before@3",
     "manifest.rename.before@1",
     "manifest.fsync_dir.after@1",  # committed, the answer lost

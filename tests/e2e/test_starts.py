@@ -13,7 +13,7 @@ import pytest
 from arraylift import exit_codes, pki
 from arraylift.errors import ArrayliftError, InvalidRequest, NotFound, WrongState
 from tests.e2e.cluster import Cluster
-from tests.e2e.daemon import Daemon, free_port
+from tests.e2e.daemon import Daemon, free_port, wait_until
 from tests.wire.stage import DaysAgo
 
 ROLES = {"primary_array": "array", "dedup_target": "target"}
@@ -33,7 +33,7 @@ def refused(module: str, config: Path) -> tuple[int, str]:
     finally:
         process.kill()
         process.wait()
-    assert session_members(process.pid) == [], "nothing of it is left running"
+    wait_until(lambda: not session_members(process.pid), "nothing of it is left running", seconds=10)
     lines = [line for line in stderr.decode().splitlines() if not line.startswith("20")]
     return process.returncode, "\n".join(lines)
 
