@@ -1,0 +1,121 @@
+"""The VM API of hosts, called over gRPC: a channel for each address.
+
+Invariants:
+  H1 a host that does not answer in time is PeerUnavailable here, not a deadline of the caller's.
+  H2 at most CHANNELS_MAX channels are kept; the one not used for longest is closed.
+Callers: use cases, on the threads of their calls.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import grpc
+
+from arraylift.errors import Corruption, DeadlineExceeded, InvalidRequest, PeerUnavailable
+from arraylift.ids import VmId, VmSnapshotId
+from arraylift.pki import TlsMaterial
+from arraylift.rpc.channel import call, connect
+from arraylift.v1 import vm_pb2, vm_pb2_grpc
+from vcenter import convert
+from vcenter.model import HOSTS_MAX, Disk, Host, SnapshotRequest, Vm, VmConfig, VmSnapshot
+
+CHANNELS_MAX = HOSTS_MAX
+
+T = TypeVar("T")
+Response = TypeVar("Response")
+
+
+class HostPeers:
+    """HostCalls over gRPC. Any thread."""
+
+    def __init__(self, tls: TlsMaterial) -> None:
+        self._tls = tls
+        self._lock = threading.Lock()
+        self._channels: dict[str, grpc.Channel] = {}
+
+    def list_vms(self, host: Host, *, seconds: float) -> Sequence[Vm]:
+        answer = self._call(host, "ListVms", vm_pb2.ListVmsRequest(), seconds)
+        return _believed(host, lambda: [convert.vm_from_pb(vm, host=host.name) for vm in answer.vms])
+
+    def create_vm(self, host: Host, vm_id: VmId, config: VmConfig, *, seconds: float) -> Vm:
+        request = vm_pb2.CreateVmRequest(vm_id=vm_id, config=convert.config_to_pb(config))
+        return self._vm(host, self._call(host, "CreateVm", request, seconds))
+
+    def delete_vm(self, host: Host, vm_id: VmId, *, keep_volumes: bool, seconds: float) -> None:
+        request = vm_pb2.DeleteVmRequest(vm_id=vm_id, keep_volumes=keep_volumes)
+        self._call(host, "DeleteVm", request, seconds)
+
+    def power_on(self, host: Host, vm_id: VmId, *, seconds: float) -> Vm:
+        return self._vm(host, self._call(host, "PowerOn", vm_pb2.PowerOnRequest(vm_id=vm_id), seconds))
+
+    def power_off(self, host: Host, vm_id: VmId, *, grace_seconds: int, force: bool, seconds: float) -> Vm:
+        request = vm_pb2.PowerOffRequest(vm_id=vm_id, grace_seconds=grace_seconds, force=force)
+        return self._vm(host, self._call(host, "PowerOff", request, seconds))
+
+    def attach_volume(self, host: Host, vm_id: VmId, disk: Disk, *, seconds: float) -> Vm:
+        request = vm_pb2.AttachVolumeRequest(vm_id=vm_id, disk=convert.disk_to_pb(disk))
+        return self._vm(host, self._call(host, "AttachVolume", request, seconds))
+
+    def create_vm_snapshot(self, host: Host, request: SnapshotRequest, *, seconds: float) -> VmSnapshot:
+        message = vm_pb2.CreateVmSnapshotRequest(
+            vm_id=request.vm_id,
+            name=request.name,
+            level_min=vm_pb2.ConsistencyLevel.Name(request.level_min),
+            lease_seconds=request.lease_seconds,
+            exclude_disks=request.exclude_disks,
+        )
+        answer = self._call(host, "CreateVmSnapshot", message, seconds)
+        return _believed(host, lambda: convert.snapshot_from_pb(answer.snapshot))
+
+    def delete_vm_snapshot(self, host: Host, vm_snapshot_id: VmSnapshotId, *, seconds: float) -> None:
+        request = vm_pb2.DeleteVmSnapshotRequest(vm_snapshot_id=vm_snapshot_id)
+        self._call(host, "DeleteVmSnapshot", request, seconds)
+
+    def renew_vm_snapshot(self, host: Host, vm_snapshot_id: VmSnapshotId, *, seconds: float) -> None:
+        request = vm_pb2.RenewVmSnapshotRequest(vm_snapshot_id=vm_snapshot_id)
+        self._call(host, "RenewVmSnapshot", request, seconds)
+
+    def close(self) -> None:
+        """Close every channel; calls on them end."""
+        with self._lock:
+            for channel in self._channels.values():
+                channel.close()
+            self._channels.clear()
+
+    def _vm(self, host: Host, answer: Any) -> Vm:
+        return _believed(host, lambda: convert.vm_from_pb(answer.vm, host=host.name))
+
+    def _call(self, host: Host, method: str, request: object, seconds: float) -> Any:
+        peer = f"host {host.name} at {host.address}"
+        stub = vm_pb2_grpc.VmServiceStub(self._channel(host.address))
+        try:
+            return call(getattr(stub, method), request, peer=peer, timeout_seconds=seconds)
+        except DeadlineExceeded as error:
+            raise PeerUnavailable(
+                f"{peer} did not finish {method} within {seconds:.0f} s: {error.message}",
+                subject=f"host {host.name}",
+                next_step="look at that host agent, then repeat the request as it was",
+            ) from None
+
+    def _channel(self, address: str) -> grpc.Channel:
+        with self._lock:
+            channel = self._channels.pop(address, None) or connect(address, self._tls)
+            self._channels[address] = channel  # last in order: used last
+            if len(self._channels) > CHANNELS_MAX:
+                self._channels.pop(next(iter(self._channels))).close()
+            return channel
+
+
+def _believed(host: Host, parse: Callable[[], T]) -> T:
+    """Return a host's answer; one that breaks the contract is the host's fault, not the caller's."""
+    try:
+        return parse()
+    except InvalidRequest as error:
+        raise Corruption(
+            f"host {host.name} at {host.address} answered against its contract: {error.message}",
+            subject=f"host {host.name}",
+            next_step="look into that host agent's log; it may be of another version",
+        ) from None

@@ -1,0 +1,1 @@
+"""Edges of the virtual center: check, convert, delegate."""
