@@ -270,3 +270,11 @@ def test_leaf_lengths_do_not_wrap() -> None:
     lengths = np.array([2**31, 2**31, 5], "<u4")
     with pytest.raises(Corruption, match="add up"):
         tree.decode_leaf(tree.encode_leaf(lengths.tobytes(), bytes(96)), 5)
+
+
+@pytest.mark.parametrize("height", [0, 2, 3, 65535])
+def test_another_height_is_refused(height: int) -> None:
+    """An image of two spans has one inner level, or it would have many roots (T1)."""
+    node = tree.encode_root(Root(2 * SPAN_BYTES, DEFAULT_SEGMENTATION, height, Fingerprint(b"t" * 32)))
+    with pytest.raises(Corruption, match=f"height {height}"):
+        tree.decode_root(node)
