@@ -1,0 +1,94 @@
+"""Composition root of the host agent: ``python -m hostagent``."""
+
+from __future__ import annotations
+
+import sys
+
+from arraylift import config
+
+config.quiet_grpc()
+
+from arraylift import daemon
+from arraylift.clock import SYSTEM_CLOCK
+from arraylift.durable import RealFiles
+from arraylift.errors import InvalidRequest
+from arraylift.pki import TlsMaterial
+from arraylift.rpc.address import split_address
+from arraylift.rpc.server import service_of
+from arraylift.v1 import vm_pb2_grpc
+from hostagent.config import HostSettings
+from hostagent.disk_copy import DiskCopies
+from hostagent.emulated import EmulatedDriver
+from hostagent.guest_files import GuestFiles
+from hostagent.locks import KeyedLocks
+from hostagent.machines import Machines
+from hostagent.peers import ArrayVolumes, Channels, VirtualCenter
+from hostagent.reaper import Reaper
+from hostagent.reporter import HostFacts, Reporter
+from hostagent.service.vms import VmEdge
+from hostagent.vm_snapshots import VmSnapshots
+from hostagent.vm_store import VmStore
+
+DRIVERS = ("emulated",)
+
+
+def build(settings: HostSettings, tls: TlsMaterial) -> daemon.Built:
+    """Open the records, take over the VMs, start reaper and reporter, join the service to them."""
+    _check(settings)
+    state = str(settings.state.expanduser().absolute())
+    store = VmStore(RealFiles(), state)
+    channels = Channels(tls)
+    volumes = ArrayVolumes(channels)
+    # Files of their own: bulk data that fails to reach the disk must not stop the records.
+    copies = DiskCopies(RealFiles(), f"{state}/guest-disks", volumes)
+    driver = EmulatedDriver(copies, clock=SYSTEM_CLOCK)
+    locks = KeyedLocks("VM")
+    facts = HostFacts(
+        settings.name,
+        settings.advertise or settings.listen,
+        settings.driver,
+        settings.memory_bytes,
+        settings.cpus,
+    )
+    reporters: list[Reporter] = []
+
+    def changed() -> None:
+        for reporter in reporters:
+            reporter.changed()
+
+    machines = Machines(store, driver, volumes, locks, clock=SYSTEM_CLOCK, changed=changed)
+    snapshots = VmSnapshots(store, driver, volumes, locks, clock=SYSTEM_CLOCK)
+    files = GuestFiles(RealFiles(), f"{state}/guest-files", store, driver)
+    if settings.vcenter:
+        center = VirtualCenter(channels, settings.vcenter)
+        reporters.append(Reporter(center, facts, machines.listed, token=store.token))
+        reporters[0].start()
+    # A thread each: an array that hangs under one kind of work does not hold up the others.
+    reapers = [Reaper(work) for work in (snapshots.reap, machines.reap, driver.reap)]
+
+    def close() -> None:
+        for reporter in reporters:
+            reporter.close()
+        for reaper in reapers:
+            reaper.close()
+        snapshots.close()
+        channels.close()
+        store.close()
+
+    edge = VmEdge(settings.name, machines, snapshots, files)
+    return daemon.Built([service_of(vm_pb2_grpc.add_VmServiceServicer_to_server, edge)], close)
+
+
+def _check(settings: HostSettings) -> None:
+    if settings.driver not in DRIVERS:
+        raise InvalidRequest(
+            f"{settings.driver!r} is no driver of this release", next_step=f"use one of {', '.join(DRIVERS)}"
+        )
+    if settings.memory_bytes <= 0 or settings.cpus <= 0:
+        raise InvalidRequest("memory_bytes and cpus are positive")
+    for address in filter(None, (settings.vcenter, settings.advertise)):
+        split_address(address)
+
+
+if __name__ == "__main__":
+    sys.exit(daemon.run("host", HostSettings, build))

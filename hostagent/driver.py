@@ -1,0 +1,82 @@
+"""What a host agent asks of its VMM: the contract that every driver keeps.
+
+Contract (tests/contract/test_vm_driver_contract.py):
+  D1 ``freeze`` returns within its time-out, or raises and leaves the guest to ``thaw``.
+  D2 ``thaw`` is harmless at any time, from any thread, and twice; it never waits for a freeze.
+  D3 after ``resume`` no guest is frozen: a daemon that died under a freeze left nothing behind.
+  D4 file operations that change a disk never run while the guest is frozen.
+Callers: use cases. One thread at a time for one VM (it holds the VM's lock), but for ``thaw``,
+``is_running`` and the guest's files.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from arraylift.ids import VmId
+from hostagent.vm_types import ConsistencyLevel, Disk, GuestFile, Vm
+
+
+class Driver(Protocol):
+    """One kind of VMM."""
+
+    @property
+    def name(self) -> str:
+        """As the virtual center shows it."""
+        ...
+
+    def resume(self, vm: Vm) -> None:
+        """Take a VM over from a process before this one; thaw it (D3). Once each, before any call."""
+        ...
+
+    def start(self, vm: Vm) -> None:
+        """Power on. No effect on a running VM. Raises WrongState, PeerUnavailable."""
+        ...
+
+    def stop(self, vm: Vm, *, grace_seconds: float, force: bool) -> None:
+        """Power off: ask the guest, force after ``grace_seconds``; ``force`` does not ask."""
+        ...
+
+    def is_running(self, vm_id: VmId) -> bool: ...
+
+    def freeze(self, vm: Vm, *, timeout_seconds: float) -> ConsistencyLevel:
+        """Have the guest hold its writes back; returns the level reached (D1).
+
+        Raises DeadlineExceeded, WrongState. REQUIRES a ``thaw`` afterwards, in any case.
+        """
+        ...
+
+    def thaw(self, vm_id: VmId) -> None:
+        """Let the guest go on (D2)."""
+        ...
+
+    def attach(self, vm: Vm, disk: Disk) -> None:
+        """Show a disk to the guest; idempotent."""
+        ...
+
+    def detach(self, vm: Vm, disk: Disk) -> None:
+        """Take a disk away; idempotent. Nothing is written to it afterwards."""
+        ...
+
+    def forget(self, vm: Vm) -> None:
+        """The VM is deleted: keep nothing of it. REQUIRES that it is off."""
+        ...
+
+    def put_file(self, vm: Vm, disk: Disk, path: str, *, source: str, mode: int) -> GuestFile:
+        """Make or replace a guest's file by the local file ``source``; ``mode`` 0 keeps the old one's.
+
+        Raises NotFound (directory), WrongState (off; no file system), InvalidRequest, OutOfSpace.
+        """
+        ...
+
+    def get_file(self, vm: Vm, disk: Disk, path: str, *, into: str) -> GuestFile:
+        """Copy a guest's file into the local file ``into``. Raises NotFound, WrongState."""
+        ...
+
+    def list_files(self, vm: Vm, disk: Disk, path: str) -> list[GuestFile]:
+        """A directory, by name. Raises NotFound, WrongState, Overloaded (too many entries)."""
+        ...
+
+    def remove_file(self, vm: Vm, disk: Disk, path: str) -> None:
+        """Raises NotFound, WrongState (a directory)."""
+        ...

@@ -1,0 +1,373 @@
+"""The life of VMs: made, started, stopped, given disks, deleted.
+
+Invariants:
+  H1 a durable MAKING record names the volumes before the first is made; what a crash or a failure
+     leaves is deleted, and never a volume that was there before.
+  H2 a volume belongs to one VM of this host, a name to one VM.
+  H3 what is answered is durable; ``revision`` grows with each change.
+Lock order: VM, then names. Callers: the edge, any thread; ``reap`` on the reaper's thread.
+Failpoints: ``vm.making``, ``vm.made``, ``vm.deleting``; and those of arraylift.durable under ``vm``.
+"""
+
+from __future__ import annotations
+
+import secrets
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+
+from arraylift.clock import Clock
+from arraylift.errors import (
+    AlreadyExists,
+    InvalidRequest,
+    NotFound,
+    OutOfSpace,
+    Overloaded,
+    PeerUnavailable,
+    WrongState,
+)
+from arraylift.failpoints import FAILPOINTS
+from arraylift.ids import VmId
+from arraylift.logs import get_logger
+from arraylift.outcome import attempt
+from hostagent.driver import Driver
+from hostagent.locks import KeyedLocks
+from hostagent.vm_rules import check_config, check_disk, complete_config, request_digest
+from hostagent.vm_store import VmStore
+from hostagent.vm_types import (
+    GRACE_SECONDS,
+    GRACE_SECONDS_MAX,
+    VMS_MAX,
+    Disk,
+    Vm,
+    VmConfig,
+    VmState,
+)
+from hostagent.volumes import VolumeFacts, Volumes
+
+SETTLE_SECONDS = 5.0
+"""How long after a failed call an array that answers again may still make a volume."""
+
+RETRY_SECONDS = 3.0
+
+# After these an array has done nothing, and nothing is on its way.
+_REFUSED = (AlreadyExists, InvalidRequest, NotFound, OutOfSpace, Overloaded, WrongState)
+
+_log = get_logger("machines")
+
+
+def usable(vm: Vm) -> Vm:
+    """Return the VM, or raise: nobody was told of one that is being made."""
+    if vm.state is VmState.MAKING:
+        raise NotFound(f"there is no VM {vm.vm_id}", subject=vm.subject)
+    if vm.state is VmState.DELETING:
+        raise WrongState(
+            f"{vm.subject} is being deleted", subject=vm.subject, next_step="call DeleteVm again"
+        )
+    return vm
+
+
+class Machines:
+    """All VMs of this host."""
+
+    def __init__(
+        self,
+        store: VmStore,
+        driver: Driver,
+        volumes: Volumes,
+        locks: KeyedLocks,
+        *,
+        clock: Clock,
+        changed: Callable[[], None],
+    ) -> None:
+        """Take over what a process before this one left: running guests run on, thawed."""
+        self._store, self._driver, self._volumes, self._locks = store.vms, driver, volumes, locks
+        self._clock, self._changed = clock, changed
+        self._names = threading.Lock()
+        self._making: set[VmId] = set()
+        self._settled: dict[VmId, float] = {}
+        self._retry = 0.0
+        for vm in self._store.all():
+            if vm.state is VmState.ON:
+                driver.resume(vm)
+            elif vm.state is VmState.MAKING:
+                self._unsettle(vm)
+
+    # -- looks ----------------------------------------------------------------------------------
+
+    def get(self, vm_id: VmId) -> Vm:
+        """Raises NotFound."""
+        vm = self._store.get(vm_id)
+        return vm if vm.state is VmState.DELETING else usable(vm)
+
+    def get_named(self, name: str) -> Vm:
+        """Raises NotFound."""
+        for vm in self.listed():
+            if vm.config.name == name:
+                return vm
+        raise NotFound(f"there is no VM {name!r} on this host", subject=f"VM {name}")
+
+    def listed(self) -> list[Vm]:
+        """All VMs, by name."""
+        told = (vm for vm in self._store.all() if vm.state is not VmState.MAKING)
+        return sorted(told, key=lambda vm: vm.config.name)
+
+    # -- making ---------------------------------------------------------------------------------
+
+    def create(self, vm_id: VmId, config: VmConfig) -> Vm:
+        """Make a VM with its volumes; the same request again returns it.
+
+        Raises InvalidRequest, AlreadyExists, NotFound (volume), Overloaded, OutOfSpace, PeerUnavailable.
+        """
+        check_config(config)
+        digest = request_digest(config)
+        with self._locks.hold(vm_id):
+            known = self._store.find(vm_id)
+            if known is not None and known.state is VmState.MAKING:
+                self._undo(known)
+                known = self._store.find(vm_id)
+                if known is not None:
+                    raise PeerUnavailable(
+                        f"what is left of {known.subject} is still being removed",
+                        subject=known.subject,
+                        next_step=f"retry in {SETTLE_SECONDS:.0f} seconds",
+                    )
+            if known is not None:
+                if known.request != digest:
+                    raise AlreadyExists(
+                        f"VM {vm_id} was made by another request",
+                        subject=known.subject,
+                        next_step="draw a new id",
+                    )
+                return usable(known)
+            made = tuple(disk.name for disk in config.disks if not disk.volume_name)
+            vm = Vm(vm_id, complete_config(config, secrets.token_bytes), VmState.MAKING, 0, digest, made)
+            self._reserve(vm)
+            try:
+                FAILPOINTS.hit("vm.making")
+                disks = tuple(self._ready_disk(vm, disk) for disk in vm.config.disks)
+                vm = replace(vm, config=replace(vm.config, disks=disks))
+                FAILPOINTS.hit("vm.made")
+                vm = self._put(vm, VmState.OFF)
+            except BaseException as failure:
+                if not isinstance(failure, _REFUSED):
+                    self._unsettle(vm)
+                _, error = attempt(lambda: self._undo(vm), "undo of a VM")
+                if error is not None:
+                    _log.warning("vm_undo_waits", vm=vm_id, error=str(error))
+                raise
+            finally:
+                with self._names:
+                    self._making.discard(vm_id)
+        _log.info("vm_made", vm=vm_id, name=vm.config.name, disks=len(vm.config.disks))
+        return vm
+
+    def _reserve(self, vm: Vm) -> None:
+        """Take name and volumes, durably (H1, H2). Raises AlreadyExists, Overloaded."""
+        with self._names:
+            others = [
+                one
+                for one in self._store.all()
+                if one.vm_id != vm.vm_id and (one.state is not VmState.MAKING or one.vm_id in self._making)
+            ]
+            if len(others) >= VMS_MAX:
+                raise Overloaded(f"this host has its {VMS_MAX} VMs", next_step="use another host")
+            for one in others:
+                if one.config.name == vm.config.name:
+                    raise AlreadyExists(
+                        f"this host has a {one.subject} already",
+                        subject=one.subject,
+                        next_step="choose another name",
+                    )
+                for disk in vm.config.disks:
+                    _refuse_shared(one, disk)
+            self._store.put(vm)
+            self._making.add(vm.vm_id)
+
+    def _ready_disk(self, vm: Vm, disk: Disk) -> Disk:
+        if disk.name in vm.made_volumes:
+            self._volumes.create(disk.array_address, disk.volume_name, disk.size_bytes)
+            return disk
+        return replace(disk, size_bytes=self._volume(disk).size_bytes)
+
+    def _volume(self, disk: Disk) -> VolumeFacts:
+        found = self._volumes.find(disk.array_address, disk.volume_name)
+        if found is None:
+            raise NotFound(
+                f"array {disk.array} has no volume {disk.volume_name!r}", subject=f"volume {disk.volume_name}"
+            )
+        return found
+
+    def _undo(self, vm: Vm) -> None:
+        """Delete the volumes that were made for it, then its record (H1). Under the VM's lock."""
+        settled = self._settled.get(vm.vm_id, 0.0) <= self._clock.monotonic()
+        for disk in vm.config.disks:
+            if disk.name in vm.made_volumes:
+                self._volumes.delete(disk.array_address, disk.volume_name)
+        if settled or not vm.made_volumes:
+            self._store.remove(vm.vm_id)
+            self._settled.pop(vm.vm_id, None)
+            _log.info("vm_undone", vm=vm.vm_id)
+
+    def _unsettle(self, vm: Vm) -> None:
+        self._settled[vm.vm_id] = self._clock.monotonic() + SETTLE_SECONDS
+
+    # -- deletion -------------------------------------------------------------------------------
+
+    def delete(self, vm_id: VmId, *, keep_volumes: bool, release_snapshots: Callable[[VmId], None]) -> None:
+        """Delete a VM that is off and has no VM snapshots, with its volumes unless they are kept.
+
+        Raises NotFound, WrongState, PeerUnavailable (an array; call again).
+        """
+        with self._locks.hold(vm_id):
+            vm = self.get(vm_id)
+            if vm.state is VmState.ON:
+                raise WrongState(f"{vm.subject} runs", subject=vm.subject, next_step="power it off first")
+            if vm.state is not VmState.DELETING:
+                release_snapshots(vm_id)
+                if not keep_volumes:
+                    self._check_deletable(vm)
+                    vm = self._put(vm, VmState.DELETING)
+                    FAILPOINTS.hit("vm.deleting")
+            self._finish_delete(vm)
+
+    def _check_deletable(self, vm: Vm) -> None:
+        for disk in vm.config.disks:
+            found = self._volumes.find(disk.array_address, disk.volume_name)
+            if found is not None and found.snapshot_count:
+                raise WrongState(
+                    f"volume {disk.volume_name} of {vm.subject} has snapshots",
+                    subject=vm.subject,
+                    next_step="delete them first, or keep the volumes",
+                )
+
+    def _finish_delete(self, vm: Vm) -> None:
+        if vm.state is VmState.DELETING:
+            for disk in vm.config.disks:
+                self._volumes.delete(disk.array_address, disk.volume_name)
+        self._driver.forget(vm)
+        self._store.remove(vm.vm_id)
+        self._changed()
+        _log.info("vm_deleted", vm=vm.vm_id, name=vm.config.name)
+
+    def reap(self) -> None:
+        """Finish what a failure or a crash has left; on the reaper's thread."""
+        now = self._clock.monotonic()
+        if now < self._retry:
+            return
+        for vm in self._store.all():
+            if vm.state in {VmState.MAKING, VmState.DELETING} and vm.vm_id not in self._making:
+                _, error = attempt(lambda vm_id=vm.vm_id: self._reap_one(vm_id), "removal of a VM")  # type: ignore[misc]
+                if error is not None:
+                    _log.warning("vm_removal_waits", vm=vm.vm_id, error=str(error))
+        self._retry = self._clock.monotonic() + RETRY_SECONDS
+
+    def _reap_one(self, vm_id: VmId) -> None:
+        with self._locks.hold(vm_id, seconds=0.1):
+            vm = self._store.find(vm_id)
+            if vm is not None and vm.state is VmState.MAKING:
+                self._undo(vm)
+            elif vm is not None and vm.state is VmState.DELETING:
+                self._finish_delete(vm)
+
+    # -- power ----------------------------------------------------------------------------------
+
+    def power_on(self, vm_id: VmId) -> Vm:
+        """Raises NotFound, WrongState (a disk is missing), PeerUnavailable."""
+        with self._locks.hold(vm_id):
+            vm = usable(self._store.get(vm_id))
+            if vm.state is VmState.ON:
+                return vm
+            for disk in vm.config.disks:
+                if self._volumes.find(disk.array_address, disk.volume_name) is None:
+                    raise WrongState(
+                        f"disk {disk.name} of {vm.subject} is missing: array {disk.array} has no volume "
+                        f"{disk.volume_name!r}",
+                        subject=vm.subject,
+                        next_step="restore the volume, or detach the disk",
+                    )
+            self._driver.start(vm)
+            try:
+                return self._put(vm, VmState.ON)
+            except BaseException:
+                self._driver.stop(vm, grace_seconds=0, force=True)
+                raise
+
+    def power_off(self, vm_id: VmId, *, grace_seconds: int = 0, force: bool = False) -> Vm:
+        """Raises NotFound, InvalidRequest, PeerUnavailable (a disk has still to be written)."""
+        if grace_seconds > GRACE_SECONDS_MAX:
+            raise InvalidRequest(f"the grace is at most {GRACE_SECONDS_MAX} s")
+        with self._locks.hold(vm_id):
+            vm = usable(self._store.get(vm_id))
+            if vm.state is not VmState.ON:
+                return vm
+            self._driver.stop(vm, grace_seconds=grace_seconds or GRACE_SECONDS, force=force)
+            return self._put(vm, VmState.OFF)
+
+    # -- disks ----------------------------------------------------------------------------------
+
+    def attach(self, vm_id: VmId, disk: Disk) -> Vm:
+        """Add an existing volume as the last disk; idempotent.
+
+        Raises NotFound, AlreadyExists (name; the volume is another VM's), InvalidRequest, PeerUnavailable.
+        """
+        check_disk(disk)
+        if not disk.volume_name:
+            raise InvalidRequest("name the volume to attach", next_step="make it on the array first")
+        with self._locks.hold(vm_id):
+            vm = usable(self._store.get(vm_id))
+            for known in vm.config.disks:
+                if known.name == disk.name or _same_volume(known, disk):
+                    if known.name == disk.name and _same_volume(known, disk):
+                        return vm
+                    raise AlreadyExists(
+                        f"{vm.subject} has disk {known.name} on volume {known.volume_name}",
+                        subject=vm.subject,
+                    )
+            disk = replace(disk, size_bytes=self._volume(disk).size_bytes)
+            config = replace(vm.config, disks=(*vm.config.disks, disk))
+            check_config(config)
+            with self._names:
+                for one in self._store.all():
+                    if one.vm_id != vm_id:
+                        _refuse_shared(one, disk)
+                vm = self._put(replace(vm, config=config), vm.state)
+            self._driver.attach(vm, disk)
+            return vm
+
+    def detach(self, vm_id: VmId, disk_name: str) -> Vm:
+        """Take a disk away; its volume stays. Idempotent. Raises NotFound (VM)."""
+        with self._locks.hold(vm_id):
+            vm = usable(self._store.get(vm_id))
+            gone = [disk for disk in vm.config.disks if disk.name == disk_name]
+            if not gone:
+                return vm
+            self._driver.detach(vm, gone[0])
+            disks = tuple(disk for disk in vm.config.disks if disk.name != disk_name)
+            try:
+                return self._put(replace(vm, config=replace(vm.config, disks=disks)), vm.state)
+            except BaseException:
+                self._driver.attach(vm, gone[0])
+                raise
+
+    def _put(self, vm: Vm, state: VmState) -> Vm:
+        """Make a change durable (H3)."""
+        vm = replace(vm, state=state, revision=vm.revision + 1)
+        self._store.put(vm)
+        self._changed()
+        return vm
+
+
+def _same_volume(one: Disk, other: Disk) -> bool:
+    # Either may be wrong about the other's array: a name and an address each tell enough.
+    same_array = one.array == other.array or one.array_address == other.array_address
+    return same_array and one.volume_name == other.volume_name
+
+
+def _refuse_shared(owner: Vm, disk: Disk) -> None:
+    if any(_same_volume(known, disk) for known in owner.config.disks):
+        raise AlreadyExists(
+            f"volume {disk.volume_name!r} is a disk of {owner.subject}",
+            subject=f"volume {disk.volume_name}",
+            next_step="detach it there first, or clone it",
+        )

@@ -1,0 +1,159 @@
+"""Edge: calls to arrays and to the virtual center.
+
+Owns: the channels, one for each address, at most CHANNELS_MAX. Every call has a deadline.
+Callers: any thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import grpc
+
+from arraylift.errors import NotFound
+from arraylift.ids import SnapshotId, check_id
+from arraylift.pki import TlsMaterial
+from arraylift.rpc.channel import LONG_CALL_SECONDS, call, connect, stream
+from arraylift.v1 import virtual_center_pb2 as center_pb
+from arraylift.v1 import virtual_center_pb2_grpc as center_grpc
+from arraylift.v1 import volume_pb2 as pb
+from arraylift.v1 import volume_pb2_grpc as pb_grpc
+from hostagent import convert
+from hostagent.reporter import HostFacts
+from hostagent.vm_types import Vm
+from hostagent.volumes import TakenSnapshot, VolumeFacts
+
+CHANNELS_MAX = 64
+"""Arrays that a host keeps connections to; the one unused longest is dropped for a new one."""
+
+ARRAY_CALL_SECONDS = 10.0
+"""Deadline of a short call to an array; a group under freeze has its own."""
+
+CENTER_CALL_SECONDS = 5.0
+
+
+class Channels:
+    """Channels by address."""
+
+    def __init__(self, tls: TlsMaterial) -> None:
+        self._tls = tls
+        self._lock = threading.Lock()
+        self._channels: OrderedDict[str, grpc.Channel] = OrderedDict()
+
+    def to(self, address: str) -> grpc.Channel:
+        """The channel to an address, made at first use. Raises InvalidRequest."""
+        with self._lock:
+            channel = self._channels.pop(address, None) or connect(address, self._tls)
+            self._channels[address] = channel
+            if len(self._channels) > CHANNELS_MAX:
+                self._channels.popitem(last=False)[1].close()
+            return channel
+
+    def close(self) -> None:
+        """Close them all; calls on them end."""
+        with self._lock:
+            for channel in self._channels.values():
+                channel.close()
+            self._channels.clear()
+
+
+class ArrayVolumes:
+    """Volumes over VolumeService."""
+
+    def __init__(self, channels: Channels, *, call_seconds: float = ARRAY_CALL_SECONDS) -> None:
+        self._channels = channels
+        self._call_seconds = call_seconds
+
+    def find(self, address: str, name: str) -> VolumeFacts | None:
+        found = self._call(address, "ListVolumes", pb.ListVolumesRequest(name=name))
+        for volume in found.volumes:
+            if volume.name == name:
+                return VolumeFacts(name, volume.size_bytes, volume.mapped_bytes, volume.snapshot_count)
+        return None
+
+    def create(self, address: str, name: str, size_bytes: int) -> None:
+        self._call(address, "CreateVolume", pb.CreateVolumeRequest(name=name, size_bytes=size_bytes))
+
+    def delete(self, address: str, name: str) -> None:
+        self._call(address, "DeleteVolume", pb.DeleteVolumeRequest(name=name, missing_ok=True))
+
+    def snapshot_group(
+        self, address: str, names: Sequence[str], label: str, *, timeout_seconds: float
+    ) -> list[TakenSnapshot]:
+        request = pb.CreateSnapshotsRequest(volume_names=names, name=label)
+        stub = pb_grpc.VolumeServiceStub(self._channels.to(address))
+        made = call(stub.CreateSnapshots, request, peer=f"array {address}", timeout_seconds=timeout_seconds)
+        return [_taken(snapshot) for snapshot in made.snapshots]
+
+    def snapshots_labelled(self, address: str, names: Sequence[str], label: str) -> list[TakenSnapshot]:
+        taken = []
+        for name in names:  # a whole array's might not fit into one message
+            with contextlib.suppress(NotFound):
+                found = self._call(address, "ListSnapshots", pb.ListSnapshotsRequest(volume_name=name))
+                taken += [_taken(snapshot) for snapshot in found.snapshots if snapshot.name == label]
+        return taken
+
+    def delete_snapshot(self, address: str, snapshot_id: SnapshotId) -> None:
+        request = pb.DeleteSnapshotRequest(snapshot_id=snapshot_id, missing_ok=True)
+        self._call(address, "DeleteSnapshot", request)
+
+    def read(self, address: str, name: str) -> Iterator[tuple[int, bytes]]:
+        stub = pb_grpc.VolumeServiceStub(self._channels.to(address))
+        request = pb.ReadExtentsRequest(volume_name=name)
+        with stream(
+            stub.ReadExtents, request, peer=f"array {address}", timeout_seconds=LONG_CALL_SECONDS
+        ) as pieces:
+            for piece in pieces:
+                if piece.extent.data:
+                    yield piece.extent.offset, piece.extent.data
+
+    def write(self, address: str, name: str, pieces: Iterator[tuple[int, bytes]]) -> None:
+        def requests() -> Iterator[pb.WriteExtentsRequest]:
+            yield pb.WriteExtentsRequest(volume_name=name)
+            for offset, data in pieces:
+                yield pb.WriteExtentsRequest(extent=pb.Extent(offset=offset, data=data))
+
+        stub = pb_grpc.VolumeServiceStub(self._channels.to(address))
+        call(stub.WriteExtents, requests(), peer=f"array {address}", timeout_seconds=LONG_CALL_SECONDS)
+
+    def _call(self, address: str, method: str, request: object) -> Any:
+        stub = pb_grpc.VolumeServiceStub(self._channels.to(address))
+        return call(
+            getattr(stub, method), request, peer=f"array {address}", timeout_seconds=self._call_seconds
+        )
+
+
+class VirtualCenter:
+    """Registers and reports over VirtualCenterService."""
+
+    def __init__(self, channels: Channels, address: str) -> None:
+        self._channels, self._address = channels, address
+
+    def register(self, facts: HostFacts) -> None:
+        request = center_pb.RegisterHostRequest(name=facts.name, address=facts.address, driver=facts.driver)
+        self._call("RegisterHost", request)
+
+    def report(self, facts: HostFacts, sequence: int, vms: list[Vm], memory_free_bytes: int) -> None:
+        request = center_pb.ReportInventoryRequest(
+            name=facts.name,
+            sequence=sequence,
+            vms=[convert.vm_to_pb(vm, facts.name) for vm in vms],
+            memory_bytes=facts.memory_bytes,
+            memory_free_bytes=memory_free_bytes,
+            cpus=facts.cpus,
+        )
+        self._call("ReportInventory", request)
+
+    def _call(self, method: str, request: object) -> None:
+        stub = center_grpc.VirtualCenterServiceStub(self._channels.to(self._address))
+        peer = f"vcenter {self._address}"
+        call(getattr(stub, method), request, peer=peer, timeout_seconds=CENTER_CALL_SECONDS)
+
+
+def _taken(snapshot: pb.Snapshot) -> TakenSnapshot:
+    snapshot_id = SnapshotId(check_id(snapshot.snapshot_id, "the array's snapshot id"))
+    return TakenSnapshot(snapshot.volume_name, snapshot_id, snapshot.size_bytes)

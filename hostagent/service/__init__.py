@@ -1,0 +1,1 @@
+"""Edges of the host agent: check, convert, delegate. One module a gRPC service."""

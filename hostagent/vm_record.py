@@ -1,0 +1,173 @@
+"""Records of VMs and VM snapshots: bytes of one small file each. Pure.
+
+Invariants:
+  V1 what is decoded has been encoded: envelope and checksum, every field present, of its type.
+Callers: vm_store, any thread. Format: docs/formats/vm-record-v1.md
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any, TypeVar
+
+from arraylift import envelope
+from arraylift.errors import Corruption, InvalidRequest
+from arraylift.ids import SnapshotId, VmId, VmSnapshotId, check_id
+from hostagent.vm_types import (
+    ConsistencyLevel,
+    Disk,
+    DiskSnapshot,
+    NetworkInterface,
+    SnapshotState,
+    Vm,
+    VmConfig,
+    VmSnapshot,
+    VmState,
+)
+
+VM_MAGIC = b"ALVMRECD"
+SNAPSHOT_MAGIC = b"ALVMSNAP"
+
+_VM_KEYS = frozenset(field.name for field in fields(Vm))
+_SNAPSHOT_KEYS = frozenset(field.name for field in fields(VmSnapshot))
+_CONFIG_KEYS = frozenset(field.name for field in fields(VmConfig))
+_TYPES = {"int": int, "str": str}
+
+T = TypeVar("T", Disk, NetworkInterface, DiskSnapshot)
+
+
+def encode_vm(vm: Vm) -> bytes:
+    """Return the whole file of a VM."""
+    return envelope.encode(
+        VM_MAGIC,
+        envelope.canonical_json(
+            {
+                "vm_id": vm.vm_id,
+                "config": config_to_json(vm.config),
+                "state": vm.state.value,
+                "revision": vm.revision,
+                "request": vm.request,
+                "made_volumes": list(vm.made_volumes),
+            }
+        ),
+    )
+
+
+def decode_vm(data: bytes, *, what: str) -> Vm:
+    """Raises Corruption (V1), WrongState (a newer format)."""
+    value = envelope.decode_json(VM_MAGIC, data, what=what, keys=_VM_KEYS)
+    try:
+        return Vm(
+            vm_id=VmId(check_id(value["vm_id"], "VM id")),
+            config=_config(value["config"]),
+            state=VmState(value["state"]),
+            revision=_typed(value["revision"], int),
+            request=_typed(value["request"], str),
+            made_volumes=tuple(_typed(name, str) for name in value["made_volumes"]),
+        )
+    except (ValueError, TypeError, KeyError, AttributeError, InvalidRequest) as error:
+        raise _senseless(what, error) from error
+
+
+def encode_snapshot(snapshot: VmSnapshot) -> bytes:
+    """Return the whole file of a VM snapshot."""
+    return envelope.encode(
+        SNAPSHOT_MAGIC,
+        envelope.canonical_json(
+            {
+                "vm_snapshot_id": snapshot.vm_snapshot_id,
+                "vm_id": snapshot.vm_id,
+                "name": snapshot.name,
+                "state": snapshot.state.value,
+                "level": snapshot.level,
+                "frozen_ns": snapshot.frozen_ns,
+                "created_at_ns": snapshot.created_at_ns,
+                "config": config_to_json(snapshot.config),
+                "addresses": list(snapshot.addresses),
+                "disks": [_plain_to_json(disk) for disk in snapshot.disks],
+                "lease_seconds": snapshot.lease_seconds,
+            }
+        ),
+    )
+
+
+def decode_snapshot(data: bytes, *, what: str) -> VmSnapshot:
+    """Raises Corruption (V1), WrongState (a newer format)."""
+    value = envelope.decode_json(SNAPSHOT_MAGIC, data, what=what, keys=_SNAPSHOT_KEYS)
+    try:
+        level = value["level"]
+        disks = tuple(_plain(DiskSnapshot, disk) for disk in value["disks"])
+        for disk in disks:
+            SnapshotId(check_id(disk.snapshot_id, "snapshot id"))
+        return VmSnapshot(
+            vm_snapshot_id=VmSnapshotId(check_id(value["vm_snapshot_id"], "VM snapshot id")),
+            vm_id=VmId(check_id(value["vm_id"], "VM id")),
+            name=_typed(value["name"], str),
+            state=SnapshotState(value["state"]),
+            level=None if level is None else ConsistencyLevel(level),
+            frozen_ns=_typed(value["frozen_ns"], int),
+            created_at_ns=_typed(value["created_at_ns"], int),
+            config=_config(value["config"]),
+            addresses=tuple(_typed(address, str) for address in value["addresses"]),
+            disks=disks,
+            lease_seconds=_typed(value["lease_seconds"], int),
+        )
+    except (ValueError, TypeError, KeyError, AttributeError, InvalidRequest) as error:
+        raise _senseless(what, error) from error
+
+
+def config_to_json(config: VmConfig) -> dict[str, Any]:
+    """The VM attributes as JSON; tags as an object."""
+    return {
+        "name": config.name,
+        "uuid": config.uuid,
+        "cpus": config.cpus,
+        "memory_bytes": config.memory_bytes,
+        "disks": [_plain_to_json(disk) for disk in config.disks],
+        "networks": [_plain_to_json(network) for network in config.networks],
+        "tags": dict(config.tags),
+        "firmware": config.firmware,
+    }
+
+
+def _config(value: dict[str, Any]) -> VmConfig:
+    if value.keys() != _CONFIG_KEYS:
+        raise ValueError("a configuration with other fields")
+    return VmConfig(
+        name=_typed(value["name"], str),
+        uuid=_typed(value["uuid"], str),
+        cpus=_typed(value["cpus"], int),
+        memory_bytes=_typed(value["memory_bytes"], int),
+        disks=tuple(_plain(Disk, disk) for disk in value["disks"]),
+        networks=tuple(_plain(NetworkInterface, network) for network in value["networks"]),
+        tags=tuple(sorted((_typed(key, str), _typed(text, str)) for key, text in value["tags"].items())),
+        firmware=_typed(value["firmware"], str),
+    )
+
+
+def _plain_to_json(value: Disk | NetworkInterface | DiskSnapshot) -> dict[str, Any]:
+    return {field.name: getattr(value, field.name) for field in fields(value)}
+
+
+def _plain(cls: type[T], value: dict[str, Any]) -> T:
+    """A dataclass of texts and whole numbers."""
+    declared = {field.name: _TYPES.get(str(field.type), str) for field in fields(cls)}
+    if value.keys() != declared.keys():
+        raise ValueError(f"a {cls.__name__} with other fields")
+    typed: dict[str, Any] = {name: _typed(value[name], kind) for name, kind in declared.items()}
+    return cls(**typed)
+
+
+V = TypeVar("V", int, str)
+
+
+def _typed(value: object, kind: type[V]) -> V:
+    if type(value) is not kind:
+        raise TypeError(f"{value!r} where a {kind.__name__} belongs")
+    return value
+
+
+def _senseless(what: str, error: Exception) -> Corruption:
+    return Corruption(
+        f"{what} makes no sense: {error}", subject=what, next_step="restore that file from a copy"
+    )

@@ -1,0 +1,49 @@
+"""Records that golden files and unit tests share."""
+
+from __future__ import annotations
+
+from arraylift.ids import SnapshotId, VmId, VmSnapshotId
+from arraylift.sizes import GIB
+from hostagent.disk_copy import WriteBack
+from hostagent.vm_types import (
+    ConsistencyLevel,
+    Disk,
+    DiskSnapshot,
+    NetworkInterface,
+    SnapshotState,
+    Vm,
+    VmConfig,
+    VmSnapshot,
+    VmState,
+)
+
+VM_ID = VmId("0123456789abcdef0123456789abcdef")
+CONFIG = VmConfig(
+    name="web1",
+    uuid="00000000-0000-4000-8000-000000000001",
+    cpus=2,
+    memory_bytes=GIB,
+    disks=(Disk("root", "array1", "127.0.0.1:7403", "web1-root-00000000000a", 8 * GIB),),
+    networks=(NetworkInterface("52:54:00:00:00:01", "lan"),),
+    tags=(("owner", "zoé"),),
+    firmware="bios",
+)
+VM = Vm(VM_ID, CONFIG, VmState.ON, 3, "ab" * 32, ("root",))
+SNAPSHOT = VmSnapshot(
+    vm_snapshot_id=VmSnapshotId("f" * 32),
+    vm_id=VM_ID,
+    name="job-7",
+    state=SnapshotState.READY,
+    level=ConsistencyLevel.FILESYSTEM,
+    frozen_ns=12_345_678,
+    created_at_ns=1_700_000_000_000_000_000,
+    config=CONFIG,
+    addresses=("127.0.0.1:7403",),
+    disks=(
+        DiskSnapshot(
+            "root", "array1", "127.0.0.1:7403", "web1-root-00000000000a", SnapshotId("e" * 32), 8 * GIB
+        ),
+    ),
+    lease_seconds=60,
+)
+WRITE_BACK = WriteBack("d" * 32, VM_ID, "127.0.0.1:7403", "web1-root-00000000000a", ((65536, 131072),))

@@ -1,0 +1,67 @@
+"""Records: golden bytes, round trips, damage."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from arraylift import envelope
+from arraylift.errors import Corruption, WrongState
+from hostagent.disk_copy import decode_write_back, encode_write_back
+from hostagent.vm_record import (
+    SNAPSHOT_MAGIC,
+    VM_MAGIC,
+    decode_snapshot,
+    decode_vm,
+    encode_snapshot,
+    encode_vm,
+)
+from tests.unit.hostagent.material import SNAPSHOT, VM, WRITE_BACK
+
+GOLDEN = Path(__file__).resolve().parents[2] / "golden"
+KINDS = [
+    ("vm-record-v1.alv", VM, encode_vm, decode_vm),
+    ("vm-record-v1-snapshot.alv", SNAPSHOT, encode_snapshot, decode_snapshot),
+    ("vm-record-v1-write-back.alw", WRITE_BACK, encode_write_back, decode_write_back),
+]
+
+
+@pytest.mark.parametrize(("file", "record", "encode", "decode"), KINDS)
+def test_version_1_is_written_and_read_as_ever(file, record, encode, decode) -> None:  # type: ignore[no-untyped-def]
+    golden = (GOLDEN / file).read_bytes()
+    assert encode(record) == golden
+    assert decode(golden, what=file) == record
+
+
+@pytest.mark.parametrize(("file", "record", "encode", "decode"), KINDS)
+def test_every_flipped_bit_is_an_error(file, record, encode, decode) -> None:  # type: ignore[no-untyped-def]
+    data = encode(record)
+    for index in range(len(data)):
+        bad = bytearray(data)
+        bad[index] ^= 1 << index % 8
+        with pytest.raises((Corruption, WrongState)):
+            decode(bytes(bad), what="it")
+
+
+@pytest.mark.parametrize(
+    ("magic", "good", "decode", "change"),
+    [
+        (VM_MAGIC, encode_vm(VM), decode_vm, (b'"cpus":2', b'"cpus":"2"')),
+        (VM_MAGIC, encode_vm(VM), decode_vm, (b'"state":"on"', b'"state":"up"')),
+        (VM_MAGIC, encode_vm(VM), decode_vm, (b'"firmware":"bios",', b"")),
+        (VM_MAGIC, encode_vm(VM), decode_vm, (b'"mac":', b'"pac":')),
+        (SNAPSHOT_MAGIC, encode_snapshot(SNAPSHOT), decode_snapshot, (b'"level":2', b'"level":9')),
+        (
+            SNAPSHOT_MAGIC,
+            encode_snapshot(SNAPSHOT),
+            decode_snapshot,
+            (b"e" * 32, b"../../../../../../../../../../a.."),
+        ),
+    ],
+)
+def test_a_checked_body_that_makes_no_sense_is_damage(magic, good, decode, change) -> None:  # type: ignore[no-untyped-def]
+    body, _ = envelope.decode(magic, good, what="it")
+    assert change[0] in body
+    with pytest.raises(Corruption):
+        decode(envelope.encode(magic, body.replace(*change)), what="it")
