@@ -11,8 +11,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from arraylift.exchange.coverage import Coverage, runs_of
-from arraylift.exchange.messages import NO_RUNS, U32, Offer, Segments
+from arraylift.exchange.coverage import Coverage
+from arraylift.exchange.hole_batches import HoleBatch, hole_batches
+from arraylift.exchange.messages import NO_RUNS, Offer, Segments
 from arraylift.exchange.sender import Wanted
 from arraylift.segments.fingerprint import unpack
 from arraylift.segments.tree import Leaf, holes_of
@@ -21,17 +22,15 @@ from dedup_target.image_reader import ImageReader, OpenImage
 from dedup_target.segment_index import Locator
 
 SEGMENTS_MESSAGE_BYTES = MIB
-HOLE_RUNS_PER_OFFER = 65_536
 
 
 class PreparedLeaves:
     """One offer of spans that the store holds."""
 
-    def __init__(self, images: ImageReader, image: OpenImage, spans: list[int], hole_runs: U32) -> None:
+    def __init__(self, images: ImageReader, image: OpenImage, spans: list[int]) -> None:
         self._images = images
         self._image = image
         self._spans = spans
-        self._hole_runs = hole_runs
         leaves = [leaf for leaf in images.leaves(image, spans) if leaf is not None]
         assert len(leaves) == len(spans), "holes are offered as runs"
         self._leaves: list[Leaf] = leaves
@@ -42,18 +41,17 @@ class PreparedLeaves:
 
     @property
     def span_count(self) -> int:
-        """Spans, holes included, that this offer accounts for."""
-        return len(self._spans) + int(self._hole_runs[:, 1].sum(dtype=np.uint64))
+        """Spans that this offer accounts for."""
+        return len(self._spans)
 
     def offer(self, batch: int) -> Offer:
-        lengths = [leaf.lengths for leaf in self._leaves]
         return Offer(
             batch=batch,
             spans=np.array(self._spans, dtype="<u4"),
             counts=np.array([len(leaf.lengths) for leaf in self._leaves], dtype="<u2"),
-            lengths=np.concatenate(lengths) if lengths else NO_RUNS[:, 0],
+            lengths=np.concatenate([leaf.lengths for leaf in self._leaves]),
             fingerprints=self._fingerprints,
-            hole_runs=self._hole_runs,
+            hole_runs=NO_RUNS,
         )
 
     def segments(self, wanted: Wanted) -> Iterator[tuple[Segments, int]]:
@@ -89,12 +87,10 @@ class PreparedLeaves:
 
 def image_batches(
     images: ImageReader, image: OpenImage, durable: Coverage, spans_per_offer: int
-) -> Iterator[PreparedLeaves]:
+) -> Iterator[PreparedLeaves | HoleBatch]:
     """Yield offers of everything that ``durable`` does not list: holes first, then forward."""
     holes = holes_of(image.leaves)
-    runs = runs_of(holes & ~durable.flags)
-    for start in range(0, len(runs), HOLE_RUNS_PER_OFFER):
-        yield PreparedLeaves(images, image, [], runs[start : start + HOLE_RUNS_PER_OFFER])
+    yield from hole_batches(holes & ~durable.flags)
     solid = np.flatnonzero(~holes & ~durable.flags).tolist()
     for start in range(0, len(solid), spans_per_offer):
-        yield PreparedLeaves(images, image, solid[start : start + spans_per_offer], NO_RUNS)
+        yield PreparedLeaves(images, image, solid[start : start + spans_per_offer])

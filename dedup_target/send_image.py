@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from arraylift.clock import Clock
 from arraylift.errors import Cancelled, Conflict, PeerUnavailable
 from arraylift.exchange.coverage import Coverage
+from arraylift.exchange.hole_batches import HoleBatch
 from arraylift.exchange.lane import LaneStream, commit_lane, open_lane, send_batches, settle
 from arraylift.exchange.messages import Commit, Committed, Figures, Open
 from arraylift.exchange.sender import SenderLane, Wanted
@@ -133,7 +134,7 @@ class _Run:
                 durable.count,
             )
             self._offer(stream, lane, counted)
-            settle(stream, lane)
+            settle(stream, lane, cancelled=self._cancelled)
             figures = self._figures(lane, spans, durable.count)
             figures.duration_ns = int((self._clock.monotonic() - started) * 1e9)
             receipt = commit_lane(stream, lane, Commit(inherit_base=False, figures=figures))
@@ -167,14 +168,14 @@ class _Run:
 class _Counted:
     """Counts the spans that an iterator of batches accounts for."""
 
-    def __init__(self, batches: Iterator[PreparedLeaves], spans: int) -> None:
+    def __init__(self, batches: Iterator[PreparedLeaves | HoleBatch], spans: int) -> None:
         self._batches = batches
         self.spans = spans
 
     def __iter__(self) -> _Counted:
         return self
 
-    def __next__(self) -> PreparedLeaves:
+    def __next__(self) -> PreparedLeaves | HoleBatch:
         prepared = next(self._batches)
         self.spans += prepared.span_count
         return prepared

@@ -17,6 +17,7 @@ from arraylift.exchange.messages import Limits
 from arraylift.exchange.peers import ExchangePeers
 from arraylift.pki import TlsMaterial
 from arraylift.rpc.server import service_of
+from arraylift.sizes import MIB
 from arraylift.v1 import backup_logic_pb2_grpc, volume_pb2_grpc
 from primary_array.config import ArraySettings
 from primary_array.pool import Pool
@@ -26,6 +27,9 @@ from primary_array.service.backup_logic import BackupLogicEdge
 from primary_array.service.volumes import VolumeEdge
 from primary_array.worker_pool import WorkerPool
 
+RESTORE_LIMITS = Limits(undurable_bytes_max=512 * MIB)
+"""Twice what a restore writes between two progress notes, so that the sender never waits for one."""
+
 
 def build(settings: ArraySettings, tls: TlsMaterial) -> daemon.Built:
     """Open the pool, start the workers, join the services to them."""
@@ -33,7 +37,7 @@ def build(settings: ArraySettings, tls: TlsMaterial) -> daemon.Built:
         raise InvalidRequest(f"send_workers is 1 to 16, not {settings.send_workers}")
     pool = Pool.open(RealFiles(), str(settings.state.expanduser().absolute()))
     workers = WorkerPool(settings.send_workers)
-    restores = Restores(pool, clock=SYSTEM_CLOCK, limits=Limits())
+    restores = Restores(pool, clock=SYSTEM_CLOCK, limits=RESTORE_LIMITS)
     peers = ExchangePeers(tls, "target")
     backup_logic = BackupLogicEdge(Sender(pool, workers, tls=tls, open_stream=peers.open_stream))
 

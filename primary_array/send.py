@@ -24,24 +24,22 @@ from arraylift.clock import SYSTEM_CLOCK, Clock
 from arraylift.errors import (
     Cancelled,
     Conflict,
-    InvalidRequest,
     PeerUnavailable,
     TrackerMismatch,
     WrongState,
 )
-from arraylift.exchange.coverage import Coverage, runs_of
-from arraylift.exchange.lane import LaneStream, commit_lane, open_lane, settle
+from arraylift.exchange.coverage import Coverage
+from arraylift.exchange.hole_batches import hole_batches
+from arraylift.exchange.lane import LaneStream, commit_lane, open_lane, send_batches, settle
 from arraylift.exchange.messages import (
-    NO_RUNS,
     Base,
     Commit,
     Committed,
     Figures,
-    Offer,
     Open,
     Opened,
 )
-from arraylift.exchange.sender import SenderLane, Wanted
+from arraylift.exchange.sender import SenderLane
 from arraylift.ids import SnapshotId, TransferId
 from arraylift.logs import get_logger
 from arraylift.pki import TlsMaterial
@@ -54,7 +52,6 @@ from primary_array.send_plan import SendPlan, changed_plan, full_plan, mapped_sp
 from primary_array.send_worker import LaneTask
 from primary_array.worker_pool import WorkerPool
 
-HOLE_RUNS_PER_OFFER = 65_536
 RETRY_SECONDS_FIRST, RETRY_SECONDS_MAX = 0.2, 5.0
 
 _log = get_logger("send")
@@ -182,9 +179,10 @@ class _Run:
                 )
             coverage = Coverage.from_bitmap(opened.durable_spans, self._spans)
             plan = self._plan(opened.base, coverage)
-            self._offer_holes(stream, lane, plan)
+            holes = hole_batches(plan.holes)
+            send_batches(stream, lane, holes, cancelled=self._cancelled, on_answered=lambda _: None)
             self._run_lanes(run, opened, plan, coverage.count)
-            settle(stream, lane)
+            settle(stream, lane, cancelled=self._cancelled)
             figures = self._total(run, lane.figures, plan, coverage.count)
             figures.duration_ns = int((self._sender._clock.monotonic() - started) * 1e9)
             receipt = commit_lane(stream, lane, Commit(plan.inherit_base, figures))
@@ -246,32 +244,6 @@ class _Run:
         return None
 
     # -- sending --------------------------------------------------------------------------------
-
-    def _offer_holes(self, stream: LaneStream, lane: SenderLane, plan: SendPlan) -> None:
-        runs = runs_of(plan.holes)
-        for start in range(0, len(runs), HOLE_RUNS_PER_OFFER):
-            while not lane.may_offer:
-                self._take_reply(stream, lane)
-            nothing = NO_RUNS[:, 0]
-            offer = Offer(
-                batch=lane.next_batch,
-                spans=nothing,
-                counts=nothing.astype("<u2"),
-                lengths=nothing,
-                fingerprints=b"",
-                hole_runs=runs[start : start + HOLE_RUNS_PER_OFFER],
-            )
-            stream.send(lane.offer(offer))
-        while not lane.answered:
-            self._take_reply(stream, lane)
-
-    def _take_reply(self, stream: LaneStream, lane: SenderLane) -> None:
-        reply = stream.receive(1.0)
-        if reply is None:
-            return
-        event = lane.receive(reply)
-        if isinstance(event, Wanted) and len(event.indexes):
-            raise InvalidRequest("the target wants segments of an offer that had none")
 
     def _run_lanes(self, run: LaneRun, opened: Opened, plan: SendPlan, resumed: int) -> None:
         task = LaneTask(
