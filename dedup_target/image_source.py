@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from arraylift.exchange.coverage import Coverage
-from arraylift.exchange.hole_batches import HoleBatch, hole_batches
+from arraylift.exchange.hole_batch import HoleBatch, hole_batches
 from arraylift.exchange.messages import NO_RUNS, Offer, Segments
 from arraylift.exchange.sender import Wanted
 from arraylift.segments.fingerprint import unpack

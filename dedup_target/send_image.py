@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from arraylift.clock import Clock
 from arraylift.errors import Cancelled, Conflict, PeerUnavailable
 from arraylift.exchange.coverage import Coverage
-from arraylift.exchange.hole_batches import HoleBatch
+from arraylift.exchange.hole_batch import HoleBatch
 from arraylift.exchange.lane import LaneStream, commit_lane, open_lane, send_batches, settle
 from arraylift.exchange.messages import Commit, Committed, Figures, Open
 from arraylift.exchange.sender import SenderLane, Wanted

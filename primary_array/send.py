@@ -29,7 +29,7 @@ from arraylift.errors import (
     WrongState,
 )
 from arraylift.exchange.coverage import Coverage
-from arraylift.exchange.hole_batches import hole_batches
+from arraylift.exchange.hole_batch import hole_batches
 from arraylift.exchange.lane import LaneStream, commit_lane, open_lane, send_batches, settle
 from arraylift.exchange.messages import (
     Base,
