@@ -62,7 +62,7 @@ class _NullLane:
     def commit(self, message: Commit) -> Committed:
         raise AssertionError(f"nothing is committed here: {message}")
 
-    def close(self, *, cut: bool) -> None:
+    def close(self, cause: ArrayliftError | None) -> None:
         """Nothing is held."""
 
 

@@ -51,6 +51,7 @@ def commit(transfer: Transfer, attempt: Attempt, message: Commit, clock: Clock) 
         attempt.check()  # M4
         if store.generation != attempt.generation:
             _recheck(transfer, message.inherit_base)
+            root = _write_nodes(transfer, leaves, writer)  # those that are gone, once more
         figures = message.figures
         figures.bytes_stored = transfer.bytes_stored + writer.bytes_stored
         manifest = _manifest(transfer, root, figures, clock)

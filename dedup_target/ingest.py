@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from arraylift.clock import Clock
-from arraylift.errors import ArrayliftError, Conflict, InvalidRequest, Overloaded
+from arraylift.errors import ArrayliftError, InvalidRequest, Overloaded
 from arraylift.exchange.messages import Commit, Committed, Flags, Offer, Open, Opened
 from arraylift.exchange.receiver import Arrived, Batch
 from arraylift.exchange.verify import plain_segments
@@ -277,18 +277,16 @@ class LaneIngest:
             )
         return commit(self._transfer, self._attempt, message, self._clock)
 
-    def close(self, *, cut: bool) -> None:
+    def close(self, cause: ArrayliftError | None) -> None:
         """Give the buffer up: what it holds was never promised. Other lanes may wait for segments
-        that a cut lane will never bring, so the attempt ends with it."""
+        that this one will never bring, so the attempt ends with its cause."""
         with self._lock:
             if self._buffer is not None:
                 self._transfer.store.containers.release(self._buffer)
                 self._buffer = None
         self._transfer.leave(self._lane, self)
-        if cut:
-            self._attempt.fail(
-                Conflict("a lane of this attempt was cut", next_step="open the transfer again")
-            )
+        if cause is not None:
+            self._attempt.fail(cause)
 
 
 def _listed(packed: np.ndarray) -> list[bytes]:

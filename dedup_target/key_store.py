@@ -15,7 +15,6 @@ import secrets
 import threading
 from dataclasses import dataclass, field
 
-from blake3 import blake3
 from cryptography.hazmat.primitives.keywrap import (
     InvalidUnwrap,
     aes_key_unwrap_with_padding,
@@ -25,11 +24,11 @@ from cryptography.hazmat.primitives.keywrap import (
 from arraylift import envelope
 from arraylift.durable import Files
 from arraylift.errors import Corruption, InvalidRequest, NotFound, WrongState
-from arraylift.ids import KeyId, TenantId, TransferId, check_name
+from arraylift.grants import load_secret
+from arraylift.ids import KeyId, TenantId, check_name
 from arraylift.segments.fingerprint import KEY_BYTES, key_id_of
 
 KEY_MAGIC = b"ALKEYFIL"
-SECRET_MAGIC = b"ALSECRET"
 SUFFIX = ".alk"
 DEFAULT_TENANT = "default"
 TENANTS_MAX = 10_000
@@ -174,32 +173,4 @@ def load_wrapping_key(files: Files, state_path: str, unit_path: str) -> bytes:
             subject=path,
             next_step="put wrapping.key back from its safe copy; without it no backup can be read",
         )
-    return _load_secret(files, path, label="wrapping-key")
-
-
-def load_grant_secret(files: Files, state_path: str) -> bytes:
-    """Return the secret that grants are derived from, made at first start."""
-    return _load_secret(files, f"{state_path}/grant.secret", label="grant-secret")
-
-
-def grant_for(secret: bytes, transfer_id: TransferId) -> bytes:
-    """Return the 32-byte grant of a transfer: the same each time it is asked for."""
-    return blake3(transfer_id.encode(), key=secret).digest()
-
-
-def _load_secret(files: Files, path: str, *, label: str) -> bytes:
-    try:
-        data = files.read(path)
-    except NotFound:
-        secret = secrets.token_bytes(32)
-        files.publish(path, [encode_secret(secret)], label=label)
-        return secret
-    body, _ = envelope.decode(SECRET_MAGIC, data, what=path)
-    if len(body) != 32:
-        raise Corruption(f"{path} holds {len(body)} bytes instead of 32", subject=path)
-    return body
-
-
-def encode_secret(secret: bytes) -> bytes:
-    """Return the whole file of a 32-byte secret."""
-    return envelope.encode(SECRET_MAGIC, secret)
+    return load_secret(files, path, label="wrapping-key")

@@ -23,13 +23,14 @@ import numpy.typing as npt
 from arraylift import envelope
 from arraylift.durable import Buffer, Files
 from arraylift.errors import Corruption, NotFound
+from arraylift.grants import grant_for, load_grant_secret
 from arraylift.ids import ContainerId, TenantId, TransferId, UnitId, check_id, random_id
 from arraylift.logs import get_logger
 from arraylift.segments.fingerprint import FingerprintKey
 from dedup_target import container_store, rocks_index
 from dedup_target.backup_manifest_store import BackupManifestStore
 from dedup_target.container_store import ContainerLimits, ContainerStore
-from dedup_target.key_store import KeyStore, grant_for, load_grant_secret, load_wrapping_key
+from dedup_target.key_store import KeyStore, load_wrapping_key
 from dedup_target.manifest_store import ManifestStore
 from dedup_target.quarantine import Quarantine
 from dedup_target.rebuild import DamageMark, IndexOpener, Progress, ReconcileReport, bring_up_index

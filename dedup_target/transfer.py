@@ -23,7 +23,6 @@ import numpy as np
 from arraylift.clock import Clock
 from arraylift.errors import (
     ArrayliftError,
-    Conflict,
     Corruption,
     InvalidRequest,
     LeaseLost,
@@ -149,7 +148,7 @@ class Transfer:
         if logged is not None:
             same = (logged.image_bytes, logged.segmentation, logged.source_state)
             if same != (message.image_bytes, message.segmentation, message.source_state):
-                raise Conflict(
+                raise WrongState(
                     f"transfer {self.transfer_id} began with another snapshot or segmentation",
                     next_step="ask for a new grant to send another snapshot",
                 )

@@ -15,6 +15,7 @@ from arraylift.errors import InvalidRequest
 from arraylift.exchange.edge import exchange_service
 from arraylift.exchange.messages import Limits
 from arraylift.exchange.peers import ExchangePeers
+from arraylift.grants import load_grant_secret
 from arraylift.pki import TlsMaterial
 from arraylift.rpc.server import service_of
 from arraylift.sizes import MIB
@@ -35,9 +36,10 @@ def build(settings: ArraySettings, tls: TlsMaterial) -> daemon.Built:
     """Open the pool, start the workers, join the services to them."""
     if not 1 <= settings.send_workers <= 16:
         raise InvalidRequest(f"send_workers is 1 to 16, not {settings.send_workers}")
-    pool = Pool.open(RealFiles(), str(settings.state.expanduser().absolute()))
+    files, state = RealFiles(), str(settings.state.expanduser().absolute())
+    pool = Pool.open(files, state)
     workers = WorkerPool(settings.send_workers)
-    restores = Restores(pool, clock=SYSTEM_CLOCK, limits=RESTORE_LIMITS)
+    restores = Restores(pool, load_grant_secret(files, state), clock=SYSTEM_CLOCK, limits=RESTORE_LIMITS)
     peers = ExchangePeers(tls, "target")
     backup_logic = BackupLogicEdge(Sender(pool, workers, tls=tls, open_stream=peers.open_stream))
 

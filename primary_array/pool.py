@@ -268,14 +268,19 @@ class Pool:
 
     # -- drafts -----------------------------------------------------------------------------
 
-    def begin_volume(self, name: str, size_bytes: int) -> Draft:
-        """Begin a volume that appears at its commit; the name is taken from now on. Raises
-        AlreadyExists, InvalidRequest, Overloaded."""
+    def begin_volume(self, name: str, size_bytes: int, *, volume_id: VolumeId | None = None) -> Draft:
+        """Begin a volume that appears at its commit; the name is taken from now on.
+
+        ``volume_id``: an id of the caller's making, by which it finds the volume again. Raises
+        AlreadyExists, InvalidRequest, Overloaded.
+        """
         check_name(name, "a volume name")
         check_size(size_bytes)
         with self._commit.transaction():
             self._check_room_for(name)
-            record = map_state.new_draft(VolumeId(random_id()), name, size_bytes)
+            record = map_state.new_draft(volume_id or VolumeId(random_id()), name, size_bytes)
+            if record.volume_id in self._state.by_id:
+                raise AlreadyExists(f"volume {record.volume_id} exists already", subject=name)
             with self._state.lock:
                 self._state.add(record)
         return self._draft(record)

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from arraylift.clock import Clock
-from arraylift.errors import ArrayliftError, Conflict, Corruption, InvalidRequest, LeaseLost
+from arraylift.errors import ArrayliftError, Corruption, InvalidRequest, LeaseLost, WrongState
 from arraylift.exchange.coverage import Coverage
 from arraylift.exchange.messages import Commit, Committed, Figures, Offer, Open
 from arraylift.ids import ImageId, TransferId
@@ -78,7 +78,7 @@ class RestoreDraft:
         """Fence the older attempt and start over from what is written (D4). Raises Conflict."""
         same = (opened.image_bytes, opened.segmentation, opened.root)
         if same != (self.opened.image_bytes, self.opened.segmentation, self.opened.root):
-            raise Conflict(
+            raise WrongState(
                 f"transfer {self.grant.transfer_id} began with another image",
                 next_step="prepare a new restore for another image",
             )

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hmac
 import threading
-from collections import OrderedDict, deque
+from collections import deque
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +20,7 @@ import numpy as np
 from arraylift.clock import Clock
 from arraylift.errors import (
     AlreadyExists,
-    Conflict,
+    ArrayliftError,
     Corruption,
     InvalidRequest,
     LeaseLost,
@@ -29,19 +29,20 @@ from arraylift.errors import (
     Overloaded,
 )
 from arraylift.exchange.coverage import Coverage
-from arraylift.exchange.messages import U32, Commit, Committed, Flags, Limits, Open, Opened
+from arraylift.exchange.messages import U32, Commit, Committed, Figures, Flags, Limits, Open, Opened
 from arraylift.exchange.receiver import Arrived, Batch
 from arraylift.exchange.verify import plain_segments
-from arraylift.ids import TransferId, random_grant
+from arraylift.grants import grant_for
+from arraylift.ids import ImageId, TransferId, VolumeId
 from arraylift.logs import get_logger
 from arraylift.segments.tree import encode_leaf
 from arraylift.sizes import spans_of
 from primary_array.pool import Pool
+from primary_array.pool_types import VolumeInfo
 from primary_array.restore_draft import RestoreDraft, RestoreGrant, decode_tag, encode_tag
 from primary_array.span_writer import SpanWriter
 
 RESTORES_MAX = 64
-RECEIPTS_MAX = 256
 LEASE_SECONDS = 3600
 REAP_SECONDS = 5.0
 SENDER_ROLE = "target"
@@ -62,15 +63,21 @@ class Restores:
     """The registry."""
 
     def __init__(
-        self, pool: Pool, *, clock: Clock, limits: Limits, lease_seconds: int = LEASE_SECONDS
+        self,
+        pool: Pool,
+        grant_secret: bytes,
+        *,
+        clock: Clock,
+        limits: Limits,
+        lease_seconds: int = LEASE_SECONDS,
     ) -> None:
         self._pool = pool
+        self._grant_secret = grant_secret
         self._clock = clock
         self.limits = limits
         self.lease_seconds = lease_seconds
         self._lock = threading.Lock()
         self._entries: dict[TransferId, _Entry] = {}
-        self._receipts: OrderedDict[TransferId, tuple[RestoreGrant, Committed]] = OrderedDict()
         self._recover()
         self._stop = threading.Event()
         self._reaper = threading.Thread(target=self._reap_for_ever, name="restore-reaper", daemon=True)
@@ -98,13 +105,14 @@ class Restores:
 
     def prepare(self, transfer_id: TransferId, *, target: str, volume_name: str) -> bytes:
         """Return the grant; idempotent by transfer id. Raises AlreadyExists, Overloaded."""
+        grant = RestoreGrant(
+            transfer_id, target, volume_name, grant_for(self._grant_secret, transfer_id, target)
+        )
         with self._lock:
-            known = self._entries.get(transfer_id)
-            done = self._receipts.get(transfer_id)
-            if known is not None or done is not None:
-                grant = known.grant if known is not None else done[0] if done else None
-                assert grant is not None
-                if (grant.target, grant.volume_name) != (target, volume_name):
+            entry, made = self._entries.get(transfer_id), self._made(transfer_id)
+            names = [entry.grant.volume_name] if entry else [made.name] if made else []
+            if names:
+                if names != [volume_name] or (entry and entry.grant.target != target):
                     raise AlreadyExists(
                         f"transfer {transfer_id} was granted for something else",
                         next_step="make a new transfer id",
@@ -112,45 +120,51 @@ class Restores:
                 return grant.grant
             if len(self._entries) >= RESTORES_MAX:
                 raise Overloaded(f"{RESTORES_MAX} restores are open", next_step="let some end or lapse")
-            taken = {volume.name for volume in self._pool.volumes()} | {d.name for d in self._pool.drafts()}
-            if volume_name in taken or any(
-                e.grant.volume_name == volume_name for e in self._entries.values()
-            ):
-                raise AlreadyExists(
-                    f"volume {volume_name} exists already",
-                    subject=volume_name,
-                    next_step="choose another name",
-                )
-            grant = RestoreGrant(transfer_id, target, volume_name, random_grant())
+            self._check_free(volume_name)
             self._entries[transfer_id] = _Entry(grant, self._lease_end())
             return grant.grant
+
+    def _check_free(self, volume_name: str) -> None:
+        taken = {volume.name for volume in self._pool.volumes()}
+        taken |= {draft.name for draft in self._pool.drafts()}
+        taken |= {entry.grant.volume_name for entry in self._entries.values()}
+        if volume_name in taken:
+            raise AlreadyExists(
+                f"volume {volume_name} exists already", subject=volume_name, next_step="choose another name"
+            )
+
+    def _made(self, transfer_id: TransferId) -> VolumeInfo | None:
+        """The volume that this restore made: it bears the transfer's id (S3)."""
+        made = (volume for volume in self._pool.volumes() if volume.volume_id == VolumeId(transfer_id))
+        return next(made, None)
 
     # -- opening --------------------------------------------------------------------------------
 
     def find(self, message: Open, *, role: str, name: str) -> Restore:
         """Return the restore that ``peer`` opens (S1). Raises NotFound, NotPermitted."""
-        with self._lock:
-            entry = self._entries.get(message.transfer_id)
-            done = self._receipts.get(message.transfer_id)
-        grant = entry.grant if entry is not None else done[0] if done is not None else None
-        if grant is None:
-            raise NotFound(
-                f"there is no restore {message.transfer_id}",
-                next_step="its lease may have lapsed; prepare it again",
-            )
-        if not hmac.compare_digest(grant.grant, message.grant) or (role, grant.target) != (SENDER_ROLE, name):
+        expected = grant_for(self._grant_secret, message.transfer_id, name)
+        if role != SENDER_ROLE or not hmac.compare_digest(expected, message.grant):
             raise NotPermitted(
                 f"{role} {name} holds no grant for restore {message.transfer_id}",
                 next_step="prepare the restore for this target",
             )
-        return Restore(self, message, done[1] if done is not None else None)
+        with self._lock:
+            if message.transfer_id in self._entries:
+                return Restore(self, message, None)
+            made = self._made(message.transfer_id)
+        if made is None or made.origin is None:
+            raise _lapsed(message.transfer_id)
+        figures = Figures(spans_total=spans_of(made.size_bytes))
+        return Restore(self, message, Committed(made.origin.root, ImageId(made.volume_id), figures))
 
     def begin(self, message: Open) -> tuple[RestoreDraft, int]:
         """Begin or join an attempt; returns it and its number. Raises LeaseLost, Conflict."""
         if len(message.key) != 32 or len(message.root) != 32:
             raise InvalidRequest("a restore needs the key and the root of its image")
         with self._lock:
-            entry = self._entries[message.transfer_id]
+            entry = self._entries.get(message.transfer_id)
+            if entry is None:  # the reaper was faster
+                raise _lapsed(message.transfer_id)
             entry.lease_until = self._lease_end()
             if entry.restore is None:
                 entry.restore = self._new(entry.grant, message)
@@ -162,7 +176,8 @@ class Restores:
             return restore, restore.attempt
 
     def _new(self, grant: RestoreGrant, message: Open) -> RestoreDraft:
-        draft = self._pool.begin_volume(grant.volume_name, message.image_bytes)
+        volume_id = VolumeId(grant.transfer_id)  # S3
+        draft = self._pool.begin_volume(grant.volume_name, message.image_bytes, volume_id=volume_id)
         written = Coverage(spans_of(message.image_bytes))
         draft.save_progress(encode_tag(grant, message, written))
         return RestoreDraft(grant, draft, message, written, self._clock)
@@ -176,12 +191,9 @@ class Restores:
                 entry.lease_until = self._lease_end()
 
     def ended(self, restore: RestoreDraft, receipt: Committed) -> None:
-        """The volume exists; keep the receipt for a sender that lost the answer."""
+        """The volume exists; a sender that lost the answer finds it by its id (S3)."""
         with self._lock:
             self._entries.pop(restore.grant.transfer_id, None)
-            self._receipts[restore.grant.transfer_id] = (restore.grant, receipt)
-            while len(self._receipts) > RECEIPTS_MAX:
-                self._receipts.popitem(last=False)
         _log.info("restore_committed", volume=restore.grant.volume_name, root=receipt.root.hex())
 
     # -- leases ---------------------------------------------------------------------------------
@@ -301,11 +313,11 @@ class RestoreLane:
         self._restores.ended(self._restore, receipt)
         return receipt
 
-    def close(self, *, cut: bool) -> None:
-        """The draft stays for the lease; a cut lane ends its attempt."""
+    def close(self, cause: ArrayliftError | None) -> None:
+        """The draft stays for the lease; a lane that did not end as it should ends its attempt."""
         self._writer.close()
-        if cut and self._attempt == self._restore.attempt:
-            self._restore.fail(Conflict("a lane of this attempt was cut", next_step="open it again"))
+        if cause is not None and self._attempt == self._restore.attempt:
+            self._restore.fail(cause)
         self._restores.lane_ended(self._restore.grant.transfer_id)
 
 
@@ -336,3 +348,9 @@ class _Spans:
             done.append((self._spans.popleft(), plain, leaf))
             self._at = end
         return done
+
+
+def _lapsed(transfer_id: TransferId) -> NotFound:
+    return NotFound(
+        f"there is no restore {transfer_id}", next_step="its lease may have lapsed; prepare it again"
+    )

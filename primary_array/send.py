@@ -145,6 +145,7 @@ class _Run:
         self._spent = Figures()  # of attempts that have ended
         self._failures = 0
         self._last_progress = sender._clock.monotonic()
+        self._moved = (0, 0)
         self._used_births = False
 
     # -- attempts -------------------------------------------------------------------------------
@@ -256,7 +257,7 @@ class _Run:
         )
 
         def progressed(run: LaneRun) -> None:
-            self._last_progress = self._sender._clock.monotonic()
+            self._note_progress(run)
             total = self._total(run, Figures(), plan, resumed)
             done = resumed + int(plan.holes.sum()) + run.figures.spans_read + run.figures.spans_sampled
             self._report(SendProgress(done, total, self._used_births))
@@ -271,6 +272,12 @@ class _Run:
             cancelled=self._cancelled,
             progressed=progressed,
         )
+
+    def _note_progress(self, run: LaneRun) -> None:
+        """Patience starts anew only when something moved."""
+        moved = run.figures.bytes_offered, run.figures.bytes_sent_wire
+        if moved != self._moved:
+            self._moved, self._last_progress = moved, self._sender._clock.monotonic()
 
     def _total(self, run: LaneRun, control: Figures, plan: SendPlan, resumed: int) -> Figures:
         total = Figures()

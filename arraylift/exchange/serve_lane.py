@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
-from arraylift.errors import InvalidRequest, TrackerMismatch
+from arraylift.errors import ArrayliftError, Conflict, InvalidRequest, TrackerMismatch
 from arraylift.exchange import wire
 from arraylift.exchange.messages import U32, Commit, Committed, Durable, Flags, Limits, Open, Opened, Reply
 from arraylift.exchange.receiver import Arrived, Batch, Poll, ReceiverLane
@@ -40,8 +40,8 @@ class LaneSink(Protocol):
         """End the transfer; called after ``flush``."""
         ...
 
-    def close(self, *, cut: bool) -> None:
-        """The lane is over; ``cut`` if it did not end as it should."""
+    def close(self, cause: ArrayliftError | None) -> None:
+        """The lane is over; ``cause`` says why, if it did not end as it should."""
         ...
 
 
@@ -74,13 +74,18 @@ def serve_lane(requests: Iterator[bytes], find: Callable[[Open], Receiving]) -> 
         yield opened
         return
     sink = transfer.lane(opening.lane)
-    cut = True
+    cause: ArrayliftError | None = Conflict(
+        "a lane of this attempt was cut", next_step="open the transfer again"
+    )
     try:
         yield opened
         yield from _Loop(machine, sink).run(requests)
-        cut = False
+        cause = None
+    except ArrayliftError as error:
+        cause = error
+        raise
     finally:
-        sink.close(cut=cut)
+        sink.close(cause)
 
 
 class _Loop:

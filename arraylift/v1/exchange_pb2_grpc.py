@@ -63,7 +63,7 @@ class SegmentExchangeServiceServicer:
         open again and offer what Opened does not list), RESOURCE_EXHAUSTED, DATA_LOSS
         (payload does not match its fingerprint).
         Idempotency: a committed transfer answers Open with the same receipt: a target until its lease
-        lapses, an array for its last 256 restores while it runs.
+        lapses; an array as long as the volume lives, then with root and id alone.
         Retry: with the same transfer id and grant, attempt 0.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -20,6 +20,7 @@ from arraylift.errors import (
     LeaseLost,
     NotFound,
     NotPermitted,
+    WrongState,
 )
 from arraylift.exchange.grpc_stream import GrpcLaneStream
 from arraylift.exchange.messages import (
@@ -310,7 +311,7 @@ def test_another_snapshot_under_the_same_transfer(target: Target) -> None:
         replace(opening, source_state=replace(STATE, birth=8)),
         replace(opening, image_bytes=len(DISK) - 512),
     ):
-        with pytest.raises(Conflict, match="another snapshot"):
+        with pytest.raises(WrongState, match="another snapshot"):
             Lane(target, other)
 
 

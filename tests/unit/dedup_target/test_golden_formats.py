@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import xxhash
 
-from arraylift import envelope
+from arraylift import envelope, grants
 from arraylift.durable import RealFiles
 from arraylift.ids import ContainerId, Fingerprint, KeyId, TenantId
 from arraylift.segments.fingerprint import key_id_of
@@ -82,7 +82,7 @@ WRITERS: dict[str, Callable[[Path], bytes]] = {
     "backup-manifest-v1.alb": lambda _: backup_manifest_format.encode(backup(1), toy_sealer),
     "transfer-log-v1.alt": _transfer_log,
     "key-v1.alk": lambda _: key_store.encode_key(KEY, WRAPPING_KEY),
-    "key-v1-secret.key": lambda _: key_store.encode_secret(WRAPPING_KEY),
+    "key-v1-secret.key": lambda _: grants.encode_secret(WRAPPING_KEY),
     "quarantine-v1.alq": _quarantine,
     "unit-v1.alu": _unit,
     "unit-v1-high-water.alu": _high_water,
@@ -159,7 +159,7 @@ def test_the_transfer_log_reads(tmp_path: Path) -> None:
 
 def test_the_key_reads() -> None:
     secret, _ = envelope.decode(
-        key_store.SECRET_MAGIC, (GOLDEN / "key-v1-secret.key").read_bytes(), what="secret"
+        grants.SECRET_MAGIC, (GOLDEN / "key-v1-secret.key").read_bytes(), what="secret"
     )
     found = key_store.decode_key((GOLDEN / "key-v1.alk").read_bytes(), secret, what="key")
     assert found == KEY

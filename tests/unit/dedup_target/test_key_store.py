@@ -8,10 +8,11 @@ import pytest
 
 from arraylift.durable import RealFiles
 from arraylift.errors import ArrayliftError, Corruption, InvalidRequest, NotFound, WrongState
+from arraylift.grants import encode_secret, grant_for, load_grant_secret
 from arraylift.ids import TenantId, TransferId
 from arraylift.segments.fingerprint import key_id_of
 from dedup_target import key_store
-from dedup_target.key_store import KeyStore, TenantKey, grant_for, load_grant_secret, load_wrapping_key
+from dedup_target.key_store import KeyStore, TenantKey, load_wrapping_key
 
 
 def _open(path: Path) -> KeyStore:
@@ -70,7 +71,7 @@ def test_a_lost_wrapping_key_is_not_replaced(tmp_path: Path) -> None:
 
 def test_another_wrapping_key_is_noticed(tmp_path: Path) -> None:
     _open(tmp_path).get_or_create("acme")
-    (tmp_path / "wrapping.key").write_bytes(key_store.encode_secret(b"w" * 32))
+    (tmp_path / "wrapping.key").write_bytes(encode_secret(b"w" * 32))
     with pytest.raises(WrongState, match="another wrapping key"):
         _open(tmp_path)
 
