@@ -1,0 +1,172 @@
+"""Backups: what the targets hold, as this server's database remembers it.
+
+Invariants:
+  Y1 a target's manifest is what makes a backup exist; our row is a cache of it, brought in line
+     at start, with every round of the reaper, and when a backup is asked for that we do not know.
+  Y2 a deletion that was begun is finished, over restarts: manifest first, then images (law 1).
+  Y3 what is being read (restored, verified, browsed) is not deleted, and the other way round.
+Callers: any thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from arraylift.errors import ArrayliftError, Corruption, NotFound, WrongState
+from arraylift.logs import get_logger
+from backup_server.job_rules import JOBS_UNFINISHED_MAX, JobState
+from backup_server.model import Backup, PeerKind, RegisteredPeer
+from backup_server.ports import Peers
+from backup_server.registry import Registry
+from backup_server.server_db import ServerDb
+
+PROGRESS_BYTES = 16 << 20
+"""A verification tells its progress this often."""
+
+_log = get_logger("backups")
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """Progress of a verification."""
+
+    disk_name: str
+    bytes_verified: int
+    bytes_total: int
+
+
+class Backups:
+    """All backups that this server knows."""
+
+    def __init__(self, db: ServerDb, registry: Registry, peers: Peers) -> None:
+        self._db = db
+        self._registry = registry
+        self._peers = peers
+        self.guard = threading.RLock()
+        """Held while a backup begins to be read by a job, or to be deleted (Y3)."""
+        self._readers: Counter[str] = Counter()
+        self._syncing = threading.Lock()
+
+    def all(self, vm: str = "") -> list[Backup]:
+        """Newest first; ``vm`` is a name or an id."""
+        return self._db.backups(vm=vm)
+
+    def get(self, backup_id: str) -> Backup:
+        """Raises NotFound, once the targets have been asked too (Y1)."""
+        try:
+            return self._db.backup(backup_id)
+        except NotFound:
+            self.sync()
+            return self._db.backup(backup_id)
+
+    @contextlib.contextmanager
+    def reading(self, backup_id: str) -> Iterator[Backup]:
+        """The backup, which nobody deletes meanwhile (Y3). Raises NotFound."""
+        self.get(backup_id)
+        with self.guard:
+            backup = self._db.backup(backup_id)
+            self._readers[backup_id] += 1
+        try:
+            yield backup
+        finally:
+            with self.guard:
+                self._readers[backup_id] -= 1
+                self._readers += Counter()  # forget those at zero
+
+    # -- deletion ---------------------------------------------------------------------------
+
+    def delete(self, backup_id: str) -> None:
+        """Remove manifest and images. Raises NotFound, WrongState (being read), PeerUnavailable;
+        then the deletion goes on when the target is back (Y2)."""
+        backup = self.get(backup_id)
+        with self.guard:
+            users = [
+                f"job {job.job_id}"
+                for job in self._db.jobs(unfinished=True, limit=JOBS_UNFINISHED_MAX)
+                if job.backup_id == backup_id
+            ]
+            users += ["a verification or a restore of files"] * bool(self._readers[backup_id])
+            if users:
+                raise WrongState(
+                    f"{users[0]} needs backup {backup_id}",
+                    subject=f"backup {backup_id}",
+                    next_step="wait for it, or cancel it",
+                )
+            self._db.begin_delete(backup_id)
+        self._delete(backup)
+
+    def _delete(self, backup: Backup) -> None:
+        target = self._peers.target(self._registry.target(backup.target))
+        target.delete_backup(backup.backup_id)
+        for disk in backup.disks:  # what a crash of the target left of them
+            target.delete_image(disk.image_id)
+        self._db.forget_backup(backup.backup_id)
+        _log.info("backup_deleted", backup=backup.backup_id, vm=backup.vm_name)
+
+    def finish_deletes(self) -> None:
+        """Go on with deletions that were begun (Y2)."""
+        for backup in self._db.backups(deleting=True):
+            try:
+                self._delete(backup)
+            except ArrayliftError as error:
+                _log.warning("deletion_incomplete", backup=backup.backup_id, error=str(error))
+
+    # -- the cache --------------------------------------------------------------------------
+
+    def sync(self, only: str = "") -> None:
+        """Bring our rows in line with every target that answers, or with one (Y1)."""
+        for peer in self._registry.all(PeerKind.TARGET):
+            if only not in ("", peer.name):
+                continue
+            try:
+                self.sync_target(peer)
+            except ArrayliftError as error:
+                _log.warning("target_not_read", target=peer.name, error=str(error))
+
+    def sync_target(self, peer: RegisteredPeer) -> None:
+        """Likewise, for one. Raises PeerUnavailable."""
+        with self._syncing:
+            before = {one.backup_id for one in self._db.backups() if one.target == peer.name}
+            seen: set[str] = set()
+            for backup in self._peers.target(peer).backups():
+                seen.add(backup.backup_id)
+                if self._is_whole(backup.backup_id):
+                    self._db.save_backup(backup)
+            # Only rows that were there before the listing began: it may have missed a newer one.
+            for gone in before - seen:
+                _log.warning("backup_gone", backup=gone, target=peer.name)
+                self._db.forget_backup(gone)
+
+    def _is_whole(self, backup_id: str) -> bool:
+        """A job of ours that did not succeed has yet to publish it, or to take it away."""
+        try:
+            return self._db.job(backup_id).state is JobState.SUCCEEDED
+        except NotFound:
+            return True
+
+    # -- verification -----------------------------------------------------------------------
+
+    def verify(self, backup_id: str) -> Iterator[Verified]:
+        """Read every image whole, at the target; yields progress. Raises NotFound, Corruption."""
+        with self.reading(backup_id) as backup:
+            target = self._peers.target(self._registry.target(backup.target))
+            for disk in backup.disks:
+                done = told = 0
+                yield Verified(disk.disk_name, 0, disk.size_bytes)
+                with target.read_range(disk.image_id, 0, 0) as pieces:
+                    for data, hole_bytes in pieces:
+                        done += len(data) + hole_bytes
+                        if done - told >= PROGRESS_BYTES:
+                            told = done
+                            yield Verified(disk.disk_name, done, disk.size_bytes)
+                if done != disk.size_bytes:
+                    raise Corruption(
+                        f"image {disk.image_id} has {done} bytes, not {disk.size_bytes}",
+                        subject=f"image {disk.image_id}",
+                        next_step="scrub the target",
+                    )
+                yield Verified(disk.disk_name, done, disk.size_bytes)

@@ -1,0 +1,30 @@
+"""Settings of the backup server; read by ``__main__`` alone, through arraylift.config."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+STATE_ROOT = Path("~/.local/state/arraylift")
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSettings:
+    """One TOML file's worth; every field has a default that works on one machine."""
+
+    name: str = field(default="server1", metadata={"doc": "Name of this server, as in its certificate."})
+    listen: str = field(default="127.0.0.1:7405", metadata={"doc": "host:port to serve gRPC on."})
+    state: Path = field(default=STATE_ROOT / "server1", metadata={"doc": "Directory of the database."})
+    pki: Path = field(
+        default=STATE_ROOT / "pki",
+        metadata={"doc": "Directory with ca.pem, server-<name>.pem and server-<name>.key."},
+    )
+    vcenter: str = field(
+        default="127.0.0.1:7401",
+        metadata={"doc": "host:port of the virtual center; empty: none, hosts are asked directly."},
+    )
+    patience_seconds: float = field(
+        default=300.0, metadata={"doc": "A step of a job that fails for so long fails the job."}
+    )
+    log_level: str = field(default="info", metadata={"doc": "debug, info, warning or error."})
+    log_format: str = field(default="console", metadata={"doc": "console, or json for machines."})

@@ -1,0 +1,218 @@
+"""Edge: the server's values to and from the generated classes."""
+
+from __future__ import annotations
+
+from google.protobuf.message import DecodeError
+
+from arraylift.errors import Corruption
+from arraylift.exchange import convert as shared
+from arraylift.v1 import backup_pb2, common_pb2, image_pb2, vm_pb2
+from backup_server.engine import JobView
+from backup_server.job_rules import Failure, JobState
+from backup_server.model import (
+    Backup,
+    BackupDisk,
+    Disk,
+    DiskSnapshot,
+    Level,
+    Network,
+    Vm,
+    VmConfig,
+    VmSnapshot,
+)
+
+
+def config_to_pb(config: VmConfig) -> vm_pb2.VmConfig:
+    return vm_pb2.VmConfig(
+        name=config.name,
+        uuid=config.uuid,
+        cpus=config.cpus,
+        memory_bytes=config.memory_bytes,
+        disks=map(disk_to_pb, config.disks),
+        networks=[vm_pb2.NetworkInterface(mac=one.mac, network=one.network) for one in config.networks],
+        tags=config.tags,
+        firmware=config.firmware,
+    )
+
+
+def config_from_pb(config: vm_pb2.VmConfig) -> VmConfig:
+    return VmConfig(
+        name=config.name,
+        uuid=config.uuid,
+        cpus=config.cpus,
+        memory_bytes=config.memory_bytes,
+        disks=tuple(
+            Disk(disk.name, disk.array, disk.array_address, disk.volume_name, disk.size_bytes)
+            for disk in config.disks
+        ),
+        networks=tuple(Network(mac=one.mac, network=one.network) for one in config.networks),
+        tags=dict(config.tags),
+        firmware=config.firmware,
+    )
+
+
+def disk_to_pb(disk: Disk) -> vm_pb2.Disk:
+    return vm_pb2.Disk(
+        name=disk.name,
+        array=disk.array,
+        array_address=disk.array_address,
+        volume_name=disk.volume_name,
+        size_bytes=disk.size_bytes,
+    )
+
+
+def vm_from_pb(vm: vm_pb2.Vm) -> Vm:
+    return Vm(
+        vm_id=vm.vm_id,
+        config=config_from_pb(vm.config),
+        running=vm.power == vm_pb2.POWER_STATE_ON,
+        host=vm.host,
+    )
+
+
+def level_from_pb(level: int) -> Level:
+    """An unknown level promises nothing."""
+    return Level(level) if level in {one.value for one in Level} else Level.UNSPECIFIED
+
+
+def snapshot_from_pb(snapshot: vm_pb2.VmSnapshot) -> VmSnapshot:
+    return VmSnapshot(
+        vm_snapshot_id=snapshot.vm_snapshot_id,
+        vm_id=snapshot.vm_id,
+        name=snapshot.name,
+        level=level_from_pb(snapshot.level),
+        frozen_ns=snapshot.frozen_ns,
+        created_at_ns=snapshot.created_at_ns,
+        config=config_from_pb(snapshot.config),
+        disks=tuple(
+            DiskSnapshot(
+                disk_name=disk.disk_name,
+                array=disk.array,
+                array_address=disk.array_address,
+                volume_name=disk.volume_name,
+                snapshot_id=disk.snapshot_id,
+                size_bytes=disk.size_bytes,
+            )
+            for disk in snapshot.disks
+        ),
+    )
+
+
+# -- backups ------------------------------------------------------------------------------------
+
+
+def backup_to_pb(backup: Backup) -> backup_pb2.Backup:
+    return backup_pb2.Backup(
+        backup_id=backup.backup_id,
+        vm_id=backup.vm_id,
+        vm_name=backup.vm_name,
+        target=backup.target,
+        snapshot_at_ns=backup.snapshot_at_ns,
+        level=int(backup.level),  # type: ignore[arg-type]
+        frozen_ns=backup.frozen_ns,
+        disks=[
+            backup_pb2.BackupDisk(
+                disk_name=disk.disk_name,
+                image_id=disk.image_id,
+                size_bytes=disk.size_bytes,
+                root=disk.root,
+                figures=shared.figures_to_pb(disk.figures),
+                array=disk.array,
+            )
+            for disk in backup.disks
+        ],
+        config=config_to_pb(backup.config),
+        incremental=backup.incremental,
+    )
+
+
+def _backup_from_pb(backup: backup_pb2.Backup, target: str) -> Backup:
+    return Backup(
+        backup_id=backup.backup_id,
+        vm_id=backup.vm_id,
+        vm_name=backup.vm_name,
+        target=target,
+        snapshot_at_ns=backup.snapshot_at_ns,
+        level=level_from_pb(backup.level),
+        frozen_ns=backup.frozen_ns,
+        disks=tuple(
+            BackupDisk(
+                disk_name=disk.disk_name,
+                image_id=disk.image_id,
+                size_bytes=disk.size_bytes,
+                root=disk.root,
+                figures=shared.figures_from_pb(disk.figures),
+                array=disk.array,
+            )
+            for disk in backup.disks
+        ),
+        config=config_from_pb(backup.config),
+        incremental=backup.incremental,
+    )
+
+
+def backup_to_manifest(backup: Backup) -> image_pb2.BackupManifest:
+    """Deterministic: a replay must be the same manifest, byte for byte."""
+    return image_pb2.BackupManifest(
+        backup_id=backup.backup_id,
+        vm_id=backup.vm_id,
+        vm_name=backup.vm_name,
+        snapshot_at_ns=backup.snapshot_at_ns,
+        images=[
+            image_pb2.BackupImage(disk_name=disk.disk_name, image_id=disk.image_id) for disk in backup.disks
+        ],
+        attributes=backup_to_pb(backup).SerializeToString(deterministic=True),
+    )
+
+
+def backup_from_manifest(manifest: image_pb2.BackupManifest, target: str) -> Backup:
+    """``target`` is where it was found. Raises Corruption if the attributes are not the manifest's."""
+    what = f"backup {manifest.backup_id} on target {target}"
+    try:
+        backup = _backup_from_pb(backup_pb2.Backup.FromString(manifest.attributes), target)
+    except DecodeError as error:
+        raise Corruption(f"the attributes of {what} cannot be read: {error}", subject=what) from None
+    images = [(image.disk_name, image.image_id) for image in manifest.images]
+    if backup.backup_id != manifest.backup_id or images != [
+        (disk.disk_name, disk.image_id) for disk in backup.disks
+    ]:
+        raise Corruption(f"the attributes of {what} are another backup's", subject=what)
+    return backup
+
+
+def failure_to_pb(failure: Failure | None) -> common_pb2.ErrorDetail | None:
+    if failure is None:
+        return None
+    return common_pb2.ErrorDetail(
+        reason=failure.reason, subject=failure.subject, next_step=failure.next_step, fields=failure.fields
+    )
+
+
+def job_to_pb(view: JobView) -> backup_pb2.Job:
+    job, outcome = view.job, view.outcome
+    return backup_pb2.Job(
+        job_id=job.job_id,
+        kind=int(job.kind),  # type: ignore[arg-type]
+        state=int(job.state),  # type: ignore[arg-type]
+        vm_name=outcome.vm_name,
+        vm_id=outcome.vm_id,
+        created_at_ns=job.created_at_ns,
+        ended_at_ns=job.ended_at_ns,
+        steps=[
+            backup_pb2.JobStep(
+                name=step.name,
+                started_at_ns=step.started_at_ns,
+                ended_at_ns=step.ended_at_ns,
+                detail=step.detail,
+            )
+            for step in view.steps
+        ],
+        spans_done=view.spans_done,
+        spans_total=view.spans_total,
+        figures=shared.figures_to_pb(view.figures),
+        frozen_ns=outcome.frozen_ns,
+        error=failure_to_pb(job.failure),
+        error_text=job.failure.message if job.failure is not None else "",
+        backup_id=job.backup_id if job.restore is not None or job.state is JobState.SUCCEEDED else "",
+        result_vm_id=outcome.result_vm_id if job.state is JobState.SUCCEEDED else "",
+    )

@@ -1,0 +1,277 @@
+"""Runs jobs: a queue, a few threads, and what happens at a job's end ([0039], [0043]).
+
+Invariants:
+  E1 a job that was accepted is in the database, and runs to one of its ends, over restarts.
+  E2 a job that ends badly has been cleaned up after, or is on the reaper's list, before it says so.
+Limits: JOBS_RUNNING_MAX jobs at once, JOBS_UNFINISHED_MAX queued.
+Callers: ``submit``, ``cancel`` and the views from any thread; ``sweep`` from the reaper.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import structlog
+
+from arraylift.clock import Clock
+from arraylift.errors import ArrayliftError, Cancelled, NotFound, WrongState
+from arraylift.exchange.messages import Figures
+from arraylift.failpoints import FAILPOINTS
+from arraylift.logs import get_logger
+from arraylift.outcome import attempt
+from backup_server.job_rules import (
+    JOBS_RUNNING_MAX,
+    JOBS_UNFINISHED_MAX,
+    Job,
+    JobKind,
+    JobState,
+    Pacing,
+    Step,
+    failure_of,
+    moved,
+)
+from backup_server.job_run import JobRun, Stopped
+from backup_server.server_db import ServerDb
+
+JOIN_SECONDS = 30.0
+
+_log = get_logger("engine")
+
+
+class Runner(Protocol):
+    """What a kind of job does."""
+
+    def run(self, run: JobRun) -> None:
+        """Do all steps. Raises what failed."""
+        ...
+
+    def clean_up(self, run: JobRun) -> None:
+        """Remove what the steps may have made; idempotent. Raises if something may be left."""
+        ...
+
+    def view(self, job: Job, steps: Sequence[Step]) -> Outcome:
+        """What the steps tell so far."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a job's records say of its results."""
+
+    vm_id: str
+    vm_name: str
+    figures: Mapping[str, tuple[int, Figures]]
+    """By disk that is done: spans, figures."""
+    frozen_ns: int = 0
+    result_vm_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class JobView:
+    """A job as it is now."""
+
+    job: Job
+    steps: tuple[Step, ...]
+    outcome: Outcome
+    spans_done: int
+    spans_total: int
+    figures: Figures
+
+
+class Engine:
+    """The job runner of one server."""
+
+    def __init__(
+        self,
+        db: ServerDb,
+        runners: Mapping[JobKind, Runner],
+        *,
+        clock: Clock,
+        pacing: Pacing | None = None,
+        hook: Callable[[str], None] = FAILPOINTS.hit,
+    ) -> None:
+        self._db = db
+        self._runners = runners
+        self._clock = clock
+        self._pacing = pacing or Pacing()
+        self._hook = hook
+        self._lock = threading.Lock()
+        self._running: dict[str, JobRun] = {}
+        self._queue: queue.SimpleQueue[str | None] = queue.SimpleQueue()  # bounded by the database
+        self._stopping = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._work, name=f"job-{number}", daemon=True)
+            for number in range(JOBS_RUNNING_MAX)
+        ]
+
+    # -- life -------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Go on with what did not end, oldest first, and take new jobs."""
+        unfinished = self._db.jobs(unfinished=True, limit=JOBS_UNFINISHED_MAX)
+        for job in reversed(unfinished):
+            self._queue.put(job.job_id)
+        for thread in self._threads:
+            thread.start()
+        if unfinished:
+            _log.info("jobs_resumed", job_count=len(unfinished))
+
+    def stop(self) -> None:
+        """Let all jobs go; they resume at the next start. ``join`` waits for them."""
+        self._stopping.set()
+        for _ in self._threads:
+            self._queue.put(None)
+        with self._lock:
+            runs = list(self._running.values())
+        for run in runs:
+            run.stop()
+
+    def join(self) -> None:
+        """Wait until no job runs; the calls of those that do have been cut before."""
+        for thread in self._threads:
+            if thread.ident is not None:
+                thread.join(JOIN_SECONDS)
+
+    def _work(self) -> None:
+        while (job_id := self._queue.get()) is not None and not self._stopping.is_set():
+            with structlog.contextvars.bound_contextvars(job=job_id):
+                _, error = attempt(lambda: self.run(job_id), f"job {job_id}")
+                if error is not None:
+                    _log.error("job_abandoned", error=str(error))
+
+    # -- one job ----------------------------------------------------------------------------
+
+    def run(self, job_id: str) -> None:
+        """Run a job to its end, or until the server stops. Raises StoreFailed (of the database)."""
+        with self._lock:  # whoever cancels it sees it wait, or run
+            job = self._db.job(job_id)
+            if job.state.ended or job_id in self._running or self._stopping.is_set():
+                return
+            run = JobRun(job, self._db, clock=self._clock, pacing=self._pacing, hook=self._hook)
+            self._running[job_id] = run
+        try:
+            self._run(run)
+        except Stopped:
+            _log.info("job_let_go")
+        finally:
+            with self._lock:
+                del self._running[job_id]
+
+    def _run(self, run: JobRun) -> None:
+        runner = self._runners[run.job.kind]
+        if run.job.state is JobState.QUEUED:
+            run.save(state=moved(run.job, JobState.RUNNING).state)
+            _log.info("job_started", kind=run.job.kind.name, vm=run.job.vm_name)
+        if run.job.ending is None:
+            _, error = attempt(lambda: runner.run(run), f"job {run.job.job_id}")
+            if error is None:
+                self._end(run, JobState.SUCCEEDED)
+                return
+            cancelled = isinstance(error, Cancelled) and run.was_cancelled
+            run.save(
+                ending=JobState.CANCELLED if cancelled else JobState.FAILED,
+                failure=None if cancelled else failure_of(error),
+            )
+        run.cleaning = True
+        _, problem = attempt(lambda: runner.clean_up(run), f"cleaning up after job {run.job.job_id}")
+        if problem is not None:
+            _log.error("cleaning_incomplete", error=str(problem))  # the reaper goes on (E2)
+        assert run.job.ending is not None, "set above"
+        self._end(run, run.job.ending)
+
+    def _end(self, run: JobRun, state: JobState) -> None:
+        self._hook("job.end.before")
+        moved(run.job, state)  # J1
+        bad = state is not JobState.SUCCEEDED
+        leftover = bad or run.left_something
+        run.save(
+            state=state,
+            ended_at_ns=self._clock.wall_ns(),
+            sweeps_left=self._pacing.sweeps if leftover else 0,
+        )
+        failure = run.job.failure
+        log = _log.warning if bad else _log.info
+        log("job_ended", state=state.name, error=failure.message if failure else None)
+
+    # -- from outside -----------------------------------------------------------------------
+
+    def submit(self, jobs: Sequence[Job]) -> None:
+        """Accept jobs, all or none (E1). Raises Conflict, Overloaded."""
+        self._db.add_jobs(jobs)
+        for job in jobs:
+            self._queue.put(job.job_id)
+
+    def cancel(self, job_id: str) -> None:
+        """Ask a job to end. Raises NotFound, WrongState (ended, or past its commit)."""
+        with self._lock:  # a waiting job cannot begin meanwhile
+            run = self._running.get(job_id)
+            if run is None:
+                job = self._db.job(job_id)
+                if job.state.ended:
+                    raise WrongState(f"job {job_id} has ended", subject=f"job {job_id}")
+                if job.state is JobState.QUEUED:
+                    self._db.update_job(
+                        job_id, state=JobState.CANCELLED, cancel_asked=True, ended_at_ns=self._clock.wall_ns()
+                    )
+                else:  # resumed soon, and cleaned up after then
+                    self._db.update_job(job_id, cancel_asked=True)
+                return
+        run.cancel()
+
+    def view(self, job_id: str) -> JobView:
+        """A job as it is now. Raises NotFound."""
+        with self._lock:
+            run = self._running.get(job_id)
+        if run is None:
+            return self._view(self._db.job(job_id), self._db.steps(job_id), None)
+        return self._view(run.job, run.steps(), run)
+
+    def views(self, *, unfinished: bool, limit: int) -> list[JobView]:
+        """Newest first."""
+        found = []
+        for job in self._db.jobs(unfinished=unfinished, limit=limit):
+            try:
+                found.append(self.view(job.job_id))
+            except NotFound:
+                continue  # forgotten since
+        return found
+
+    def _view(self, job: Job, steps: Sequence[Step], run: JobRun | None) -> JobView:
+        outcome = self._runners[job.kind].view(job, steps)
+        figures, done, total = Figures(), 0, 0
+        for spans, of_disk in outcome.figures.values():
+            figures.add(of_disk)
+            done, total = done + spans, total + spans
+        for disk_name, progress in list(run.progress.items()) if run is not None else ():
+            if disk_name not in outcome.figures:
+                figures.add(progress.figures)
+                done, total = done + progress.spans_done, total + progress.spans_total
+        return JobView(job, tuple(steps), outcome, done, total, figures)
+
+    # -- for the reaper ---------------------------------------------------------------------
+
+    def sweep(self) -> int:
+        """Clean up once more after jobs that left something, or may have; returns how many are left."""
+        left = 0
+        for job in self._db.jobs_to_sweep():
+            if self._stopping.is_set():
+                break
+            with structlog.contextvars.bound_contextvars(job=job.job_id):
+                left += self._sweep(job)
+        return left
+
+    def _sweep(self, job: Job) -> bool:
+        pacing = Pacing(patience_seconds=0.0)  # the next round is the retry
+        run = JobRun(job, self._db, clock=self._clock, pacing=pacing, hook=self._hook)
+        run.cleaning = True
+        try:
+            self._runners[job.kind].clean_up(run)
+        except ArrayliftError as error:
+            _log.warning("sweep_incomplete", error=str(error))
+            return True
+        self._db.update_job(job.job_id, sweeps_left=job.sweeps_left - 1)
+        return job.sweeps_left > 1

@@ -1,0 +1,276 @@
+"""What jobs are, and the rules by which they go: states, steps, retries, ids, plans. Pure.
+
+Invariants:
+  J1 states go forward only: queued, running, then one of the three ends.
+  J2 ids of everything that a job makes elsewhere follow from the job's id: a replay after a crash
+     is the same call, and whoever finds such a thing finds the job.
+  J3 a job that is to end badly (``ending``) never makes anything again; it only cleans up.
+Callers: any thread.
+"""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass, field, replace
+from enum import IntEnum
+from hashlib import blake2b
+
+from arraylift.errors import (
+    ArrayliftError,
+    Conflict,
+    DeadlineExceeded,
+    LeaseLost,
+    Overloaded,
+    PeerUnavailable,
+    WrongState,
+)
+from backup_server.model import Level, Network, VmConfig, VmSnapshot
+
+JOBS_RUNNING_MAX = 4
+"""Jobs that run at once; the others wait in the order of their start."""
+
+DISKS_PER_JOB_MAX = 2
+"""Disks of one job that are sent at once."""
+
+JOBS_UNFINISHED_MAX = 4096
+"""Jobs queued and running; more are refused."""
+
+JOBS_KEPT_MAX = 10_000
+"""Jobs that have ended and are remembered; the oldest are forgotten."""
+
+NAME_BYTES_MAX = 255
+RESTORE_TAG = "arraylift.restore"
+
+
+class JobKind(IntEnum):
+    """Numbers are those of the proto."""
+
+    BACKUP = 1
+    RESTORE = 2
+
+
+class JobState(IntEnum):
+    """Numbers are those of the proto."""
+
+    QUEUED = 1
+    RUNNING = 2
+    SUCCEEDED = 3
+    FAILED = 4
+    CANCELLED = 5
+
+    @property
+    def ended(self) -> bool:
+        """No step of it runs again."""
+        return self >= JobState.SUCCEEDED
+
+
+_NEXT = {
+    JobState.QUEUED: {JobState.RUNNING, JobState.CANCELLED},
+    JobState.RUNNING: {JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class BackupOrder:
+    """What a backup job was asked for."""
+
+    target: str
+    full: bool
+    direct: bool
+    level_min: Level
+    exclude_disks: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreOrder:
+    """What a restore job was asked for; empty where the job chooses."""
+
+    backup_id: str
+    as_name: str
+    host: str
+    array: str
+    start: bool
+    direct: bool
+    keep_identity: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """An error as it is kept."""
+
+    reason: str
+    message: str
+    subject: str
+    next_step: str
+    fields: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One step that began. ``result`` is a document, empty until it is done."""
+
+    name: str
+    started_at_ns: int
+    ended_at_ns: int = 0
+    detail: str = ""
+    result: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A job as the database keeps it, without its steps."""
+
+    job_id: str
+    kind: JobKind
+    state: JobState
+    vm_id: str
+    vm_name: str
+    created_at_ns: int
+    backup: BackupOrder | None = None
+    restore: RestoreOrder | None = None
+    ended_at_ns: int = 0
+    ending: JobState | None = None
+    """How it is going to end badly, once it has cleaned up (J3)."""
+    failure: Failure | None = None
+    cancel_asked: bool = False
+    sweeps_left: int = 0
+    """Times that the reaper will clean up after it again: a call that was given up may still land."""
+
+    @property
+    def backup_id(self) -> str:
+        """Of the backup that it makes, or restores."""
+        return self.restore.backup_id if self.restore is not None else self.job_id
+
+
+def moved(job: Job, state: JobState) -> Job:
+    """Return the job in its next state (J1)."""
+    assert state in _NEXT.get(job.state, ()), f"job {job.job_id} goes from {job.state} to {state}"
+    return replace(job, state=state)
+
+
+def failure_of(error: ArrayliftError) -> Failure:
+    """Keep an error."""
+    return Failure(error.reason, error.message, error.subject, error.next_step, dict(error.fields))
+
+
+# -- retries ------------------------------------------------------------------------------------
+
+_RETRYABLE = (PeerUnavailable, DeadlineExceeded, Overloaded, Conflict, LeaseLost)
+
+
+@dataclass(frozen=True, slots=True)
+class Pacing:
+    """How long a job waits for others. Seconds."""
+
+    patience_seconds: float = 300.0
+    """A step that fails for so long, without progress between, fails the job."""
+    pause_seconds: float = 0.5
+    pause_seconds_max: float = 10.0
+    lease_seconds: int = 60
+    """Of a VM snapshot; the renewer restarts it three times as often."""
+    sweeps: int = 3
+    sweep_seconds: float = 300.0
+    """Between two rounds of the reaper; three rounds outlast every deadline of a call."""
+
+
+def is_retryable(error: ArrayliftError) -> bool:
+    """The same call may succeed later."""
+    return isinstance(error, _RETRYABLE)
+
+
+def pause_before(retry: int, pacing: Pacing) -> float:
+    """Seconds to wait before retry number ``retry``, from 0: doubling up to a maximum."""
+    return min(pacing.pause_seconds_max, pacing.pause_seconds * 2.0 ** min(retry, 30))
+
+
+# -- ids ----------------------------------------------------------------------------------------
+
+
+def _derived(job_id: str, parts: tuple[str, ...], size: int) -> bytes:
+    text = "\0".join((job_id, *parts)).encode()
+    return blake2b(text, digest_size=size, person=b"arraylift job").digest()
+
+
+def derived_id(job_id: str, *parts: str) -> str:
+    """Return the 32 hex digits of something that the job makes (J2)."""
+    return _derived(job_id, parts, 16).hex()
+
+
+def transfer_id(job_id: str, disk_name: str) -> str:
+    """Of one disk's transfer, and hence of the image that a backup makes of it."""
+    return derived_id(job_id, "transfer", disk_name)
+
+
+def new_vm_id(job_id: str) -> str:
+    """Of the VM that a restore makes."""
+    return derived_id(job_id, "vm")
+
+
+def new_uuid(job_id: str) -> str:
+    """For the firmware of a restored VM."""
+    return str(uuid.UUID(bytes=_derived(job_id, ("uuid",), 16), version=5))
+
+
+def new_mac(job_id: str, index: int) -> str:
+    """For network interface ``index`` of a restored VM; of QEMU's range, as the host's own."""
+    return "52:54:00:" + _derived(job_id, ("mac", str(index)), 3).hex(":")
+
+
+def restored_volume_name(vm_name: str, disk_name: str, job_id: str) -> str:
+    """``<vm>-<disk>-<job>``, cut to what a name may have; two jobs never share one."""
+    tail = f"-{disk_name[:63]}-{job_id[:12]}"
+    room = NAME_BYTES_MAX - len(tail.encode())
+    return vm_name.encode()[:room].decode("utf-8", "ignore").rstrip() + tail
+
+
+def image_name(vm_id: str, disk_name: str) -> str:
+    """All images of one disk share it: the newest is the base of the next."""
+    return f"{vm_id}/{disk_name}"
+
+
+# -- plans --------------------------------------------------------------------------------------
+
+
+def step_name(verb: str, disk_name: str = "") -> str:
+    """``"send disk0"``, ``"publish"``."""
+    return f"{verb} {disk_name}" if disk_name else verb
+
+
+def check_snapshot(snapshot: VmSnapshot, order: BackupOrder) -> None:
+    """Raise WrongState unless the snapshot is what a backup needs: every disk once, its level."""
+    wanted = [disk.name for disk in snapshot.config.disks if disk.name not in order.exclude_disks]
+    found = [disk.disk_name for disk in snapshot.disks]
+    subject = f"VM {snapshot.config.name}"
+    if not wanted:
+        raise WrongState(f"{subject} has no disk to back up", subject=subject, next_step="exclude fewer")
+    if sorted(wanted) != sorted(found):
+        raise WrongState(
+            f"the snapshot of {subject} has the disks {', '.join(found) or 'none'}, "
+            f"and not {', '.join(wanted)}",
+            subject=subject,
+            next_step="look at the host's log, then repeat",
+        )
+    if snapshot.level < order.level_min:
+        raise WrongState(
+            f"the snapshot of {subject} reached level {snapshot.level.name.lower()} only",
+            subject=subject,
+            next_step="see to the guest's agent, or demand less",
+        )
+
+
+def restored_config(config: VmConfig, *, name: str, job_id: str, keep_identity: bool) -> VmConfig:
+    """Attributes of the VM that a restore makes: without disks yet, tagged with the job."""
+    networks = config.networks
+    if not keep_identity:
+        networks = tuple(
+            Network(mac=new_mac(job_id, index), network=network.network)
+            for index, network in enumerate(networks)
+        )
+    return replace(
+        config,
+        name=name,
+        uuid=config.uuid if keep_identity else new_uuid(job_id),
+        disks=(),
+        networks=networks,
+        tags={**config.tags, RESTORE_TAG: job_id},
+    )

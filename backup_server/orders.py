@@ -1,0 +1,132 @@
+"""Takes orders: which jobs a request means, checked before any of them exists.
+
+Callers: edges, any thread.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from arraylift.clock import Clock
+from arraylift.errors import ArrayliftError, Conflict, InvalidRequest, NotFound
+from arraylift.ids import check_name, random_id
+from backup_server.backups import Backups
+from backup_server.engine import Engine
+from backup_server.inventory import Inventory, VmSide
+from backup_server.job_rules import BackupOrder, Job, JobKind, JobState, RestoreOrder
+from backup_server.model import PeerKind, Vm
+from backup_server.registry import Registry
+from backup_server.restore_job import check_name_is_free
+
+VMS_MAX = 4096
+"""VMs that one request may name or mean."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Which VMs a request means: named, or all of them, those with a tag."""
+
+    vms: tuple[str, ...]
+    all: bool
+    tag: str
+
+
+class Orders:
+    """Turns requests into jobs."""
+
+    def __init__(
+        self, engine: Engine, registry: Registry, inventory: Inventory, backups: Backups, clock: Clock
+    ) -> None:
+        self._engine = engine
+        self._registry = registry
+        self._inventory = inventory
+        self._backups = backups
+        self._clock = clock
+
+    def start_backups(self, choice: Choice, order: BackupOrder) -> list[str]:
+        """Start a job for each VM; returns their ids.
+
+        Named VMs: all or none. Chosen by tag or all: those that are being backed up are left out.
+        Raises NotFound, Conflict, Overloaded, InvalidRequest.
+        """
+        if not choice.vms and not choice.all and not choice.tag:
+            raise InvalidRequest("no VM is named", next_step="name VMs, a tag, or all")
+        target = self._registry.target(order.target)
+        direct = self._inventory.is_direct(asked=order.direct)
+        side = self._inventory.side(direct=direct)
+        chosen = self._chosen(side, choice)
+        order = BackupOrder(target.name, order.full, direct, order.level_min, order.exclude_disks)
+        jobs = [self._backup_of(vm, order) for vm in chosen.values()]
+        if choice.vms:
+            self._engine.submit(jobs)
+            return [job.job_id for job in jobs]
+        return self._submit_free(jobs)
+
+    def _chosen(self, side: VmSide, choice: Choice) -> dict[str, Vm]:
+        if choice.vms:
+            found = [side.find(vm).vm for vm in choice.vms[: VMS_MAX + 1]]
+        else:
+            key, equals, value = choice.tag.partition("=")
+            if choice.tag and (not key or not equals):
+                raise InvalidRequest(f"{choice.tag[:80]!r} is no tag", next_step="write key=value")
+            found = [vm for vm in side.vms() if not choice.tag or vm.config.tags.get(key) == value]
+        if not found:
+            raise NotFound("there is no such VM", subject=choice.tag or "VMs", next_step="list the VMs")
+        if len(found) > VMS_MAX:
+            raise InvalidRequest(f"one request starts at most {VMS_MAX} backups")
+        return {vm.vm_id: vm for vm in found}
+
+    def _submit_free(self, jobs: list[Job]) -> list[str]:
+        busy: ArrayliftError | None = None
+        started: list[str] = []
+        for job in jobs:
+            try:
+                self._engine.submit([job])
+                started.append(job.job_id)
+            except Conflict as error:
+                busy = error
+        if not started:
+            assert busy is not None, "there was a VM"
+            raise busy
+        return started
+
+    def _backup_of(self, vm: Vm, order: BackupOrder) -> Job:
+        return Job(
+            job_id=random_id(),
+            kind=JobKind.BACKUP,
+            state=JobState.QUEUED,
+            vm_id=vm.vm_id,
+            vm_name=vm.config.name,
+            created_at_ns=self._clock.wall_ns(),
+            backup=order,
+        )
+
+    def start_restore(self, order: RestoreOrder) -> str:
+        """Start a restore; returns the job's id. Raises NotFound, AlreadyExists, Overloaded."""
+        direct = self._inventory.is_direct(asked=order.direct)
+        side = self._inventory.side(direct=direct)
+        with self._backups.reading(order.backup_id) as backup:
+            name = check_name(order.as_name or f"{backup.vm_name[:200]}-restored", "VM name")
+            self._registry.target(backup.target)
+            if order.array:
+                self._registry.find(PeerKind.ARRAY, order.array)
+            check_name_is_free(side, name)
+            job = Job(
+                job_id=random_id(),
+                kind=JobKind.RESTORE,
+                state=JobState.QUEUED,
+                vm_id=backup.vm_id,
+                vm_name=name,
+                created_at_ns=self._clock.wall_ns(),
+                restore=RestoreOrder(
+                    backup_id=order.backup_id,
+                    as_name=name,
+                    host=order.host,
+                    array=order.array,
+                    start=order.start,
+                    direct=direct,
+                    keep_identity=order.keep_identity,
+                ),
+            )
+            self._engine.submit([job])
+        return job.job_id

@@ -1,0 +1,157 @@
+"""What the use cases need of other daemons, in the words of ``model``: the contracts of ``peers``.
+
+Every method has a deadline and raises the other daemon's error, PeerUnavailable or
+DeadlineExceeded. What makes something is idempotent by the ids it is given.
+Callers: use cases, any thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+from backup_server.model import (
+    Backup,
+    Disk,
+    Level,
+    Located,
+    RegisteredPeer,
+    TransferNews,
+    Vm,
+    VmConfig,
+    VmSnapshot,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotOrder:
+    """A VM snapshot as it is asked for; idempotent by VM and name."""
+
+    vm_id: str
+    name: str
+    level_min: Level
+    lease_seconds: int
+    exclude_disks: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class HostRef:
+    """Where a VmService is; a virtual center finds it by itself."""
+
+    name: str
+    address: str
+
+
+class Center(Protocol):
+    """VirtualCenterService, as far as it differs from VmService."""
+
+    def vms(self) -> list[Vm]: ...
+    def find_vm(self, *, vm_id: str = "", name: str = "") -> Located: ...
+    def prepare_backup(self, order: SnapshotOrder) -> VmSnapshot: ...
+    def renew_snapshot(self, vm_id: str, vm_snapshot_id: str) -> None: ...
+    def release_snapshot(self, vm_id: str, vm_snapshot_id: str) -> None: ...
+    def place_vm(self, config: VmConfig, arrays: list[str]) -> str:
+        """The chosen host's name."""
+        ...
+
+    def provision_vm(self, vm_id: str, config: VmConfig, host: str) -> HostRef: ...
+    def attach_volume(self, vm_id: str, disk: Disk) -> None: ...
+    def power_vm(self, vm_id: str, *, on: bool) -> None:
+        """Off is at once, without asking the guest."""
+        ...
+
+    def remove_vm(self, vm_id: str) -> None:
+        """Its volumes stay; a missing VM is no error."""
+        ...
+
+
+class Host(Protocol):
+    """VmService of one host."""
+
+    def vms(self) -> list[Vm]: ...
+    def find_vm(self, *, vm_id: str = "", name: str = "") -> Vm: ...
+    def create_snapshot(self, order: SnapshotOrder) -> VmSnapshot: ...
+    def snapshot(self, vm_snapshot_id: str) -> VmSnapshot: ...
+    def snapshots(self, vm_id: str) -> list[VmSnapshot]: ...
+    def renew_snapshot(self, vm_snapshot_id: str) -> None: ...
+    def delete_snapshot(self, vm_snapshot_id: str) -> None: ...
+    def create_vm(self, vm_id: str, config: VmConfig) -> None: ...
+    def attach_volume(self, vm_id: str, disk: Disk) -> None: ...
+    def power_vm(self, vm_id: str, *, on: bool) -> None: ...
+    def remove_vm(self, vm_id: str) -> None: ...
+
+
+class Transfer(AbstractContextManager["Transfer"], Iterator[TransferNews], Protocol):
+    """A running transfer: iterate on one thread, cancel from any."""
+
+    def cancel(self) -> None: ...
+
+
+class Array(Protocol):
+    """VolumeService and BackupLogicService of one array."""
+
+    def send_snapshot(
+        self, snapshot_id: str, transfer_id: str, *, target_address: str, grant: bytes, full: bool
+    ) -> Transfer: ...
+
+    def prepare_restore(self, transfer_id: str, *, target: str, volume_name: str) -> bytes:
+        """The grant."""
+        ...
+
+    def volume_size(self, name: str) -> int | None:
+        """None: there is no such volume."""
+        ...
+
+    def delete_volume(self, name: str) -> None:
+        """With its snapshots; a missing volume is no error."""
+        ...
+
+
+class Target(Protocol):
+    """ImageService and TargetAdminService of one target."""
+
+    def create_grant(self, transfer_id: str, *, array: str, image_name: str, full: bool) -> tuple[bytes, str]:
+        """The grant, and the id of the base that the target chose, if any."""
+        ...
+
+    def revoke_grant(self, transfer_id: str) -> None:
+        """Raises NotFound, WrongState (committed)."""
+        ...
+
+    def delete_image(self, image_id: str) -> None:
+        """A missing image is no error. Raises WrongState (a backup names it)."""
+        ...
+
+    def publish_backup(self, backup: Backup) -> None: ...
+
+    def backups(self) -> Iterator[Backup]:
+        """Every backup on the target that can be read, newest first."""
+        ...
+
+    def delete_backup(self, backup_id: str) -> None:
+        """Manifest, then images; a missing one is no error."""
+        ...
+
+    def send_image(
+        self, image_id: str, transfer_id: str, *, receiver_address: str, grant: bytes
+    ) -> Transfer: ...
+
+    def read_range(
+        self, image_id: str, offset: int, length: int
+    ) -> AbstractContextManager[Iterator[tuple[bytes, int]]]:
+        """Pieces in order: (data, 0), or (b"", length of a hole)."""
+        ...
+
+
+class Peers(Protocol):
+    """Connections to other daemons, made at first use."""
+
+    def center(self, peer: RegisteredPeer) -> Center: ...
+    def host(self, ref: HostRef) -> Host: ...
+    def array(self, peer: RegisteredPeer) -> Array: ...
+    def target(self, peer: RegisteredPeer) -> Target: ...
+    def check(self, peer: RegisteredPeer) -> None:
+        """Ask for its health. Raises PeerUnavailable, WrongState (not serving)."""
+        ...

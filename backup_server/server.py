@@ -1,0 +1,82 @@
+"""The backup server put together: what its composition root and its tests both build.
+
+Invariants:
+  S1 one process works on a state directory (law 9).
+  S2 stopping first lets jobs go, then cuts calls, then waits: nothing is recorded of a cut call.
+Callers: the composition root, main thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+
+from arraylift.clock import Clock
+from arraylift.durable import Files
+from arraylift.failpoints import FAILPOINTS
+from backup_server.backup_job import BackupJob
+from backup_server.backups import Backups
+from backup_server.engine import Engine
+from backup_server.inventory import Inventory
+from backup_server.job_rules import JobKind, Pacing
+from backup_server.orders import Orders
+from backup_server.ports import Peers
+from backup_server.reaper import Reaper
+from backup_server.registry import Registry
+from backup_server.restore_job import RestoreJob
+from backup_server.server_db import ServerDb
+
+DB_NAME = "server.db"
+
+
+class BackupServer:
+    """All use cases over one state directory and one set of connections."""
+
+    def __init__(
+        self,
+        files: Files,
+        state_path: str,
+        peers: Peers,
+        *,
+        center_address: str,
+        clock: Clock,
+        pacing: Pacing | None = None,
+        hook: Callable[[str], None] = FAILPOINTS.hit,
+    ) -> None:
+        """Open the database; nothing runs before ``start``. Raises WrongState (in use), Corruption."""
+        pacing = pacing or Pacing()
+        files.make_dirs(state_path)
+        with contextlib.ExitStack() as undo:
+            self._lock = files.lock(state_path)  # S1
+            undo.callback(self._lock.close)
+            self.db = ServerDb(f"{state_path}/{DB_NAME}")
+            undo.pop_all()
+        self.peers = peers
+        self.registry = Registry(self.db, peers, center_address=center_address)
+        self.inventory = Inventory(self.registry, peers)
+        parts = (self.db, self.registry, self.inventory, peers)
+        self.engine = Engine(
+            self.db,
+            {JobKind.BACKUP: BackupJob(*parts), JobKind.RESTORE: RestoreJob(*parts)},
+            clock=clock,
+            pacing=pacing,
+            hook=hook,
+        )
+        self.backups = Backups(self.db, self.registry, peers)
+        self.orders = Orders(self.engine, self.registry, self.inventory, self.backups, clock)
+        self.reaper = Reaper(self.engine, self.backups, seconds=pacing.sweep_seconds)
+
+    def start(self) -> None:
+        """Go on with jobs and deletions, and take new ones."""
+        self.engine.start()
+        self.reaper.start()
+
+    def close(self, cut_calls: Callable[[], None]) -> None:
+        """Stop (S2); ``cut_calls`` ends every call to other daemons."""
+        self.reaper.stop()
+        self.engine.stop()
+        cut_calls()
+        self.engine.join()
+        self.reaper.join()
+        self.db.close()
+        self._lock.close()

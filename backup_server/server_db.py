@@ -1,0 +1,348 @@
+"""The server's database: jobs, their steps, backups as last seen on the targets, peers.
+
+Owns: ``<state>/server.db``, by SQLite; no other module imports sqlite3.
+Invariants:
+  D1 every change is one transaction, durable when it returns (WAL, synchronous=FULL).
+  D2 at most one unfinished backup job a VM, kept by an index of the database.
+  D3 a change that failed on its disk poisons the database: later ones raise StoreFailed until
+     the process starts again (law 3).
+  D4 a database of another application or version is refused.
+Callers: any thread; one lock. Format: docs/formats/server-db-v1.md
+Decision: docs/decisions/0028-sqlite-for-the-server.md
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from arraylift.errors import (
+    ArrayliftError,
+    Conflict,
+    Corruption,
+    NotFound,
+    OutOfSpace,
+    Overloaded,
+    StoreFailed,
+    WrongState,
+)
+from backup_server import documents
+from backup_server.job_rules import (
+    JOBS_KEPT_MAX,
+    JOBS_UNFINISHED_MAX,
+    Job,
+    JobKind,
+    Step,
+)
+from backup_server.model import Backup, PeerKind, RegisteredPeer
+
+APPLICATION_ID = 0x414C5344  # "ALSD"
+VERSION = 1
+BUSY_SECONDS = 10.0
+
+_SCHEMA = """
+CREATE TABLE jobs (
+    serial INTEGER PRIMARY KEY AUTOINCREMENT,
+    job_id TEXT NOT NULL UNIQUE,
+    kind INTEGER NOT NULL,
+    state INTEGER NOT NULL,
+    vm_id TEXT NOT NULL,
+    document TEXT NOT NULL
+) STRICT;
+CREATE UNIQUE INDEX one_backup_per_vm ON jobs (vm_id) WHERE kind = 1 AND state < 3;
+CREATE INDEX unfinished_jobs ON jobs (serial) WHERE state < 3;
+CREATE TABLE steps (
+    job_id TEXT NOT NULL REFERENCES jobs (job_id) ON DELETE CASCADE,
+    name TEXT NOT NULL,
+    position INTEGER NOT NULL,
+    document TEXT NOT NULL,
+    PRIMARY KEY (job_id, name)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE backups (
+    backup_id TEXT PRIMARY KEY,
+    vm_id TEXT NOT NULL,
+    vm_name TEXT NOT NULL,
+    target TEXT NOT NULL,
+    snapshot_at_ns INTEGER NOT NULL,
+    deleting INTEGER NOT NULL DEFAULT 0,
+    document TEXT NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE INDEX backups_by_time ON backups (snapshot_at_ns, backup_id);
+CREATE TABLE peers (
+    kind INTEGER NOT NULL,
+    name TEXT NOT NULL,
+    address TEXT NOT NULL,
+    PRIMARY KEY (kind, name)
+) STRICT, WITHOUT ROWID;
+"""
+
+
+class ServerDb:
+    """One open database."""
+
+    def __init__(self, path: str) -> None:
+        """Open, or make at first start. Raises Corruption, WrongState (D4), OutOfSpace."""
+        self._path = path
+        self._lock = threading.RLock()
+        self._failed: str | None = None
+        with self._mapped():
+            self._db = sqlite3.connect(
+                path, isolation_level=None, check_same_thread=False, timeout=BUSY_SECONDS
+            )
+            try:
+                self._open()
+            except BaseException:
+                self._db.close()
+                raise
+
+    def _open(self) -> None:
+        found = (self._pragma("application_id"), self._pragma("user_version"))
+        empty = found == (0, 0) and not self._db.execute("SELECT 1 FROM sqlite_schema").fetchone()
+        if not empty and found != (APPLICATION_ID, VERSION):
+            raise WrongState(
+                f"{self._path} is no server database of version {VERSION}: it says {found}",
+                subject=self._path,
+                next_step="use the release that wrote it, or another state directory",
+            )
+        if self._db.execute("PRAGMA journal_mode=WAL").fetchone()[0] != "wal":
+            raise WrongState(f"the file system of {self._path} does not bear a write-ahead log")
+        self._db.execute("PRAGMA synchronous=FULL")
+        self._db.execute("PRAGMA foreign_keys=ON")
+        if empty:
+            statements = f"PRAGMA application_id={APPLICATION_ID}; PRAGMA user_version={VERSION};"
+            self._db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} {statements} COMMIT;")
+        elif (problem := self._db.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
+            raise _damaged(self._path, problem)
+
+    def _pragma(self, name: str) -> int:
+        value: int = self._db.execute(f"PRAGMA {name}").fetchone()[0]
+        return value
+
+    def close(self) -> None:
+        """Twice is fine."""
+        with self._lock:
+            self._db.close()
+
+    # -- jobs -------------------------------------------------------------------------------
+
+    def add_jobs(self, jobs: Sequence[Job]) -> None:
+        """Keep new jobs, all or none.
+
+        Raises Conflict with job_id (a VM is being backed up, D2), Overloaded.
+        """
+        with self._change() as db:
+            count = db.execute("SELECT count(*) FROM jobs WHERE state < 3").fetchone()[0]
+            if count + len(jobs) > JOBS_UNFINISHED_MAX:
+                raise Overloaded(
+                    f"{count} jobs have not ended; at most {JOBS_UNFINISHED_MAX} may wait",
+                    next_step="wait for some to end",
+                )
+            for job in jobs:
+                if job.kind is JobKind.BACKUP:
+                    self._check_free(db, job)
+                db.execute(
+                    "INSERT INTO jobs (job_id, kind, state, vm_id, document) VALUES (?, ?, ?, ?, ?)",
+                    (job.job_id, job.kind, job.state, job.vm_id, documents.dump(job)),
+                )
+            db.execute(
+                "DELETE FROM jobs WHERE state >= 3 AND serial <= (SELECT max(serial) FROM jobs) - ?"
+                " AND json_extract(document, '$.sweeps_left') = 0",
+                (JOBS_KEPT_MAX,),
+            )
+
+    def _check_free(self, db: sqlite3.Connection, job: Job) -> None:
+        found = db.execute(
+            "SELECT job_id FROM jobs WHERE vm_id = ? AND kind = 1 AND state < 3", (job.vm_id,)
+        ).fetchone()
+        if found is not None:
+            raise Conflict(
+                f"VM {job.vm_name} is being backed up by job {found[0]}",
+                subject=f"VM {job.vm_name}",
+                next_step="wait for that job, or cancel it",
+                job_id=found[0],
+            )
+
+    def job(self, job_id: str) -> Job:
+        """Raises NotFound."""
+        with self._read() as db:
+            row = db.execute("SELECT document FROM jobs WHERE job_id = ?", (job_id,)).fetchone()
+        if row is None:
+            raise NotFound(f"there is no job {job_id}", subject=f"job {job_id}", next_step="list the jobs")
+        return documents.load(Job, row[0], what=f"job {job_id}")
+
+    def jobs(self, *, unfinished: bool, limit: int) -> list[Job]:
+        """Newest first."""
+        where = "WHERE state < 3" if unfinished else ""
+        with self._read() as db:
+            rows = db.execute(
+                f"SELECT document FROM jobs {where} ORDER BY serial DESC LIMIT ?",  # noqa: S608 - a constant
+                (limit,),
+            ).fetchall()
+        return [documents.load(Job, row[0], what="a job") for row in rows]
+
+    def jobs_to_sweep(self) -> list[Job]:
+        """Jobs that ended badly and are to be cleaned up after again."""
+        with self._read() as db:
+            rows = db.execute(
+                "SELECT document FROM jobs WHERE state >= 3 AND json_extract(document, '$.sweeps_left') > 0"
+            ).fetchall()
+        return [documents.load(Job, row[0], what="a job") for row in rows]
+
+    def save_job(self, job: Job) -> None:
+        """Replace a job. Raises NotFound."""
+        with self._change() as db:
+            changed = db.execute(
+                "UPDATE jobs SET state = ?, vm_id = ?, document = ? WHERE job_id = ?",
+                (job.state, job.vm_id, documents.dump(job), job.job_id),
+            )
+            if not changed.rowcount:
+                raise NotFound(f"there is no job {job.job_id}", subject=f"job {job.job_id}")
+
+    def update_job(self, job_id: str, **changes: object) -> Job:
+        """Change fields of a job in one transaction; returns it. Raises NotFound."""
+        with self._change():
+            job = replace(self.job(job_id), **changes)  # type: ignore[arg-type]
+            self.save_job(job)
+        return job
+
+    # -- steps ------------------------------------------------------------------------------
+
+    def steps(self, job_id: str) -> list[Step]:
+        """In the order in which they began."""
+        with self._read() as db:
+            rows = db.execute(
+                "SELECT document FROM steps WHERE job_id = ? ORDER BY position", (job_id,)
+            ).fetchall()
+        return [documents.load(Step, row[0], what=f"a step of job {job_id}") for row in rows]
+
+    def save_step(self, job_id: str, step: Step) -> None:
+        """Keep a step that began or ended."""
+        with self._change() as db:
+            db.execute(
+                "INSERT INTO steps (job_id, name, position, document) VALUES (?1, ?2,"
+                " (SELECT coalesce(max(position), 0) + 1 FROM steps WHERE job_id = ?1), ?3)"
+                " ON CONFLICT (job_id, name) DO UPDATE SET document = excluded.document",
+                (job_id, step.name, documents.dump(step)),
+            )
+
+    # -- backups ----------------------------------------------------------------------------
+
+    def save_backup(self, backup: Backup) -> None:
+        """Keep what a target's manifest says; a backup that is being deleted stays so."""
+        row = (backup.backup_id, backup.vm_id, backup.vm_name, backup.target, backup.snapshot_at_ns)
+        with self._change() as db:
+            db.execute(
+                "INSERT INTO backups (backup_id, vm_id, vm_name, target, snapshot_at_ns, document)"
+                " VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (backup_id) DO UPDATE SET vm_id = excluded.vm_id,"
+                " vm_name = excluded.vm_name, target = excluded.target,"
+                " snapshot_at_ns = excluded.snapshot_at_ns, document = excluded.document",
+                (*row, documents.dump(backup)),
+            )
+
+    def backup(self, backup_id: str) -> Backup:
+        """Raises NotFound, also for one that is being deleted."""
+        with self._read() as db:
+            row = db.execute(
+                "SELECT document FROM backups WHERE backup_id = ? AND NOT deleting", (backup_id,)
+            ).fetchone()
+        if row is None:
+            raise NotFound(
+                f"there is no backup {backup_id}", subject=f"backup {backup_id}", next_step="list the backups"
+            )
+        return documents.load(Backup, row[0], what=f"backup {backup_id}")
+
+    def backups(self, *, vm: str = "", deleting: bool = False) -> list[Backup]:
+        """Newest first; ``vm`` is a name or an id, empty: all."""
+        with self._read() as db:
+            rows = db.execute(
+                "SELECT document FROM backups WHERE deleting = ?1 AND (?2 = '' OR vm_id = ?2 OR vm_name = ?2)"
+                " ORDER BY snapshot_at_ns DESC, backup_id DESC",
+                (deleting, vm),
+            ).fetchall()
+        return [documents.load(Backup, row[0], what="a backup") for row in rows]
+
+    def begin_delete(self, backup_id: str) -> None:
+        """From now on the backup is not listed; its deletion is finished even after a crash."""
+        with self._change() as db:
+            db.execute("UPDATE backups SET deleting = 1 WHERE backup_id = ?", (backup_id,))
+
+    def forget_backup(self, backup_id: str) -> None:
+        """No target has it any more. Idempotent."""
+        with self._change() as db:
+            db.execute("DELETE FROM backups WHERE backup_id = ?", (backup_id,))
+
+    # -- peers ------------------------------------------------------------------------------
+
+    def save_peer(self, peer: RegisteredPeer) -> None:
+        """Add, or change the address."""
+        with self._change() as db:
+            db.execute(
+                "INSERT INTO peers (kind, name, address) VALUES (?, ?, ?)"
+                " ON CONFLICT (kind, name) DO UPDATE SET address = excluded.address",
+                (peer.kind, peer.name, peer.address),
+            )
+
+    def peers(self) -> list[RegisteredPeer]:
+        """By kind and name."""
+        with self._read() as db:
+            rows = db.execute("SELECT kind, name, address FROM peers ORDER BY kind, name").fetchall()
+        return [RegisteredPeer(PeerKind(kind), name, address) for kind, name, address in rows]
+
+    def remove_peer(self, kind: PeerKind, name: str) -> None:
+        """Idempotent."""
+        with self._change() as db:
+            db.execute("DELETE FROM peers WHERE kind = ? AND name = ?", (kind, name))
+
+    # -- SQLite -----------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _change(self) -> Iterator[sqlite3.Connection]:
+        """One transaction; joins the one that this thread is in (D1)."""
+        with self._lock, self._mapped():
+            if self._failed is not None:
+                raise StoreFailed(self._failed, subject=self._path, next_step="restart the backup server")
+            if self._db.in_transaction:
+                yield self._db
+                return
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._db
+                self._db.execute("COMMIT")
+            except BaseException:
+                with contextlib.suppress(sqlite3.Error):
+                    self._db.execute("ROLLBACK")
+                raise
+
+    @contextlib.contextmanager
+    def _read(self) -> Iterator[sqlite3.Connection]:
+        with self._lock, self._mapped():
+            yield self._db
+
+    @contextlib.contextmanager
+    def _mapped(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise self._error_of(error) from error
+
+    def _error_of(self, error: sqlite3.Error) -> ArrayliftError:
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        if code == sqlite3.SQLITE_FULL:
+            return OutOfSpace(f"no room for {self._path}", subject=self._path, next_step="free some space")
+        if code in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}:
+            return _damaged(self._path, str(error))
+        if code == sqlite3.SQLITE_CANTOPEN:
+            return WrongState(f"cannot open {self._path}: {error}", subject=self._path)
+        self._failed = f"{self._path} failed: {error}"  # D3
+        return StoreFailed(self._failed, subject=self._path, next_step="restart the backup server")
+
+
+def _damaged(path: str, why: str) -> Corruption:
+    return Corruption(
+        f"{path} is damaged: {why}",
+        subject=path,
+        next_step="put it back from a copy, or take it away: backups are read again from their targets",
+    )

@@ -1,0 +1,114 @@
+"""Edge: those methods of BackupService that look into images (figure 6; [0046])."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+import grpc
+
+from arraylift.errors import InvalidRequest, NotFound
+from arraylift.ids import check_id, check_name
+from arraylift.sizes import MIB
+from arraylift.v1 import backup_pb2 as pb
+from arraylift.v1 import backup_pb2_grpc as pb_grpc
+from backup_server.backups import Backups
+from backup_server.image_access import RemoteImage
+from backup_server.ports import Peers
+from backup_server.registry import Registry
+
+PATH_BYTES_MAX = 4096
+
+
+class ImageAccess(Protocol):
+    """What a parser reads from."""
+
+    @property
+    def size_bytes(self) -> int: ...
+    def read(self, offset: int, length: int) -> bytes: ...
+
+
+class FileEntry(Protocol):
+    """What a parser says of a file."""
+
+    @property
+    def path(self) -> str: ...
+    @property
+    def size_bytes(self) -> int: ...
+    @property
+    def mode(self) -> int: ...
+    @property
+    def uid(self) -> int: ...
+    @property
+    def gid(self) -> int: ...
+    @property
+    def modified_at_ns(self) -> int: ...
+    @property
+    def link_target(self) -> str: ...
+
+
+class Browser(Protocol):
+    """The catalog's parser: ``backup_server.catalog.browse``."""
+
+    def list_directory(self, image: ImageAccess, path: str) -> list[FileEntry]: ...
+    def read_file(self, image: ImageAccess, path: str) -> tuple[FileEntry, Iterator[bytes]]: ...
+
+
+class FilesEdge(pb_grpc.BackupServiceServicer):
+    """The half of BackupService that reads files; ``backup`` has the other."""
+
+    def __init__(self, backups: Backups, registry: Registry, peers: Peers, browser: Browser) -> None:
+        self._backups = backups
+        self._registry = registry
+        self._peers = peers
+        self._browser = browser
+
+    def ListFiles(self, request: pb.ListFilesRequest, context: grpc.ServicerContext) -> pb.ListFilesResponse:
+        with self._image(request.backup_id, request.disk_name) as image:
+            found = self._browser.list_directory(image, _path(request.path))
+            return pb.ListFilesResponse(files=map(_file, found))
+
+    def GetFile(
+        self, request: pb.GetFileRequest, context: grpc.ServicerContext
+    ) -> Iterator[pb.GetFileResponse]:
+        with self._image(request.backup_id, request.disk_name) as image:
+            entry, pieces = self._browser.read_file(image, _path(request.path))
+            yield pb.GetFileResponse(file=_file(entry))
+            for piece in pieces:
+                for start in range(0, len(piece), MIB):
+                    yield pb.GetFileResponse(data=piece[start : start + MIB])
+
+    @contextmanager
+    def _image(self, backup_id: str, disk_name: str) -> Iterator[RemoteImage]:
+        with self._backups.reading(check_id(backup_id, "backup id")) as backup:
+            disks = {disk.disk_name: disk for disk in backup.disks}
+            name = check_name(disk_name, "disk name") if disk_name else backup.disks[0].disk_name
+            if name not in disks:
+                raise NotFound(
+                    f"backup {backup_id} has no disk {name}",
+                    subject=f"disk {name}",
+                    next_step=f"name one of {', '.join(disks)}",
+                )
+            target = self._peers.target(self._registry.target(backup.target))
+            yield RemoteImage(target, disks[name].image_id, disks[name].size_bytes)
+
+
+def _path(path: str) -> str:
+    if not path.startswith("/") or "\0" in path or len(path.encode()) > PATH_BYTES_MAX:
+        raise InvalidRequest(f"{path[:80]!r} is no absolute path", next_step="begin it with '/'")
+    if ".." in path.split("/"):
+        raise InvalidRequest(f"{path[:80]!r} has '..' in it", next_step="write the path out")
+    return path
+
+
+def _file(entry: FileEntry) -> pb.BackupFile:
+    return pb.BackupFile(
+        path=entry.path,
+        size_bytes=entry.size_bytes,
+        mode=entry.mode,
+        uid=entry.uid,
+        gid=entry.gid,
+        modified_at_ns=entry.modified_at_ns,
+        link_target=entry.link_target,
+    )

@@ -1,0 +1,457 @@
+"""What a virtual center, a host, an array and a target hold together, as far as jobs touch it.
+
+Every call is recorded, and may be made to fail, hang, come late, lose its answer, or happen twice.
+Of data there is none but what a test puts there: an image is its size.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+
+from arraylift.errors import AlreadyExists, Conflict, Corruption, NotFound, PeerUnavailable, WrongState
+from arraylift.ids import random_id
+from arraylift.v1 import (
+    backup_logic_pb2,
+    common_pb2,
+    image_pb2,
+    target_admin_pb2,
+    vm_pb2,
+    volume_pb2,
+)
+from backup_server.job_rules import RESTORE_TAG
+
+SPAN = 1 << 20
+GRANT = b"g" * 32
+
+Handler = Callable[[Any], Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """What happens to one call.
+
+    fail: ``error``, without effect. lost: the effect, then no answer. hang: nothing, until the
+    caller gives up. late: the effect, after the caller gave up. twice: the effect, twice.
+    Of streams also: cut: one message, then no more. mute: one message, then silence.
+    """
+
+    kind: str
+    error: Exception = field(default_factory=lambda: PeerUnavailable("the peer is down"))
+
+
+class World:
+    """What the four daemons hold."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.addresses: dict[str, str] = {}
+        self._idle = threading.Condition(self.lock)
+        self._active = 0
+        self.reset()
+
+    def reset(self) -> None:
+        """One VM ``web1`` with two disks, one ``db1`` with one; no faults."""
+        with self.lock:
+            self.calls: list[tuple[str, Any]] = []
+            self.faults: dict[str, deque[Fault]] = defaultdict(deque)
+            self.vms: dict[str, vm_pb2.Vm] = {}
+            self.vm_snapshots: dict[str, vm_pb2.VmSnapshot] = {}
+            self.volumes: dict[str, int] = {}
+            self.grants: dict[str, target_admin_pb2.CreateGrantRequest] = {}
+            self.bases: dict[str, str] = {}
+            self.images: dict[str, tuple[str, int]] = {}
+            self.damaged_images: set[str] = set()
+            self.image_content: dict[str, bytes] = {}
+            self.restores: dict[str, volume_pb2.PrepareRestoreRequest] = {}
+            self.manifests: dict[str, image_pb2.BackupManifest] = {}
+            self.made_manifests: list[str] = []
+            self.frozen_ns = 7_000_000
+            self._add_vm("web1", ("disk0", "disk1"), {"tier": "gold"})
+            self._add_vm("db1", ("disk0",), {})
+            self.own_volumes = set(self.volumes)
+
+    def _add_vm(self, name: str, disks: tuple[str, ...], tags: dict[str, str]) -> None:
+        config = vm_pb2.VmConfig(
+            name=name,
+            uuid="00000000-0000-4000-8000-000000000001",
+            cpus=2,
+            memory_bytes=1 << 30,
+            networks=[vm_pb2.NetworkInterface(mac="52:54:00:00:00:01", network="lan")],
+            tags=tags,
+            firmware="bios",
+        )
+        for index, disk in enumerate(disks):
+            volume = f"{name}-{disk}"
+            self.volumes[volume] = (3 + index) * SPAN
+            config.disks.append(
+                vm_pb2.Disk(
+                    name=disk,
+                    array="array1",
+                    array_address=self.addresses.get("array", ""),
+                    volume_name=volume,
+                    size_bytes=self.volumes[volume],
+                )
+            )
+        vm_id = random_id()
+        self.vms[vm_id] = vm_pb2.Vm(
+            vm_id=vm_id, config=config, power=vm_pb2.POWER_STATE_ON, host="host1", revision=1
+        )
+
+    # -- for tests --------------------------------------------------------------------------
+
+    def fault(self, method: str, *kinds: str | Fault) -> None:
+        """The next calls of a method meet these."""
+        for kind in kinds:
+            self.faults[method].append(Fault(kind) if isinstance(kind, str) else kind)
+
+    def count(self, method: str) -> int:
+        """Calls of a method so far."""
+        with self.lock:
+            return sum(name == method for name, _ in self.calls)
+
+    def vm_named(self, name: str) -> vm_pb2.Vm:
+        with self.lock:
+            return next(vm for vm in self.vms.values() if vm.config.name == name)
+
+    def wait_idle(self) -> None:
+        """Wait until no call is under way: late ones have had their effect."""
+        with self._idle:
+            assert self._idle.wait_for(lambda: self._active == 0, timeout=30), "a call never ended"
+
+    def leftovers(self) -> list[str]:
+        """What no backup, VM or lease accounts for."""
+        with self.lock:
+            named = {image.image_id for one in self.manifests.values() for image in one.images}
+            disks = {disk.volume_name for vm in self.vms.values() for disk in vm.config.disks}
+            found = [f"VM snapshot {one.name}" for one in self.vm_snapshots.values()]
+            found += [f"grant {one}" for one in self.grants if one not in self.images and one not in named]
+            found += [f"image {one}" for one in self.images if one not in named]
+            found += [f"lost image {one}" for one in named - self.images.keys()]
+            found += [f"volume {one}" for one in self.volumes.keys() - self.own_volumes - disks]
+            return found
+
+    def restored(self) -> list[vm_pb2.Vm]:
+        """VMs that restores made."""
+        with self.lock:
+            return [vm for vm in self.vms.values() if RESTORE_TAG in vm.config.tags]
+
+    # -- faults -----------------------------------------------------------------------------
+
+    def _enter(self, method: str, request: Any) -> Fault:
+        with self.lock:
+            self._active += 1
+            self.calls.append((method, request))
+            waiting = self.faults.get(method)
+            return waiting.popleft() if waiting else Fault("none")
+
+    def _leave(self) -> None:
+        with self._idle:
+            self._active -= 1
+            self._idle.notify_all()
+
+    def one(self, method: str, handler: Handler) -> Callable[[Any, grpc.ServicerContext], Any]:
+        """Wrap a handler that answers once."""
+
+        def behave(request: Any, context: grpc.ServicerContext) -> Any:
+            fault = self._enter(method, request)
+            try:
+                if fault.kind == "fail":
+                    raise fault.error
+                if fault.kind in {"hang", "late"}:
+                    _until_left(context)
+                    if fault.kind == "hang":
+                        raise PeerUnavailable("too late to matter")
+                with self.lock:
+                    answer = handler(request)
+                    if fault.kind == "twice":
+                        answer = handler(request)
+                if fault.kind == "lost":
+                    raise fault.error
+                return answer
+            finally:
+                self._leave()
+
+        return behave
+
+    def many(self, method: str, handler: Handler) -> Callable[[Any, grpc.ServicerContext], Iterator[Any]]:
+        """Wrap a handler that answers by a stream; it locks by itself."""
+
+        def behave(request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
+            fault = self._enter(method, request)
+            try:
+                if fault.kind == "fail":
+                    raise fault.error
+                if fault.kind == "hang":
+                    _until_left(context)
+                    return
+                for index, message in enumerate(handler(request)):
+                    if fault.kind == "lost" and getattr(message, "receipt_id", False):
+                        raise fault.error
+                    yield message
+                    if index == 0 and fault.kind == "cut":
+                        raise fault.error
+                    if index == 0 and fault.kind in {"mute", "late"}:
+                        _until_left(context)
+                        if fault.kind == "mute":
+                            return
+            finally:
+                self._leave()
+
+        return behave
+
+    # -- VMs --------------------------------------------------------------------------------
+
+    def _vm(self, vm_id: str, name: str = "") -> vm_pb2.Vm:
+        for vm in self.vms.values():
+            if vm.vm_id == vm_id or (name and vm.config.name == name):
+                return vm
+        raise NotFound(f"there is no VM {vm_id or name}")
+
+    def create_snapshot(self, request: Any) -> vm_pb2.VmSnapshot:
+        vm = self._vm(request.vm_id)
+        for known in self.vm_snapshots.values():
+            if (known.vm_id, known.name) == (request.vm_id, request.name):
+                return known
+        made = vm_pb2.VmSnapshot(
+            vm_snapshot_id=random_id(),
+            vm_id=vm.vm_id,
+            name=request.name,
+            level=vm_pb2.CONSISTENCY_LEVEL_FILESYSTEM,
+            frozen_ns=self.frozen_ns,
+            created_at_ns=1_700_000_000_000_000_000 + len(self.calls),
+            config=vm.config,
+            lease_seconds=request.lease_seconds,
+        )
+        for disk in vm.config.disks:
+            if disk.name not in request.exclude_disks:
+                made.disks.append(
+                    vm_pb2.DiskSnapshot(
+                        disk_name=disk.name,
+                        array=disk.array,
+                        array_address=disk.array_address,
+                        volume_name=disk.volume_name,
+                        snapshot_id=random_id(),
+                        size_bytes=disk.size_bytes,
+                    )
+                )
+        self.vm_snapshots[made.vm_snapshot_id] = made
+        return made
+
+    def snapshot(self, request: Any) -> vm_pb2.VmSnapshot:
+        if request.vm_snapshot_id not in self.vm_snapshots:
+            raise NotFound(f"there is no VM snapshot {request.vm_snapshot_id}")
+        return self.vm_snapshots[request.vm_snapshot_id]
+
+    def delete_snapshot(self, request: Any) -> object:
+        return self.vm_snapshots.pop(request.vm_snapshot_id, None)
+
+    def create_vm(self, request: Any) -> vm_pb2.Vm:
+        known = self.vms.get(request.vm_id)
+        if known is not None:
+            bare = vm_pb2.VmConfig()
+            bare.CopyFrom(known.config)
+            del bare.disks[:]
+            if bare != request.config:
+                raise AlreadyExists(f"VM {request.vm_id} is another")
+            return known
+        if any(vm.config.name == request.config.name for vm in self.vms.values()):
+            raise AlreadyExists(f"there is a VM {request.config.name}")
+        made = vm_pb2.Vm(
+            vm_id=request.vm_id, config=request.config, power=vm_pb2.POWER_STATE_OFF, host="host1"
+        )
+        self.vms[request.vm_id] = made
+        return made
+
+    def remove_vm(self, request: Any) -> object:
+        vm = self.vms.get(request.vm_id)
+        if vm is not None and vm.power == vm_pb2.POWER_STATE_ON:
+            raise WrongState("the VM runs")
+        assert request.keep_volumes, "volumes are removed by name"
+        return self.vms.pop(request.vm_id, None)
+
+    def attach(self, request: Any) -> vm_pb2.Vm:
+        vm = self._vm(request.vm_id)
+        if request.disk.volume_name not in self.volumes:
+            raise NotFound(f"there is no volume {request.disk.volume_name}")
+        if request.disk.name not in [disk.name for disk in vm.config.disks]:
+            vm.config.disks.append(request.disk)
+        return vm
+
+    def power(self, vm_id: str, power: int) -> vm_pb2.Vm:
+        vm = self._vm(vm_id)
+        vm.power = power  # type: ignore[assignment]
+        return vm
+
+    # -- array ------------------------------------------------------------------------------
+
+    def send_snapshot(self, request: Any) -> Iterator[Any]:
+        with self.lock:
+            disks = [disk for one in self.vm_snapshots.values() for disk in one.disks]
+            disk = next((one for one in disks if one.snapshot_id == request.snapshot_id), None)
+            if disk is None:
+                raise NotFound(f"there is no snapshot {request.snapshot_id}")
+            self._granted(request.transfer_id)
+        spans = disk.size_bytes // SPAN
+        for done in range(spans):
+            yield backup_logic_pb2.SendSnapshotResponse(spans_done=done, figures=_figures(spans, done))
+        with self.lock:
+            granted = self._granted(request.transfer_id)
+            self.images.setdefault(request.transfer_id, (granted.image_name, disk.size_bytes))
+            base = self.bases.get(request.transfer_id, "")
+        full = request.change_source == backup_logic_pb2.CHANGE_SOURCE_FULL_READ or not base
+        sources = backup_logic_pb2.ChangeSource
+        yield backup_logic_pb2.SendSnapshotResponse(
+            spans_done=spans,
+            figures=_figures(spans, spans),
+            receipt_id=request.transfer_id,
+            root=b"r" * 32,
+            change_source=sources.CHANGE_SOURCE_FULL_READ if full else sources.CHANGE_SOURCE_BIRTHS,
+        )
+
+    def _granted(self, transfer_id: str) -> target_admin_pb2.CreateGrantRequest:
+        if transfer_id not in self.grants:
+            raise NotFound(f"there is no transfer {transfer_id}")
+        return self.grants[transfer_id]
+
+    def prepare_restore(self, request: Any) -> volume_pb2.PrepareRestoreResponse:
+        known = self.restores.get(request.transfer_id)
+        if known is not None and known != request:
+            raise AlreadyExists("that transfer is another")
+        if known is None and request.volume_name in self.volumes:
+            raise AlreadyExists(f"volume {request.volume_name} exists already")
+        self.restores[request.transfer_id] = request
+        return volume_pb2.PrepareRestoreResponse(grant=GRANT)
+
+    def list_volumes(self, request: Any) -> volume_pb2.ListVolumesResponse:
+        return volume_pb2.ListVolumesResponse(
+            volumes=[
+                volume_pb2.Volume(name=name, size_bytes=size)
+                for name, size in self.volumes.items()
+                if request.name in ("", name)
+            ]
+        )
+
+    def delete_volume(self, request: Any) -> volume_pb2.DeleteVolumeResponse:
+        for vm in self.vms.values():
+            if any(disk.volume_name == request.name for disk in vm.config.disks):
+                raise WrongState(f"VM {vm.config.name} has volume {request.name}")
+        if self.volumes.pop(request.name, None) is None and not request.missing_ok:
+            raise NotFound(f"there is no volume {request.name}")
+        return volume_pb2.DeleteVolumeResponse()
+
+    def forget_restores(self) -> None:
+        """The array restarts: it forgets grants that nobody used, and receipts."""
+        with self.lock:
+            self.restores.clear()
+
+    # -- target -----------------------------------------------------------------------------
+
+    def create_grant(self, request: Any) -> target_admin_pb2.CreateGrantResponse:
+        known = self.grants.get(request.transfer_id)
+        if known is None:
+            images = [one for one, (name, _) in self.images.items() if name == request.image_name]
+            self.grants[request.transfer_id] = request
+            self.bases[request.transfer_id] = images[-1] if images and not request.no_base else ""
+        elif known != request:
+            raise AlreadyExists("that transfer is another")
+        base = self.bases[request.transfer_id]
+        return target_admin_pb2.CreateGrantResponse(grant=GRANT, base_image_id=base)
+
+    def revoke_grant(self, request: Any) -> target_admin_pb2.RevokeGrantResponse:
+        self._granted(request.transfer_id)
+        if request.transfer_id in self.images:
+            raise WrongState("the transfer has committed")
+        del self.grants[request.transfer_id]
+        return target_admin_pb2.RevokeGrantResponse()
+
+    def delete_image(self, request: Any) -> image_pb2.DeleteImageResponse:
+        for manifest in self.manifests.values():
+            if any(image.image_id == request.image_id for image in manifest.images):
+                raise WrongState(f"backup {manifest.backup_id} names it")
+        if self.images.pop(request.image_id, None) is None and not request.missing_ok:
+            raise NotFound(f"there is no image {request.image_id}")
+        self.grants.pop(request.image_id, None)
+        return image_pb2.DeleteImageResponse()
+
+    def publish(self, request: Any) -> image_pb2.PublishBackupResponse:
+        manifest = request.manifest
+        known = self.manifests.get(manifest.backup_id)
+        if known is not None:
+            if known != manifest:
+                raise AlreadyExists("that backup is another")
+            return image_pb2.PublishBackupResponse()
+        for image in manifest.images:
+            if image.image_id not in self.images:
+                raise NotFound(f"there is no image {image.image_id}")
+        self.manifests[manifest.backup_id] = manifest
+        self.made_manifests.append(manifest.backup_id)
+        return image_pb2.PublishBackupResponse()
+
+    def list_manifests(self, request: Any) -> image_pb2.ListBackupManifestsResponse:
+        found = sorted(self.manifests.values(), key=lambda one: (one.snapshot_at_ns, one.backup_id))[::-1]
+        at = int(request.page_token or 0)
+        page = found[at : at + 2]
+        more = at + 2 < len(found)
+        return image_pb2.ListBackupManifestsResponse(
+            manifests=page, next_page_token=str(at + 2) if more else ""
+        )
+
+    def delete_manifest(self, request: Any) -> image_pb2.DeleteBackupManifestResponse:
+        manifest = self.manifests.pop(request.backup_id, None)
+        if manifest is None and not request.missing_ok:
+            raise NotFound(f"there is no backup {request.backup_id}")
+        for image in manifest.images if manifest is not None else ():
+            self.images.pop(image.image_id, None)
+            self.grants.pop(image.image_id, None)
+        return image_pb2.DeleteBackupManifestResponse()
+
+    def read_range(self, request: Any) -> Iterator[image_pb2.ReadRangeResponse]:
+        with self.lock:
+            if request.image_id not in self.images:
+                raise NotFound(f"there is no image {request.image_id}")
+            size = self.images[request.image_id][1]
+            content = self.image_content.get(request.image_id, b"").ljust(size, b"\0")
+        end = request.offset + request.length if request.length else size
+        for at in range(request.offset, end, SPAN):
+            data = content[at : min(end, at + SPAN)]
+            if request.image_id in self.damaged_images:
+                raise Corruption("a segment does not match its fingerprint")
+            if any(data):
+                yield image_pb2.ReadRangeResponse(offset=at, data=data)
+            else:
+                yield image_pb2.ReadRangeResponse(offset=at, zero_bytes=len(data))
+
+    def send_image(self, request: Any) -> Iterator[image_pb2.SendImageResponse]:
+        with self.lock:
+            if request.image_id not in self.images:
+                raise NotFound(f"there is no image {request.image_id}")
+            size = self.images[request.image_id][1]
+            if request.transfer_id not in self.restores:
+                raise NotFound("there is no such restore")
+        spans = size // SPAN
+        for done in range(spans):
+            yield image_pb2.SendImageResponse(spans_done=done, figures=_figures(spans, done))
+        with self.lock:
+            prepared = self.restores.get(request.transfer_id)
+            if prepared is None:
+                raise Conflict("the restore was given up")
+            self.volumes.setdefault(prepared.volume_name, size)
+        yield image_pb2.SendImageResponse(
+            spans_done=spans, figures=_figures(spans, spans), receipt_id="e" * 32, root=b"r" * 32
+        )
+
+
+def _figures(spans: int, done: int) -> common_pb2.TransferFigures:
+    return common_pb2.TransferFigures(spans_total=spans, spans_read=done, bytes_read=done * SPAN, attempts=1)
+
+
+def _until_left(context: grpc.ServicerContext) -> None:
+    left = threading.Event()
+    if context.add_callback(left.set):
+        assert left.wait(60), "the caller never gave up"

@@ -1,0 +1,45 @@
+"""Jobs, steps and backups that the tests of this folder share."""
+
+from __future__ import annotations
+
+from arraylift.exchange.messages import Figures
+from backup_server import documents
+from backup_server.job_rules import BackupOrder, Job, JobKind, JobState, RestoreOrder, Step
+from backup_server.model import Backup, BackupDisk, Disk, Level, Network, VmConfig
+from backup_server.ports import HostRef
+
+VM_ID = "e" * 32
+
+
+def job(number: int, *, state: JobState = JobState.QUEUED, vm_id: str = VM_ID) -> Job:
+    """Backup job ``number``."""
+    order = BackupOrder("target1", full=False, direct=True, level_min=Level.CRASH, exclude_disks=("swap",))
+    return Job(f"{number:032x}", JobKind.BACKUP, state, vm_id, "web1", number, backup=order)
+
+
+def restore_job(number: int, backup_id: str) -> Job:
+    """Restore job ``number``."""
+    order = RestoreOrder(backup_id, "web2", "", "", start=True, direct=False, keep_identity=False)
+    return Job(f"{number:032x}", JobKind.RESTORE, JobState.QUEUED, VM_ID, "web2", number, restore=order)
+
+
+def located() -> Step:
+    """A step that is done."""
+    return Step("locate", 5, 6, "host host1", documents.dump(HostRef("host1", "127.0.0.1:7402")))
+
+
+def backup(number: int, *, target: str = "target1", at_ns: int | None = None, vm: str = "web1") -> Backup:
+    """Backup ``number``, of one disk."""
+    disk = Disk("disk0", "array1", "127.0.0.1:7403", f"{vm}-disk0", 1 << 20)
+    return Backup(
+        backup_id=f"{number:032x}",
+        vm_id=VM_ID,
+        vm_name=vm,
+        target=target,
+        snapshot_at_ns=number if at_ns is None else at_ns,
+        level=Level.FILESYSTEM,
+        frozen_ns=7,
+        disks=(BackupDisk("disk0", "a" * 32, 1 << 20, b"r" * 32, Figures(spans_total=1), "array1"),),
+        config=VmConfig("web1", "u", 2, 1 << 30, (disk,), (Network("52:54:00:00:00:01", "lan"),), {"a": "b"}),
+        incremental=True,
+    )

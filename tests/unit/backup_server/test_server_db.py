@@ -1,0 +1,219 @@
+"""The database: what it keeps, what it refuses, what a failure of its disk does."""
+
+from __future__ import annotations
+
+import sqlite3
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from arraylift import errors
+from backup_server import documents, job_rules, server_db
+from backup_server.job_rules import Job, JobState, Step
+from backup_server.model import Backup, PeerKind, RegisteredPeer
+from backup_server.server_db import ServerDb
+from tests.unit.backup_server.material import backup, job, located, restore_job
+
+GOLDEN = Path(__file__).parents[2] / "golden" / "server-db-v1.sql"
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> str:
+    return str(tmp_path / "server.db")
+
+
+def fill(db: ServerDb) -> None:
+    """What the golden file holds."""
+    db.add_jobs([job(1)])
+    db.update_job(job(1).job_id, state=JobState.RUNNING)
+    db.save_step(job(1).job_id, located())
+    db.save_backup(backup(9))
+    db.save_peer(RegisteredPeer(PeerKind.TARGET, "target1", "127.0.0.1:7404"))
+    db.save_peer(RegisteredPeer(PeerKind.ARRAY, "array1", "127.0.0.1:7403"))
+
+
+def dump(path: str) -> str:
+    with sqlite3.connect(path) as plain:
+        text = "\n".join(plain.iterdump()) + "\n"
+    plain.close()
+    return text
+
+
+def test_what_is_kept_is_there_after_a_restart(path: str) -> None:
+    db = ServerDb(path)
+    fill(db)
+    db.add_jobs([restore_job(2, backup(9).backup_id)])
+    for _ in range(2):
+        assert [one.job_id for one in db.jobs(unfinished=False, limit=9)] == [
+            restore_job(2, "").job_id,
+            job(1).job_id,
+        ]
+        assert db.job(job(1).job_id) == replace(job(1), state=JobState.RUNNING)
+        assert db.job(restore_job(2, "").job_id) == restore_job(2, backup(9).backup_id)
+        assert db.steps(job(1).job_id) == [located()]
+        assert db.backup(backup(9).backup_id) == backup(9)
+        assert [peer.name for peer in db.peers()] == ["array1", "target1"]
+        db.close()
+        db = ServerDb(path)
+    db.close()
+
+
+def test_version_1_is_written_and_read(path: str) -> None:
+    db = ServerDb(path)
+    fill(db)
+    db.close()
+    assert dump(path) == GOLDEN.read_text(encoding="utf-8")
+
+
+def test_the_golden_database_reads(path: str) -> None:
+    with sqlite3.connect(path) as plain:
+        plain.executescript(GOLDEN.read_text(encoding="utf-8"))
+        plain.execute(f"PRAGMA application_id={server_db.APPLICATION_ID}")
+        plain.execute(f"PRAGMA user_version={server_db.VERSION}")
+    plain.close()
+    db = ServerDb(path)
+    assert db.steps(job(1).job_id) == [located()]
+    assert db.backups() == [backup(9)]
+    db.close()
+
+
+def test_one_unfinished_backup_a_vm(path: str) -> None:
+    db = ServerDb(path)
+    db.add_jobs([job(1)])
+    with pytest.raises(errors.Conflict) as caught:
+        db.add_jobs([job(2, vm_id="f" * 32), job(3)])
+    assert caught.value.fields == {"job_id": job(1).job_id}
+    assert len(db.jobs(unfinished=True, limit=9)) == 1, "all or none"
+    db.update_job(job(1).job_id, state=JobState.FAILED)
+    db.add_jobs([job(3), restore_job(4, "0" * 32)])
+    db.close()
+
+
+def test_jobs_are_bounded(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_db, "JOBS_UNFINISHED_MAX", 2)
+    monkeypatch.setattr(server_db, "JOBS_KEPT_MAX", 3)
+    db = ServerDb(path)
+    db.add_jobs([restore_job(1, ""), restore_job(2, "")])
+    with pytest.raises(errors.Overloaded):
+        db.add_jobs([restore_job(3, "")])
+    db.save_step(restore_job(1, "").job_id, located())
+    for number in range(1, 9):
+        db.update_job(restore_job(number, "").job_id, state=JobState.FAILED, sweeps_left=int(number == 2))
+        db.add_jobs([restore_job(number + 2, "")])
+    kept = [int(one.job_id, 16) for one in db.jobs(unfinished=False, limit=99)]
+    assert kept == [10, 9, 8, 2], "what is to be swept is not forgotten"
+    assert db.steps(restore_job(1, "").job_id) == []
+    assert [one.job_id for one in db.jobs_to_sweep()] == [restore_job(2, "").job_id]
+    db.close()
+
+
+def test_steps_keep_their_order(path: str) -> None:
+    db = ServerDb(path)
+    db.add_jobs([job(1)])
+    for name in ("b", "a", "c"):
+        db.save_step(job(1).job_id, Step(name, 1))
+    db.save_step(job(1).job_id, Step("b", 1, 2, "d", '"x"'))
+    assert [step.name for step in db.steps(job(1).job_id)] == ["b", "a", "c"]
+    assert db.steps(job(1).job_id)[0].result == '"x"'
+    db.close()
+
+
+def test_backups_are_listed_newest_first_and_deletion_hides(path: str) -> None:
+    db = ServerDb(path)
+    for number, at_ns in ((1, 50), (2, 70), (3, 70)):
+        db.save_backup(backup(number, at_ns=at_ns))
+    db.save_backup(backup(4, vm="db1"))
+    assert [int(one.backup_id, 16) for one in db.backups(vm="web1")] == [3, 2, 1]
+    db.begin_delete(backup(2).backup_id)
+    db.save_backup(backup(2))
+    assert [int(one.backup_id, 16) for one in db.backups(vm="web1")] == [3, 1]
+    with pytest.raises(errors.NotFound):
+        db.backup(backup(2).backup_id)
+    assert [int(one.backup_id, 16) for one in db.backups(deleting=True)] == [2]
+    db.forget_backup(backup(2).backup_id)
+    assert db.backups(deleting=True) == []
+    db.close()
+
+
+def test_a_failed_change_leaves_nothing(path: str) -> None:
+    db = ServerDb(path)
+    with pytest.raises(errors.NotFound):
+        db.update_job("0" * 32, cancel_asked=True)
+    with pytest.raises(errors.NotFound):
+        db.save_job(job(1))
+    db.add_jobs([job(1)])
+    db.close()
+
+
+def test_a_failed_disk_poisons(path: str) -> None:
+    db = ServerDb(path)
+    db.add_jobs([job(1)])
+    db._db.execute("PRAGMA query_only=ON")  # stands for a disk that refuses
+    with pytest.raises(errors.StoreFailed):
+        db.update_job(job(1).job_id, cancel_asked=True)
+    db._db.execute("PRAGMA query_only=OFF")
+    with pytest.raises(errors.StoreFailed, match="failed"):
+        db.update_job(job(1).job_id, cancel_asked=True)
+    assert not db.job(job(1).job_id).cancel_asked
+    db.close()
+    again = ServerDb(path)
+    assert again.update_job(job(1).job_id, cancel_asked=True).cancel_asked
+    again.close()
+
+
+def test_a_full_disk_is_told_and_heals(path: str) -> None:
+    db = ServerDb(path)
+    db.add_jobs([job(1)])
+    pages = db._db.execute("PRAGMA page_count").fetchone()[0]
+    db._db.execute(f"PRAGMA max_page_count={pages}")
+    with pytest.raises(errors.OutOfSpace):
+        db.save_step(job(1).job_id, Step("x", 1, detail="y" * 100_000))
+    db._db.execute("PRAGMA max_page_count=1000000")
+    db.save_step(job(1).job_id, Step("x", 1, detail="y" * 100_000))
+    db.close()
+
+
+def test_damage_is_told(path: str) -> None:
+    db = ServerDb(path)
+    fill(db)
+    db.close()
+    content = bytearray(Path(path).read_bytes())
+    content[4096:12288] = b"\x55" * 8192
+    Path(path).write_bytes(content)
+    with pytest.raises(errors.Corruption):
+        ServerDb(path)
+    Path(path).write_bytes(b"no database at all, but long enough" * 100)
+    with pytest.raises(errors.Corruption):
+        ServerDb(path)
+
+
+def test_another_version_is_refused(path: str) -> None:
+    ServerDb(path).close()
+    with sqlite3.connect(path) as plain:
+        plain.execute("PRAGMA user_version=2")
+    plain.close()
+    with pytest.raises(errors.WrongState, match="version"):
+        ServerDb(path)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [('"vm_name"', '"name"'), (':"web1"', ":7"), ('"state":1', '"state":99'), ('"full":false', '"full":0')],
+)
+def test_senseless_documents_are_corruption(old: str, new: str) -> None:
+    text = documents.dump(job(1))
+    assert old in text
+    with pytest.raises(errors.Corruption, match="job 1"):
+        documents.load(Job, text.replace(old, new), what="job 1")
+
+
+def test_documents_come_back() -> None:
+    for value in (job(1), restore_job(1, "x"), located(), backup(1)):
+        assert documents.load(type(value), documents.dump(value), what="it") == value
+    failed = replace(
+        job(1), failure=job_rules.failure_of(errors.NotFound("a", who="b")), ending=JobState.FAILED
+    )
+    assert documents.load(Job, documents.dump(failed), what="it") == failed
+    with pytest.raises(errors.Corruption):
+        documents.load(Backup, "[", what="it")
