@@ -22,9 +22,7 @@ class ArrayliftError(Exception):
 
     reason: ClassVar[str] = "internal"
 
-    def __init__(
-        self, message: str, *, subject: str = "", next_step: str = "", **fields: object
-    ) -> None:
+    def __init__(self, message: str, *, subject: str = "", next_step: str = "", **fields: object) -> None:
         super().__init__(message)
         self.message = message
         self.subject = subject
