@@ -37,7 +37,6 @@ Fingerprint = NewType("Fingerprint", bytes)
 """32 bytes, keyed BLAKE3 under a type tag (docs/formats/fingerprint-v1.md)."""
 
 
-
 @dataclass(frozen=True, slots=True)
 class SourceState:
     """One state of one disk in its array's own history.

@@ -116,11 +116,7 @@ def test_every_document_that_the_source_cites_exists() -> None:
         for page in re.findall(r"\bdocs/[\w/.-]+\.md\b", _text(path))
     }
     assert cited
-    missing = sorted(
-        f"{path} cites {page}"
-        for page, path in cited
-        if not (ROOT / page).exists()
-    )
+    missing = sorted(f"{path} cites {page}" for page, path in cited if not (ROOT / page).exists())
     assert not missing, "\n".join(missing)
 
 
