@@ -214,7 +214,9 @@ def rebuild(revision: int, hosts: Iterable[Host], claims: Iterable[Claim]) -> In
     for claim in claims:
         grouped.setdefault(claim.vm.vm_id, []).append(claim)
         ids[claim.vm.host].append(claim.vm.vm_id)
-    draft.claims = {vm_id: tuple(group) for vm_id, group in grouped.items()}
+    draft.claims = {
+        vm_id: tuple(sorted(group, key=lambda claim: claim.order)) for vm_id, group in grouped.items()
+    }
     draft.ids_by_host = {name: frozenset(found) for name, found in ids.items()}
     draft.touched = dict.fromkeys(grouped)
     if not grouped:

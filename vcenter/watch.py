@@ -94,10 +94,11 @@ def pieces(event: Event) -> Iterator[Event]:
             parts = 0
         groups[-1].append(vm)
         parts += own
-    gone = [event.gone[at : at + EVENT_PARTS_MAX] for at in range(0, len(event.gone), EVENT_PARTS_MAX)]
-    all_pieces = [Event(0, tuple(group), ()) for group in groups if group]
-    all_pieces += [Event(0, (), group) for group in gone]
-    all_pieces = all_pieces or [Event(0, (), ())]
+    room = EVENT_PARTS_MAX - parts
+    all_pieces = [Event(0, tuple(group), ()) for group in groups]
+    all_pieces[-1] = replace(all_pieces[-1], gone=event.gone[:room])
+    for start in range(room, len(event.gone), EVENT_PARTS_MAX):
+        all_pieces.append(Event(0, (), event.gone[start : start + EVENT_PARTS_MAX]))
     all_pieces[0] = replace(all_pieces[0], listing=event.listing)
     all_pieces[-1] = replace(all_pieces[-1], revision=event.revision)
     yield from all_pieces
