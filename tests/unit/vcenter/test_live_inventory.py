@@ -103,7 +103,7 @@ def test_silence_is_counted_to_the_second_and_marked_once(center: Center) -> Non
         center.live.locate(ONE)
 
 
-def test_the_silence_watch_marks_by_itself_and_outlives_a_full_disk(center: Center) -> None:
+def test_the_silence_watch_shows_nothing_unstored_and_outlives_a_failed_store(center: Center) -> None:
     center.add_hosts("h1")
     center.failpoints.arm("inventory.commit.before=eio")
     center.clock.seconds += SILENCE_SECONDS
