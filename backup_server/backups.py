@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 
 from arraylift.errors import ArrayliftError, Corruption, NotFound, WrongState
@@ -150,7 +150,7 @@ class Backups:
 
     # -- verification -----------------------------------------------------------------------
 
-    def verify(self, backup_id: str) -> Iterator[Verified]:
+    def verify(self, backup_id: str) -> Generator[Verified, None, None]:
         """Read every image whole, at the target; yields progress. Raises NotFound, Corruption."""
         with self.reading(backup_id) as backup:
             target = self._peers.target(self._registry.target(backup.target))

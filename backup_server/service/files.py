@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
 import grpc
 
-from arraylift.errors import InvalidRequest, NotFound
+from arraylift.errors import InvalidRequest, NotFound, WrongState
 from arraylift.ids import check_id, check_name
-from arraylift.sizes import MIB
+from arraylift.sizes import MESSAGE_BYTES_MAX, MIB
 from arraylift.v1 import backup_pb2 as pb
 from arraylift.v1 import backup_pb2_grpc as pb_grpc
 from backup_server.backups import Backups
@@ -19,6 +19,7 @@ from backup_server.ports import Peers
 from backup_server.registry import Registry
 
 PATH_BYTES_MAX = 4096
+LISTING_BYTES_MAX = MESSAGE_BYTES_MAX - 64 * 1024
 
 
 class ImageAccess(Protocol):
@@ -51,7 +52,7 @@ class FileEntry(Protocol):
 class Browser(Protocol):
     """The catalog's parser: ``backup_server.catalog.browse``."""
 
-    def list_directory(self, image: ImageAccess, path: str) -> list[FileEntry]: ...
+    def list_directory(self, image: ImageAccess, path: str) -> Sequence[FileEntry]: ...
     def read_file(self, image: ImageAccess, path: str) -> tuple[FileEntry, Iterator[bytes]]: ...
 
 
@@ -67,7 +68,14 @@ class FilesEdge(pb_grpc.BackupServiceServicer):
     def ListFiles(self, request: pb.ListFilesRequest, context: grpc.ServicerContext) -> pb.ListFilesResponse:
         with self._image(request.backup_id, request.disk_name) as image:
             found = self._browser.list_directory(image, _path(request.path))
-            return pb.ListFilesResponse(files=map(_file, found))
+        response = pb.ListFilesResponse(files=map(_file, found))
+        if response.ByteSize() > LISTING_BYTES_MAX:
+            raise WrongState(
+                f"{request.path} has {len(found)} names: more than one answer holds",
+                subject=request.path,
+                next_step="get its files by name",
+            )
+        return response
 
     def GetFile(
         self, request: pb.GetFileRequest, context: grpc.ServicerContext
@@ -104,11 +112,16 @@ def _path(path: str) -> str:
 
 def _file(entry: FileEntry) -> pb.BackupFile:
     return pb.BackupFile(
-        path=entry.path,
+        path=_text(entry.path),
         size_bytes=entry.size_bytes,
         mode=entry.mode,
         uid=entry.uid,
         gid=entry.gid,
         modified_at_ns=entry.modified_at_ns,
-        link_target=entry.link_target,
+        link_target=_text(entry.link_target),
     )
+
+
+def _text(name: str) -> str:
+    """Names that are not UTF-8 are shown with escapes; a message cannot carry them as they are."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

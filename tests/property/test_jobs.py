@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -145,5 +145,83 @@ def test_a_restore_ends_whole_or_not_at_all(
             for vm in vms:
                 assert [disk.name for disk in vm.config.disks] == ["disk0", "disk1"]
             assert list(world.manifests) == [backup.backup_id], "a restore changes no backup"
+        finally:
+            rig.close()
+
+
+def boundaries_of(run: Callable[[Rig], str], stage: Stage, path: Path) -> list[str]:
+    """The boundaries of one life that nobody cuts short."""
+    stage.peers.world.reset()
+    rig = Rig(path, stage.peers.world, pki.load(stage.house.directory, "server", "server1"))
+    try:
+        job_id = run(rig)
+        rig.boundaries.clear()
+        rig.run(job_id)
+        return sorted(set(rig.boundaries))
+    finally:
+        rig.close()
+
+
+def killed_once(run: Callable[[Rig], str], stage: Stage, path: Path, boundary: str) -> tuple[Rig, str]:
+    """A server that died at that boundary, opened again; and its job."""
+    stage.peers.world.reset()
+    rig = Rig(path, stage.peers.world, pki.load(stage.house.directory, "server", "server1"))
+    job_id = run(rig)
+    rig.kill_on = boundary
+    with pytest.raises(Killed):
+        rig.run(job_id)
+    rig.restart()
+    return rig, job_id
+
+
+@pytest.mark.parametrize("direct", [False, True])
+@pytest.mark.parametrize("fails", [False, True])
+def test_every_boundary_of_a_backup_once(stage: Stage, tmp_path: Path, direct: bool, fails: bool) -> None:
+    """Not by chance: each boundary there is, cleaning up included, is the one at which the server dies."""
+    world = stage.peers.world
+
+    def order(rig: Rig) -> str:
+        if fails:
+            world.fault("PublishBackup", *[Fault("lost", errors.Corruption("no"))] * 2)
+        return rig.order_backup(direct=direct)
+
+    names = boundaries_of(order, stage, tmp_path / "plain")
+    assert {"job.snapshot.done", "job.send disk1.done", "job.publish.before", "job.end.before"} <= {*names}
+    assert ("job.clean unpublish.before" in names) is fails
+    assert ("job.release.done" in names) is not fails
+    for number, boundary in enumerate(names):
+        rig, job_id = killed_once(order, stage, tmp_path / str(number), boundary)
+        try:
+            view = rig.run(job_id)
+            rig.sweep()
+            assert view.job.state is (JobState.FAILED if fails else JobState.SUCCEEDED), boundary
+            assert list(world.manifests) == [job_id] * (not fails), boundary
+            assert world.leftovers() == [], boundary
+        finally:
+            rig.close()
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_every_boundary_of_a_restore_once(stage: Stage, tmp_path: Path, fails: bool) -> None:
+    """Likewise; and the array forgets its grants each time."""
+    world = stage.peers.world
+
+    def order(rig: Rig) -> str:
+        if fails:
+            world.fault("PowerVm", Fault("lost", errors.Corruption("no")))
+        return rig.order_restore(rig.back_up().backup_id, start=True)
+
+    names = boundaries_of(order, stage, tmp_path / "plain")
+    assert {"job.plan.done", "job.send disk1.done", "job.attach disk0.done", "job.end.before"} <= {*names}
+    assert ("job.clean vm.before" in names) is fails
+    for number, boundary in enumerate(names):
+        rig, job_id = killed_once(order, stage, tmp_path / str(number), boundary)
+        try:
+            world.forget_restores()
+            view = rig.run(job_id)
+            rig.sweep()
+            assert view.job.state is (JobState.FAILED if fails else JobState.SUCCEEDED), boundary
+            assert len(world.restored()) == (not fails), boundary
+            assert world.leftovers() == [], boundary
         finally:
             rig.close()
