@@ -1,0 +1,49 @@
+"""Composition root of the backup server: ``python -m backup_server``."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+
+from arraylift import config
+
+config.quiet_grpc()
+
+from arraylift import daemon
+from arraylift.clock import SYSTEM_CLOCK
+from arraylift.durable import RealFiles
+from arraylift.errors import InvalidRequest
+from arraylift.pki import TlsMaterial
+from arraylift.rpc.server import service_of
+from arraylift.v1 import backup_pb2_grpc
+from backup_server.catalog import browse
+from backup_server.config import ServerSettings
+from backup_server.job_rules import Pacing
+from backup_server.peers import GrpcPeers
+from backup_server.server import BackupServer
+from backup_server.service.backup import BackupEdge
+
+
+def build(settings: ServerSettings, tls: TlsMaterial) -> daemon.Built:
+    """Open the database, resume jobs, join the service to it all."""
+    if not 1 <= settings.patience_seconds <= 24 * 3600:
+        raise InvalidRequest(f"patience_seconds is 1 to 86400, not {settings.patience_seconds}")
+    peers = GrpcPeers(tls)
+    server = BackupServer(
+        RealFiles(),
+        str(settings.state.expanduser().absolute()),
+        peers,
+        center_address=settings.vcenter,
+        clock=SYSTEM_CLOCK,
+        pacing=dataclasses.replace(Pacing(), patience_seconds=settings.patience_seconds),
+    )
+    server.start()
+    edge = BackupEdge(
+        server.engine, server.orders, server.backups, server.registry, peers=peers, browser=browse
+    )
+    services = [service_of(backup_pb2_grpc.add_BackupServiceServicer_to_server, edge)]
+    return daemon.Built(services, lambda: server.close(peers.close))
+
+
+if __name__ == "__main__":
+    sys.exit(daemon.run("server", ServerSettings, build))
