@@ -19,7 +19,20 @@ from typing import Annotated, Any
 import typer
 
 from arraylift import __version__
-from arraylift.cli import array, daemon, demo, interrupts, pki, target, up
+from arraylift.cli import (
+    array,
+    backups,
+    daemon,
+    demo,
+    files,
+    host,
+    interrupts,
+    job,
+    pki,
+    target,
+    up,
+    vm,
+)
 from arraylift.cli.command import COMMON, common_parameters
 from arraylift.cli.settings import Overrides
 from arraylift.errors import ArrayliftError, InvalidRequest
@@ -28,14 +41,14 @@ from arraylift.exit_codes import FAILED, INTERRUPTED, MEANINGS, OK, USAGE, exit_
 # Its own base classes moved from one package to another; typer's public name for them stays.
 _USAGE_ERROR = typer.BadParameter.__mro__[1]
 
-_HELP = "Back up whole disks: the array sends, the target keeps each piece once."
+_HELP = "Back up whole virtual machines: the array sends, the target keeps each piece once."
 _EPILOG = "\b\n" + "\n".join(
     [
         "Examples:",
-        "  arraylift up && arraylift array volumes import web1 disk.img",
-        "  arraylift array snapshots create web1 --name monday",
-        "  arraylift array snapshots send web1@monday",
-        "  arraylift target images restore web1 --as web1-restored",
+        "  arraylift up && arraylift vm create web --disk disk.img --start",
+        "  arraylift backup web",
+        "  arraylift files get web /etc/hosts",
+        "  arraylift restore web --as web-restored",
         "",
         "\b",
         "Exit codes:",
@@ -71,7 +84,7 @@ def build() -> typer.Typer:
         help=_HELP, epilog=_EPILOG, no_args_is_help=True, add_completion=False, rich_markup_mode=None
     )
     app.callback()(_root())
-    for noun in (up, daemon, pki, array, target, demo):
+    for noun in (up, vm, backups, files, job, host, array, target, pki, daemon, demo):
         noun.register(app)
     return app
 

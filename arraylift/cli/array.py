@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import typer
 
-from arraylift.cli import snapshots, volumes
+from arraylift.cli import peers, snapshots, volumes
 from arraylift.cli.command import group
 
 
 def register(app: typer.Typer) -> None:
     """Add the noun to the root."""
-    noun = group("Volumes and snapshots of a primary array.")
+    noun = group("Primary arrays: the registry, and volumes and snapshots of one.")
+    peers.register(noun, "array")
     volumes.register(noun)
     snapshots.register(noun)
     app.add_typer(noun, name="array")

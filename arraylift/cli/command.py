@@ -1,8 +1,9 @@
 """Declare commands: every one takes the common options and gets a Session.
 
 ``@command(app, "ls")`` registers ``def ls(session, ...)``: the decorator adds ``--json``, ``--debug``,
-``--state``, ``--pki``, ``--array`` and ``--target`` to its options, so that they may stand after the
-command as well as before it, and opens and closes the session around it.
+``--state``, ``--pki`` and the daemons' addresses to its options, so that they may stand after the
+command as well as before it, and opens and closes the session around it. A command's own option of
+the same name takes the place of the common one.
 Callers: modules of this package, while they are imported.
 """
 
@@ -42,6 +43,16 @@ COMMON: dict[str, Any] = {
         str | None,
         typer.Option(help="host:port; default: of the state.", metavar="ADDRESS", rich_help_panel=_PANEL),
     ],
+    "vcenter": Annotated[
+        str | None,
+        typer.Option(help="host:port; default: of the state.", metavar="ADDRESS", rich_help_panel=_PANEL),
+    ],
+    "server": Annotated[
+        str | None,
+        typer.Option(
+            help="Backup server, host:port; default: of the state.", metavar="ADDRESS", rich_help_panel=_PANEL
+        ),
+    ],
 }
 assert set(COMMON) == {item.name for item in dataclasses.fields(Overrides)}
 
@@ -72,9 +83,10 @@ def _with_session(function: Callable[..., None]) -> Callable[..., None]:
         for parameter in inspect.signature(function).parameters.values()
         if parameter.name != "session"
     ]
+    common = [name for name in COMMON if name not in {parameter.name for parameter in own}]
 
     def run(context: typer.Context, **values: Any) -> None:
-        given = Overrides(**{name: values.pop(name) for name in COMMON})
+        given = Overrides(**{name: values.pop(name) for name in common})
         before = context.find_root().obj
         assert isinstance(before, Overrides), "the root callback leaves its options there"
         with Session(given.over(before)) as session:
@@ -85,7 +97,7 @@ def _with_session(function: Callable[..., None]) -> Callable[..., None]:
     parameters = [
         first,
         *(parameter.replace(kind=keyword_only) for parameter in own),
-        *common_parameters(),
+        *(parameter for parameter in common_parameters() if parameter.name in common),
     ]
     described: Any = run
     described.__signature__ = inspect.Signature(parameters)

@@ -23,8 +23,11 @@ from arraylift.rpc.channel import CALL_SECONDS, TRANSFER_SECONDS, ResponseStream
 from arraylift.rpc.identity import Peer, peer_of_names
 from arraylift.v1 import (
     backup_logic_pb2_grpc,
+    backup_pb2_grpc,
     image_pb2_grpc,
     target_admin_pb2_grpc,
+    virtual_center_pb2_grpc,
+    vm_pb2_grpc,
     volume_pb2_grpc,
 )
 
@@ -66,6 +69,18 @@ class Connection:
     @cached_property
     def admin(self) -> target_admin_pb2_grpc.TargetAdminServiceStub:
         return target_admin_pb2_grpc.TargetAdminServiceStub(self._channel)
+
+    @cached_property
+    def vms(self) -> vm_pb2_grpc.VmServiceStub:
+        return vm_pb2_grpc.VmServiceStub(self._channel)
+
+    @cached_property
+    def center(self) -> virtual_center_pb2_grpc.VirtualCenterServiceStub:
+        return virtual_center_pb2_grpc.VirtualCenterServiceStub(self._channel)
+
+    @cached_property
+    def backups(self) -> backup_pb2_grpc.BackupServiceStub:
+        return backup_pb2_grpc.BackupServiceStub(self._channel)
 
     def call(
         self, method: Callable[..., Response], request: object, *, timeout_seconds: float = CALL_SECONDS

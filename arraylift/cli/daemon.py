@@ -26,13 +26,13 @@ def register(app: typer.Typer) -> None:
         app,
         "daemon",
         examples="arraylift daemon array --config /etc/arraylift/array1.toml\n"
-        "arraylift daemon target --print-config > target1.toml",
+        "arraylift daemon server --print-config > server1.toml",
     )(daemon)
 
 
 def daemon(
     session: Session,
-    name: Annotated[str, typer.Argument(metavar="array|target", help="Which daemon.")],
+    name: Annotated[str, typer.Argument(metavar="|".join(_MODULES), help="Which daemon.")],
     config: Annotated[Path | None, typer.Option(metavar="FILE", help="Its settings, TOML.")] = None,
     print_config: Annotated[
         bool, typer.Option("--print-config", help="Print all settings as TOML and exit.")

@@ -1,4 +1,4 @@
-"""Two similar ext4 disks out of this machine's own files, and changes to one of them.
+"""Two similar ext4 disks and a small one out of this machine's own files, and a change to come.
 
 Owns: everything below the directory it is given. Uses e2fsprogs: no mount, no root.
 Callers: the demo, main thread.
@@ -23,11 +23,11 @@ FILES_BYTES = 336 * MIB
 
 FILES_BYTES_MIN = 4 * MIB
 FILE_BYTES_MAX = 8 * MIB
-_SHARES = {"fresh": 2, "one": 7, "two": 7, "common": 84}  # per cent of what was taken
+_SHARES = {"fresh": 2, "one": 6, "two": 6, "data": 5, "common": 81}  # per cent of what was taken
 _FILES_MIN = 4  # of each set
 _BLOCK_BYTES = 4096
 _SPARE_BYTES = 48 * MIB
-_ROOM_FACTOR = 8  # stage, two disks, an export, pool and target
+_ROOM_FACTOR = 10  # stage, three disks, exports, a guest's copies, pool and target
 _PROGRAM_SECONDS = 120.0
 _SYSTEM_PATH = "/usr/sbin:/sbin"
 _DAMAGED = 4  # e2fsck's exit status bit: errors left uncorrected
@@ -36,28 +36,33 @@ Sets = dict[str, list[tuple[Path, int]]]
 
 
 @dataclass(frozen=True, slots=True)
+class Put:
+    """A local file that goes into a guest."""
+
+    disk: str
+    path: str
+    source: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What happens inside the first VM: the first put replaces a file, the others add one each."""
+
+    put: tuple[Put, ...]
+    removed: str
+    removed_source: Path  # what it was made of
+
+
+@dataclass(frozen=True, slots=True)
 class DemoDisks:
-    """Two disk images that share most of their files, and the way to change the first."""
+    """Two disk images that share most of their files, a smaller one beside the first, and a change."""
 
     directory: Path
     one: Path
+    data: Path
     two: Path
+    change: Change
     files_bytes: int
-
-    def change_one(self) -> str:
-        """Remove, replace and add files inside disk one; return what was done."""
-        fresh = sorted((self.directory / "fresh").iterdir())
-        removed = [f"/srv/one/{number:04d}" for number in range(3)]
-        commands = [f"rm {path}" for path in removed]
-        commands += [f"write {fresh[0]} {removed[0]}", "mkdir /srv/fresh"]
-        commands += [f"write {path} /srv/fresh/{path.name}" for path in fresh[1:]]
-        script = "\n".join(commands) + "\n"
-        ended = _run(["debugfs", "-w", "-f", "-", str(self.one)], text=script)
-        # debugfs ends with 0 whatever happened; only its banner is no complaint.
-        complaints = [line for line in ended.stderr.splitlines() if not line.startswith("debugfs ")]
-        if complaints:
-            raise ArrayliftError(f"debugfs could not change {self.one}: {complaints[0]}")
-        return f"{len(removed)} files removed, {len(fresh)} written"
 
 
 def find_programs() -> None:
@@ -67,7 +72,7 @@ def find_programs() -> None:
 
 
 def build(directory: Path, source: Path = Path("/usr"), *, files_bytes: int = FILES_BYTES) -> DemoDisks:
-    """Make both disks in ``directory``. Raises OutOfSpace, WrongState (too few files), NotFound."""
+    """Make the disks in ``directory``. Raises OutOfSpace, WrongState (too few files), NotFound."""
     sets = choose_files(source, files_bytes)
     total = sum(size for chosen in sets.values() for _, size in chosen)
     free = shutil.disk_usage(directory).free
@@ -80,9 +85,12 @@ def build(directory: Path, source: Path = Path("/usr"), *, files_bytes: int = FI
     stage = directory / "stage"
     for path, _ in sets["common"]:
         _copy(path, stage / "usr" / path.relative_to(source))
-    for name in ("one", "two", "fresh"):
+    for name in ("one", "two", "data", "fresh"):
         for number, (path, _) in enumerate(sets[name]):
             _copy(path, directory / name / f"{number:04d}")
+    data = directory / "disk-data.img"
+    _make_ext4(data, directory / "data", sets["data"], 3)
+    shutil.rmtree(directory / "data")
     # Both disks are made of one tree in which only srv/ differs.
     (stage / "srv").mkdir()
     disks = []
@@ -93,7 +101,19 @@ def build(directory: Path, source: Path = Path("/usr"), *, files_bytes: int = FI
         shutil.rmtree(stage / "srv" / name)
         disks.append(image)
     shutil.rmtree(stage)
-    return DemoDisks(directory=directory, one=disks[0], two=disks[1], files_bytes=total)
+    fresh = sorted((directory / "fresh").iterdir())
+    change = Change(
+        put=(
+            Put("disk0", "/srv/one/0000", fresh[0]),
+            Put("disk0", "/srv/one/added", fresh[1]),
+            Put("disk1", "/added", fresh[2]),
+        ),
+        removed="/srv/one/0001",
+        removed_source=sets["one"][1][0],
+    )
+    return DemoDisks(
+        directory=directory, one=disks[0], data=data, two=disks[1], change=change, files_bytes=total
+    )
 
 
 def choose_files(source: Path, files_bytes: int = FILES_BYTES) -> Sets:

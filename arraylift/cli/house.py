@@ -4,6 +4,7 @@ Invariants:
   U1 ``up`` is idempotent: what runs is left alone, what exists is never replaced.
   U2 if one daemon does not come up, those that this call started are stopped again.
   U3 one ``up`` or ``down`` at a time works on a state directory (flock on ``run/lock``).
+  U4 when ``up`` returns, the backup server knows the others, and the virtual center its host.
 Callers: main thread.
 """
 
@@ -13,21 +14,26 @@ import contextlib
 import dataclasses
 import os
 import socket
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from arraylift import pki
-from arraylift.cli import processes
+from arraylift.cli import peers, processes
 from arraylift.cli.connection import OPERATOR_NAME, OPERATOR_ROLE, Connection
 from arraylift.cli.interrupts import shielded
 from arraylift.cli.local_files import open_log
 from arraylift.cli.processes import ProcessRecord
 from arraylift.cli.settings import (
     BASE_PORT,
+    HOST,
     KINDS,
+    SERVER,
+    VCENTER,
     DaemonKind,
     DaemonSettings,
+    FollowsCenter,
     Layout,
     absolute,
     callable_address,
@@ -46,9 +52,13 @@ from arraylift.errors import (
 from arraylift.exit_codes import error_of
 from arraylift.rpc.address import check_bindable, split_address
 from arraylift.sizes import MIB
+from arraylift.v1 import virtual_center_pb2
 
 READY_SECONDS = 60.0
 """How long a daemon may take to answer its health check; it recovers its store meanwhile."""
+
+HOST_SECONDS = 20.0
+"""How long the host may take to make itself known to the virtual center."""
 
 LOG_BYTES_MAX = 16 * MIB
 """A longer log is set aside as ``<name>.log.1`` when its daemon is started."""
@@ -100,6 +110,7 @@ def up(
                         marks[kind] = _start(layout, kind, settings[kind], started)
             for kind, record in started:
                 _wait_ready(layout, kind, settings[kind], record, log_start=marks[kind])
+            _introduce(settings)
         except BaseException:
             with shielded():
                 for kind, record in reversed(started):
@@ -132,12 +143,8 @@ def configure(
     if base_port is not None and not 1 <= base_port <= PORT_MAX - 4:
         raise InvalidRequest(f"--base-port must be 1 to {PORT_MAX - 4}, not {base_port}")
     if not layout.config(kind).exists():
-        settings: DaemonSettings = kind.settings(
-            name=kind.name,
-            listen=f"127.0.0.1:{(base_port or BASE_PORT) + kind.port_offset}",
-            state=layout.data(kind),
-            pki=pki_directory or layout.pki,
-        )
+        port = (base_port or BASE_PORT) + kind.port_offset
+        settings = new_settings(layout, kind, port, pki_directory or layout.pki)
         write_settings(layout, kind, settings)
         return settings
     settings = layout.load(kind)
@@ -152,8 +159,23 @@ def configure(
             next_step="`arraylift down` first, then up with the new port",
         )
     moved = dataclasses.replace(settings, listen=wanted)
+    if isinstance(moved, FollowsCenter):
+        old_port = int(settings.listen.rpartition(":")[2]) - kind.port_offset + VCENTER.port_offset
+        if moved.vcenter == f"{host}:{old_port}":  # the local one, which moves too
+            center = f"{host}:{base_port + VCENTER.port_offset}" if base_port is not None else ""
+            moved = dataclasses.replace(moved, vcenter=center)
     write_settings(layout, kind, moved)
     return moved
+
+
+def new_settings(layout: Layout, kind: DaemonKind, port: int, pki_directory: Path) -> DaemonSettings:
+    """Return the settings of a new daemon; it calls the virtual center of the same directory."""
+    made: DaemonSettings = kind.settings(
+        name=kind.name, listen=f"127.0.0.1:{port}", state=layout.data(kind), pki=pki_directory
+    )
+    if isinstance(made, FollowsCenter) and layout.config(VCENTER).exists():
+        made = dataclasses.replace(made, vcenter=callable_address(layout.load(VCENTER).listen))
+    return made
 
 
 def write_settings(layout: Layout, kind: DaemonKind, settings: DaemonSettings) -> None:
@@ -251,6 +273,37 @@ def _wait_ready(
         subject=kind.name,
         next_step=f"look into {layout.log(kind)}",
     )
+
+
+def _introduce(settings: dict[DaemonKind, DaemonSettings]) -> None:
+    """U4. Raises DeadlineExceeded, and what the calls raise."""
+    of_server = settings[SERVER]
+    with contextlib.closing(
+        Connection(SERVER.noun, callable_address(of_server.listen), absolute(of_server.pki))
+    ) as server:
+        for kind, found in settings.items():
+            if kind is not SERVER:
+                peers.add_peer(server, kind.noun, found.name, callable_address(found.listen))
+    of_host, address = settings[HOST], callable_address(settings[VCENTER].listen)
+    if isinstance(of_host, FollowsCenter) and of_host.vcenter == address:
+        with contextlib.closing(Connection(VCENTER.noun, address, absolute(settings[VCENTER].pki))) as center:
+            _wait_host(center, of_host.name)
+
+
+def _wait_host(center: Connection, name: str) -> None:
+    deadline = SYSTEM_CLOCK.monotonic() + HOST_SECONDS
+    alive = virtual_center_pb2.HOST_STATE_ALIVE
+    while True:
+        hosts = center.call(center.center.ListHosts, virtual_center_pb2.ListHostsRequest()).hosts
+        if any(host.name == name and host.state == alive for host in hosts):
+            return
+        if SYSTEM_CLOCK.monotonic() > deadline:
+            raise DeadlineExceeded(
+                f"host {name} has not made itself known to {center.label} within {HOST_SECONDS:.0f} s",
+                subject=f"host {name}",
+                next_step="look into its log",
+            )
+        time.sleep(_POLL_SECONDS)
 
 
 def _start_failure(layout: Layout, kind: DaemonKind, record: ProcessRecord, log_start: int) -> ArrayliftError:

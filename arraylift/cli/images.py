@@ -131,7 +131,7 @@ def read(
             subject=f"image {image}",
             next_step="choose --offset and --length within it",
         )
-    pieces = _pieces(session.target, found.image_id, start, count)
+    pieces = read_pieces(session.target, found.image_id, start, count)
     if to is None:
         _write_out(pieces)
         return
@@ -145,7 +145,7 @@ def read(
     session.emit(document, f"{to}: {human(count)} of image {found.image_id}")
 
 
-def _pieces(target: Connection, image_id: str, start: int, count: int) -> Iterator[Piece]:
+def read_pieces(target: Connection, image_id: str, start: int, count: int) -> Iterator[Piece]:
     """Yield the bytes asked for, in order; a cut or wrong answer raises."""
     request = image_pb2.ReadRangeRequest(image_id=image_id, offset=start, length=count)
     cursor, end = start, start + count

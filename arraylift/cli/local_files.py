@@ -124,6 +124,42 @@ class SourceImage:
         )
 
 
+class SourceFile:
+    """A regular file of any size, opened to be read from its beginning. A context manager."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises NotFound, NotPermitted, InvalidRequest (no regular file)."""
+        self.path = path
+        self._descriptor = _open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        facts = os.fstat(self._descriptor)
+        self.size_bytes = facts.st_size
+        self.permissions = stat.S_IMODE(facts.st_mode)
+        if not stat.S_ISREG(facts.st_mode):
+            os.close(self._descriptor)
+            raise InvalidRequest(f"{path} is no regular file", subject=str(path))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        os.close(self._descriptor)
+
+    def pieces(self, piece_bytes: int) -> Iterator[bytes]:
+        """Yield the content, once."""
+        while True:
+            try:
+                data = os.read(self._descriptor, piece_bytes)
+            except OSError as error:
+                raise ArrayliftError(
+                    f"cannot read {self.path}: {error.strerror}", subject=str(self.path)
+                ) from None
+            if not data:
+                return
+            yield data
+
+
 class NewFile:
     """A file in the making: nothing at ``path`` before ``commit`` (L1, L2). A context manager."""
 
@@ -160,10 +196,16 @@ class NewFile:
                 written = os.pwrite(self._descriptor, view, offset)
                 view, offset = view[written:], offset + written
 
-    def commit(self, size_bytes: int) -> None:
-        """Give the file its size and its name. Raises AlreadyExists, OutOfSpace."""
+    def commit(
+        self, size_bytes: int, *, permissions: int | None = None, modified_at_ns: int | None = None
+    ) -> None:
+        """Give the file its size, attributes where given, and its name. Raises AlreadyExists, OutOfSpace."""
         with _naming(self.path):
             os.ftruncate(self._descriptor, size_bytes)
+            if permissions is not None:
+                os.fchmod(self._descriptor, permissions)
+            if modified_at_ns is not None:
+                os.utime(self._descriptor, ns=(modified_at_ns, modified_at_ns))
             os.fsync(self._descriptor)
             if self._overwrite:
                 os.replace(self._temporary, self.path)

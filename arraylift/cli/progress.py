@@ -55,6 +55,10 @@ class Progress:
         """Say how many bytes are done."""
         self._bar.update(self._task, completed=done_bytes)
 
+    def sized(self, done_bytes: int, total_bytes: int) -> None:
+        """Say how many bytes are done, and how many there are, where that is learned on the way."""
+        self._bar.update(self._task, completed=done_bytes, total=total_bytes or None)
+
     def transfer(self, spans_done: int, figures: common_pb2.TransferFigures) -> None:
         """Say how far a transfer is."""
         total = figures.spans_total

@@ -17,7 +17,7 @@ from rich.console import Console, RenderableType
 
 from arraylift.cli.connection import Connection
 from arraylift.cli.progress import Progress
-from arraylift.cli.settings import ARRAY, TARGET, DaemonKind, Overrides, Places, places
+from arraylift.cli.settings import ARRAY, SERVER, TARGET, VCENTER, DaemonKind, Overrides, Places, places
 from arraylift.errors import ArrayliftError
 from arraylift.exit_codes import exit_code, line_of, one_line
 
@@ -78,8 +78,23 @@ class Session:
     def target(self) -> Connection:
         return self._connect(TARGET)
 
+    @cached_property
+    def vcenter(self) -> Connection:
+        return self._connect(VCENTER)
+
+    @cached_property
+    def server(self) -> Connection:
+        return self._connect(SERVER)
+
+    def daemon_at(self, noun: str, address: str) -> Connection:
+        """Return a connection to a daemon that another one told us of; closed with the session."""
+        return self._connected(noun, address)
+
     def _connect(self, kind: DaemonKind) -> Connection:
-        connection = Connection(kind.noun, self.places.address(kind), self.places.pki_directory())
+        return self._connected(kind.noun, self.places.address(kind))
+
+    def _connected(self, noun: str, address: str) -> Connection:
+        connection = Connection(noun, address, self.places.pki_directory())
         self._connections.append(connection)
         return connection
 

@@ -15,13 +15,19 @@ from pathlib import Path
 from arraylift.config import load
 from arraylift.errors import NotFound
 from arraylift.rpc.address import split_address
+from backup_server.config import ServerSettings
 from dedup_target.config import TargetSettings
+from hostagent.config import HostSettings
 from primary_array.config import ArraySettings
+from vcenter.config import CenterSettings
 
 STATE_ROOT = Path("~/.local/state/arraylift")
 BASE_PORT = 7401
 
-DaemonSettings = ArraySettings | TargetSettings
+FollowsCenter = HostSettings | ServerSettings
+"""Settings with the address of a virtual center."""
+
+DaemonSettings = ArraySettings | TargetSettings | CenterSettings | HostSettings | ServerSettings
 
 _ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104  # to call, not to listen
 
@@ -34,7 +40,7 @@ class DaemonKind:
     module: str
     name: str
     port_offset: int
-    settings: type[ArraySettings | TargetSettings]
+    settings: type[DaemonSettings]
 
     @property
     def role(self) -> str:
@@ -44,17 +50,23 @@ class DaemonKind:
 
 ARRAY = DaemonKind("array", "primary_array", "array1", 2, ArraySettings)
 TARGET = DaemonKind("target", "dedup_target", "target1", 3, TargetSettings)
-KINDS = (ARRAY, TARGET)
+VCENTER = DaemonKind("vcenter", "vcenter", "vcenter1", 0, CenterSettings)
+HOST = DaemonKind("host", "hostagent", "host1", 1, HostSettings)
+SERVER = DaemonKind("server", "backup_server", "server1", 4, ServerSettings)
+KINDS = (TARGET, ARRAY, VCENTER, HOST, SERVER)
+"""In the order in which they are started: each calls those before it."""
 
 
 @dataclass(frozen=True, slots=True)
 class CliSettings:
-    """What the environment may say: ARRAYLIFT_STATE, _PKI, _ARRAY, _TARGET."""
+    """What the environment may say: ARRAYLIFT_STATE, _PKI, and the daemons' addresses."""
 
     state: Path = field(default=STATE_ROOT, metadata={"doc": "State directory of `arraylift up`."})
     pki: Path | None = field(default=None, metadata={"doc": "Directory with operator-admin.pem and ca.pem."})
     array: str | None = field(default=None, metadata={"doc": "host:port of the array."})
     target: str | None = field(default=None, metadata={"doc": "host:port of the target."})
+    vcenter: str | None = field(default=None, metadata={"doc": "host:port of the virtual center."})
+    server: str | None = field(default=None, metadata={"doc": "host:port of the backup server."})
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +79,8 @@ class Overrides:
     pki: Path | None = None
     array: str | None = None
     target: str | None = None
+    vcenter: str | None = None
+    server: str | None = None
 
     def over(self, other: Overrides) -> Overrides:
         """Return these options, and where they are not given those of ``other``."""
@@ -148,7 +162,12 @@ def places(overrides: Overrides, environment: CliSettings | None = None) -> Plac
     """Resolve where everything is. ``environment`` stands in for the process's own in tests."""
     found = load(CliSettings) if environment is None else environment
     pki = overrides.pki or found.pki
-    given = {"array": overrides.array or found.array, "target": overrides.target or found.target}
+    given = {
+        "array": overrides.array or found.array,
+        "target": overrides.target or found.target,
+        "vcenter": overrides.vcenter or found.vcenter,
+        "server": overrides.server or found.server,
+    }
     return Places(
         layout=Layout(absolute(overrides.state or found.state)),
         pki=absolute(pki) if pki else None,

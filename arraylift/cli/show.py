@@ -128,3 +128,14 @@ def figures_rows(figures: common_pb2.TransferFigures) -> list[tuple[str, object]
     if figures.bytes_read:
         rows.insert(-1, ("ratio", f"{ratio(figures.bytes_read, figures.bytes_stored)} read to stored"))
     return rows
+
+
+def short_name(enum: Any, value: int) -> str:
+    """Return an enum's value as people write it: without its prefix, in small letters."""
+    known = enum.DESCRIPTOR.values_by_number.get(value)
+    if known is None:
+        return str(value)
+    names = [each.name for each in enum.DESCRIPTOR.values]
+    prefix = names[0].removesuffix("UNSPECIFIED")
+    text = str(known.name).removeprefix(prefix)
+    return "" if text == "UNSPECIFIED" else text.lower().replace("_", " ")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import typer
 
-from arraylift.cli import images
+from arraylift.cli import images, peers
 from arraylift.cli.command import command, group
 from arraylift.cli.session import Session
 from arraylift.cli.show import pairs, plain, ratio
@@ -17,7 +17,8 @@ from arraylift.v1 import target_admin_pb2
 
 def register(app: typer.Typer) -> None:
     """Add the noun to the root."""
-    noun = group("The dedup target and its images.")
+    noun = group("Dedup targets: the registry, and statistics and images of one.")
+    peers.register(noun, "target")
     command(noun, "stats", examples="arraylift target stats --json")(stats)
     images.register(noun)
     app.add_typer(noun, name="target")

@@ -36,7 +36,8 @@ def up(
         int | None,
         typer.Option(
             metavar="N",
-            help=f"Move all ports: array N+2, target N+3. [default for a new state: {BASE_PORT}]",
+            help="Move all ports: vcenter N, host N+1, array N+2, target N+3, server N+4. "
+            f"[default for a new state: {BASE_PORT}]",
         ),
     ] = None,
 ) -> None:

@@ -9,7 +9,7 @@ Callers: main thread; requests are made on a thread of gRPC.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -127,9 +127,14 @@ def differences(
             subject=f"volume {volume.name}",
             next_step="give a file of the volume's size",
         )
-    differs = np.zeros(-(-source.size_bytes // GRANULE_BYTES), dtype=np.bool_)
     request = volume_pb2.ReadExtentsRequest(volume_name=volume.name)
-    for piece in read_pieces(array, request, volume.size_bytes):
+    return differing(read_pieces(array, request, volume.size_bytes), source, on_bytes)
+
+
+def differing(pieces: Iterable[Piece], source: SourceImage, on_bytes: OnBytes) -> Difference:
+    """Compare all bytes of a disk, which come in order, with a file of the same size."""
+    differs = np.zeros(-(-source.size_bytes // GRANULE_BYTES), dtype=np.bool_)
+    for piece in pieces:
         if piece.data is None:
             _compare_hole(source, piece, differs)
         else:

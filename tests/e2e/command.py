@@ -96,15 +96,16 @@ def processes_naming(text: str) -> list[int]:
 
 
 def free_base_port() -> int:
-    """Return N so that the array's N+2 and the target's N+3 are free."""
+    """Return N so that N to N+4, the daemons' ports, are free."""
     for _ in range(100):
-        with socket.socket() as one, socket.socket() as two:
-            one.bind(("127.0.0.1", 0))
-            port = int(one.getsockname()[1])
-            with contextlib.suppress(OSError, OverflowError):
-                two.bind(("127.0.0.1", port + 1))
-                return port - 2
-    raise AssertionError("no two neighbouring ports are free")
+        with contextlib.ExitStack() as stack, contextlib.suppress(OSError, OverflowError):
+            sockets = [stack.enter_context(socket.socket()) for _ in range(5)]
+            sockets[0].bind(("127.0.0.1", 0))
+            first = int(sockets[0].getsockname()[1])
+            for number, each in enumerate(sockets[1:], start=1):
+                each.bind(("127.0.0.1", first + number))
+            return first
+    raise AssertionError("no five neighbouring ports are free")
 
 
 def make_disk(path: Path, *, seed: int, size_bytes: int = 24 << 20) -> Path:

@@ -16,7 +16,7 @@ from tests.e2e.command import House, a_house, command, make_disk
 
 @pytest.fixture
 def running(tmp_path: Path) -> Iterator[House]:
-    """A house with both daemons up."""
+    """A house with all daemons up."""
     with a_house(tmp_path) as house:
         house.up()
         yield house
@@ -131,7 +131,8 @@ def test_a_daemon_that_is_down_is_named(running: House, tmp_path: Path, noun: st
     assert status.code == 8
     assert [each["kind"] for each in status.document if not each["up"]] == [noun]
     restarted = {each["kind"]: each["started"] for each in running.up()}
-    assert restarted == {"array": noun == "array", "target": noun == "target"}
+    kinds = ("target", "array", "vcenter", "host", "server")
+    assert restarted == {kind: kind == noun for kind in kinds}
     running.run("array", "snapshots", "send", "v@s")
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from arraylift.cli.processes import exited_within, read_record
-from tests.e2e.command import House, a_house, command
+from tests.e2e.command import House, a_house, command, free_base_port
 
 
 @pytest.fixture
@@ -24,24 +24,42 @@ def house(tmp_path: Path) -> Iterator[House]:
         yield made
 
 
+NAMES = ["target1", "array1", "vcenter1", "host1", "server1"]
+
+
 def pids(documents: list[dict[str, object]]) -> dict[object, object]:
     return {each["name"]: each["pid"] for each in documents}
 
 
 def test_up_and_down_may_be_repeated(house: House) -> None:
     first = house.up()
-    assert [each["started"] for each in first] == [True, True]
+    assert [each["name"] for each in first] == NAMES
+    assert [each["started"] for each in first] == [True] * 5
     assert all(each["up"] and each["version"] for each in first)
     again = house.json("up")
     assert pids(again) == pids(first)
-    assert [each["started"] for each in again] == [False, False]
+    assert [each["started"] for each in again] == [False] * 5
     assert pids(house.json("status")) == pids(first)
-    assert [each["result"] for each in house.json("down")] == ["stopped", "stopped"]
-    assert [each["result"] for each in house.json("down")] == ["not running", "not running"]
+    assert [each["daemon"] for each in house.json("down")] == NAMES[::-1]
+    assert [each["result"] for each in house.json("down")] == ["not running"] * 5
     assert house.processes() == []
     assert house.run("status", ok=False).code == 8
     after = house.json("up")
     assert [each["address"] for each in after] == [each["address"] for each in first]
+
+
+def test_up_introduces_the_daemons_to_each_other(house: House) -> None:
+    addresses = {each["kind"]: each["address"] for each in house.up()}
+    for noun in ("array", "target"):
+        (peer,) = house.json(noun, "ls", "--probe")
+        assert (peer["name"], peer["address"], peer["reachable"]) == (f"{noun}1", addresses[noun], True)
+    (host,) = house.json("host", "ls")
+    assert (host["name"], host["address"], host["state"]) == ("host1", addresses["host"], "host_state_alive")
+    house.run("down")
+    moved = {each["kind"]: each["address"] for each in house.json("up", "--base-port", free_base_port())}
+    assert not set(moved.values()) & set(addresses.values())
+    assert house.json("array", "ls")[0]["address"] == moved["array"]
+    assert [each["address"] for each in house.json("host", "ls")] == [moved["host"]]
 
 
 def test_only_what_is_missing_is_started(house: House) -> None:
@@ -52,7 +70,7 @@ def test_only_what_is_missing_is_started(house: House) -> None:
     assert exited_within(target, 10)
     second = house.up()
     assert pids(second)["array1"] == first["array1"]
-    assert [each["started"] for each in second] == [False, True]
+    assert [each["name"] for each in second if each["started"]] == ["target1"]
 
 
 def test_a_taken_port_is_one_line_and_leaves_nothing_running(house: House) -> None:
@@ -133,9 +151,8 @@ def test_status_and_down_without_daemons_say_how_to_get_them(house: House) -> No
 def test_the_operator_s_environment_is_not_the_daemons(house: House) -> None:
     """ARRAYLIFT_STATE, which House.environment sets, would put both stores into one directory."""
     states = [each["state"] for each in house.up()]
-    assert states == [str(house.state / "array1"), str(house.state / "target1")]
-    assert (house.state / "array1" / "lock").exists()
-    assert (house.state / "target1" / "lock").exists()
+    assert states == [str(house.state / name) for name in NAMES]
+    assert all((house.state / name / "lock").exists() for name in NAMES)
 
 
 def test_foreground_ends_with_its_daemons(house: House) -> None:

@@ -39,15 +39,24 @@ def test_the_demo_matches_and_leaves_nothing(tmp_path: Path) -> None:
     document = json.loads(ended.stdout)
     assert document["matched"] is True
     steps = {step["step"]: step["figures"] for step in document["steps"]}
-    full, increment = steps["back up disk one, full"], steps["back up disk one, increment"]
+    full, increment = steps["back up web, full"], steps["back up web, increment"]
     assert increment["bytes_read"] < full["bytes_read"] // 4
-    assert steps["back up disk two, full"]["bytes_stored"] < full["bytes_stored"] // 2
+    assert steps["back up shop, full"]["bytes_stored"] < full["bytes_stored"] // 2
+    frozen = {step["step"]: step["frozen_ns"] for step in document["steps"] if step["frozen_ns"]}
+    assert set(frozen) == {"back up web, full", "back up web, increment", "back up shop, full"}
+    done = [step["step"] for step in document["steps"]]
+    assert done[-4:] == [
+        "compare with web's disks",
+        "compare with the images",
+        "check the file systems",
+        "restore two files",
+    ]
     assert list(tmp_path.iterdir()) == []
     assert processes_naming(str(tmp_path)) == []
 
 
 @pytest.mark.timeout(SECONDS_MAX)
-@pytest.mark.parametrize("after", ["make two disks", "start daemons", "import disk one"])
+@pytest.mark.parametrize("after", ["make three disks", "start daemons", "create VM web", "back up web, full"])
 def test_an_interrupt_leaves_nothing(tmp_path: Path, after: str) -> None:
     need("mkfs.ext4", "debugfs", "e2fsck")
     process = subprocess.Popen(

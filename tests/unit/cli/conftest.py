@@ -1,4 +1,4 @@
-"""A fake array and a fake target behind real TLS, and the command run against them."""
+"""Fake daemons of all five kinds behind real TLS, and the command run against them."""
 
 from __future__ import annotations
 
@@ -18,28 +18,45 @@ from arraylift.cli.connection import Connection
 from arraylift.rpc.server import RpcServer, service_of
 from arraylift.v1 import (
     backup_logic_pb2_grpc,
+    backup_pb2_grpc,
     image_pb2_grpc,
     target_admin_pb2_grpc,
+    virtual_center_pb2,
+    virtual_center_pb2_grpc,
+    vm_pb2_grpc,
     volume_pb2_grpc,
 )
 from tests.unit.cli.fakes import FakeAdmin, FakeBackupLogic, FakeImages, FakeVolumes
+from tests.unit.cli.vm_fakes import FakeCenter, FakeHost, FakeServer
 
 
 @dataclass
 class Daemons:
-    """Both fakes, listening."""
+    """The fakes, listening."""
 
     pki: Path
     array_address: str = ""
     target_address: str = ""
+    vcenter_address: str = ""
+    server_address: str = ""
     volumes: FakeVolumes = field(default_factory=FakeVolumes)
     backup_logic: FakeBackupLogic = field(default_factory=FakeBackupLogic)
     admin: FakeAdmin = field(default_factory=FakeAdmin)
     images: FakeImages = field(default_factory=FakeImages)
+    center: FakeCenter = field(default_factory=FakeCenter)
+    host: FakeHost = field(default_factory=FakeHost)
+    server: FakeServer = field(default_factory=FakeServer)
 
     def options(self) -> list[str]:
         """What leads the command to them."""
-        return ["--pki", str(self.pki), "--array", self.array_address, "--target", self.target_address]
+        addresses = {
+            "array": self.array_address,
+            "target": self.target_address,
+            "vcenter": self.vcenter_address,
+            "server": self.server_address,
+        }
+        words = [word for noun, address in addresses.items() for word in (f"--{noun}", address)]
+        return ["--pki", str(self.pki), *words]
 
 
 @dataclass
@@ -57,12 +74,14 @@ class Ended:
 
 Arraylift = Callable[..., Ended]
 
+NAMES = {"array": "a7", "target": "t7", "vcenter": "v7", "host": "h7", "server": "s7"}
+
 
 @pytest.fixture(scope="session")
 def pki_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("pki")
     pki.init_ca(str(directory))
-    for role, name in (("operator", "admin"), ("array", "a7"), ("target", "t7")):
+    for role, name in (("operator", "admin"), *NAMES.items()):
         pki.issue(str(directory), role, name)
     return directory
 
@@ -72,28 +91,33 @@ def daemons(pki_directory: Path) -> Iterator[Daemons]:
     made = Daemons(pki_directory)
     # In a process of their own their logs would be on its standard error.
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger("critical"))
-    array = RpcServer(
-        "127.0.0.1:0",
-        pki.load(str(pki_directory), "array", "a7"),
-        [
+    services = {
+        "array": [
             service_of(volume_pb2_grpc.add_VolumeServiceServicer_to_server, made.volumes),
             service_of(backup_logic_pb2_grpc.add_BackupLogicServiceServicer_to_server, made.backup_logic),
         ],
-    )
-    target = RpcServer(
-        "127.0.0.1:0",
-        pki.load(str(pki_directory), "target", "t7"),
-        [
+        "target": [
             service_of(image_pb2_grpc.add_ImageServiceServicer_to_server, made.images),
             service_of(target_admin_pb2_grpc.add_TargetAdminServiceServicer_to_server, made.admin),
         ],
-    )
-    array.start()
-    target.start()
-    made.array_address, made.target_address = array.address, target.address
+        "vcenter": [
+            service_of(virtual_center_pb2_grpc.add_VirtualCenterServiceServicer_to_server, made.center)
+        ],
+        "host": [service_of(vm_pb2_grpc.add_VmServiceServicer_to_server, made.host)],
+        "server": [service_of(backup_pb2_grpc.add_BackupServiceServicer_to_server, made.server)],
+    }
+    running = {
+        noun: RpcServer("127.0.0.1:0", pki.load(str(pki_directory), noun, NAMES[noun]), served)
+        for noun, served in services.items()
+    }
+    for server in running.values():
+        server.start()
+    made.array_address, made.target_address = running["array"].address, running["target"].address
+    made.vcenter_address, made.server_address = running["vcenter"].address, running["server"].address
+    made.center.host = virtual_center_pb2.Host(name="h7", address=running["host"].address)
     yield made
-    array.stop(0)
-    target.stop(0)
+    for server in running.values():
+        server.stop(0)
     structlog.reset_defaults()
 
 
@@ -116,7 +140,7 @@ def bare(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Iterator[Arraylift]:
     """The command, in this process, with an empty state directory."""
-    for name in ("STATE", "PKI", "ARRAY", "TARGET"):
+    for name in ("STATE", "PKI", "ARRAY", "TARGET", "VCENTER", "SERVER"):
         monkeypatch.delenv(f"ARRAYLIFT_{name}", raising=False)
     monkeypatch.setenv("ARRAYLIFT_STATE", str(tmp_path / "state"))
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
@@ -136,6 +160,6 @@ def arraylift(bare: Arraylift, daemons: Daemons) -> Arraylift:
     """The command, talking to the fakes."""
 
     def talking(*arguments: object) -> Ended:
-        return bare(*arguments, *daemons.options())
+        return bare(*daemons.options(), *arguments)  # a command's own --array comes later, and wins
 
     return talking

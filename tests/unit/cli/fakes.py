@@ -73,6 +73,12 @@ class FakeVolumes(volume_pb2_grpc.VolumeServiceServicer):
             written += len(extent.data)
         return volume_pb2.ImportVolumeResponse(volume=self._volume(header.name), bytes_written=written)
 
+    def DeleteVolume(
+        self, request: volume_pb2.DeleteVolumeRequest, context: Context
+    ) -> volume_pb2.DeleteVolumeResponse:
+        self.volumes.pop(request.name, None)
+        return volume_pb2.DeleteVolumeResponse()
+
     def ReadExtents(
         self, request: volume_pb2.ReadExtentsRequest, context: Context
     ) -> Iterator[volume_pb2.ReadExtentsResponse]:

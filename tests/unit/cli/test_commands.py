@@ -14,6 +14,7 @@ from arraylift.v1 import image_pb2
 from tests.unit.cli.conftest import Arraylift, Daemons
 from tests.unit.cli.fakes import hex_id
 
+COMMON = ("--json", "--state", "--pki", "--array", "--target", "--vcenter", "--server")
 LEAVES = [
     ["up"],
     ["down"],
@@ -22,6 +23,15 @@ LEAVES = [
     ["daemon"],
     *(["pki", verb] for verb in ("init", "issue", "show")),
     *(["array", "volumes", verb] for verb in ("ls", "create", "rm", "import", "export", "write")),
+    *([noun, verb] for noun in ("array", "target") for verb in ("add", "ls", "rm")),
+    *(["host", verb] for verb in ("ls", "add", "rm")),
+    *(["vm", verb] for verb in ("create", "ls", "show", "start", "stop", "rm")),
+    *(["vm", "files", verb] for verb in ("put", "get", "ls", "rm")),
+    ["backup"],
+    ["restore"],
+    *(["backups", verb] for verb in ("ls", "show", "verify", "rm")),
+    *(["files", verb] for verb in ("ls", "get")),
+    *(["job", verb] for verb in ("ls", "show", "watch", "cancel")),
     *(["array", "snapshots", verb] for verb in ("ls", "create", "rm", "send")),
     ["target", "stats"],
     *(["target", "images", verb] for verb in ("ls", "show", "restore", "read")),
@@ -35,7 +45,7 @@ def test_every_command_has_help_with_an_example_and_the_common_options(
     ended = bare(*leaf, "--help")
     assert ended.code == 0
     assert f"arraylift {' '.join(leaf)}" in ended.out.partition("Examples:")[2]
-    assert all(option in ended.out for option in ("--json", "--state", "--pki", "--array", "--target"))
+    assert all(option in ended.out for option in COMMON)
 
 
 def test_help_documents_every_exit_code(bare: Arraylift) -> None:
@@ -54,7 +64,7 @@ def test_version(bare: Arraylift) -> None:
         (["array", "volumes", "import"], "see `arraylift array volumes import --help`"),
         (["up", "--base-port", "many"], "--base-port"),
         (["up", "--base-port", "70000"], "--base-port must be 1 to 65531"),
-        (["daemon", "fridge"], "there is no daemon 'fridge'; use one of array, target"),
+        (["daemon", "fridge"], "there is no daemon 'fridge'; use one of target, array, vcenter, host"),
         (["pki", "issue", "fridge", "f1"], "'fridge' is not a role"),
         (["array", "volumes", "ls", "--array", "nowhere"], "'nowhere' is not an address"),
         (["array", "volumes", "create", "v", "many"], "'many' is not a size"),

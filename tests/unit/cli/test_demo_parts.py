@@ -9,13 +9,15 @@ import pytest
 
 from arraylift.cli import demo_disks
 from arraylift.cli.connection import Connection
-from arraylift.cli.demo import compare
+from arraylift.cli.demo_story import compare_image, compare_volume
 from arraylift.cli.session import Session
 from arraylift.cli.settings import Overrides
 from arraylift.errors import Corruption, NotFound, OutOfSpace, WrongState
 from arraylift.sizes import MIB
+from arraylift.v1 import image_pb2
 from tests.programs import need
 from tests.unit.cli.conftest import Daemons
+from tests.unit.cli.fakes import hex_id
 
 
 @pytest.fixture
@@ -58,17 +60,20 @@ def test_missing_programs_are_named_with_their_package(monkeypatch: pytest.Monke
         demo_disks.find_programs()
 
 
-def test_the_disks_are_whole_similar_and_change(source: Path, tmp_path: Path) -> None:
+def test_the_disks_are_whole_and_similar_and_a_change_is_at_hand(source: Path, tmp_path: Path) -> None:
     need("mkfs.ext4", "debugfs", "e2fsck")
     work = tmp_path / "work"
     work.mkdir()
     disks = demo_disks.build(work, source)
-    before = disks.one.read_bytes()
-    for path in (disks.one, disks.two):
+    for path in (disks.one, disks.two, disks.data):
         demo_disks.check_file_system(path)
-    assert disks.change_one() == "3 files removed, 4 written"
-    demo_disks.check_file_system(disks.one)
-    assert disks.one.read_bytes() != before
+    removed = subprocess.run(
+        [demo_disks._program("debugfs"), "-R", f"cat {disks.change.removed}", str(disks.one)],
+        check=True,
+        capture_output=True,
+    ).stdout
+    assert removed == disks.change.removed_source.read_bytes()
+    assert len({put.source for put in disks.change.put}) == 3
     assert disks.one.stat().st_size == disks.two.stat().st_size
     assert not (work / "stage").exists()
 
@@ -89,16 +94,24 @@ def test_a_damaged_file_system_is_not_called_clean(source: Path, tmp_path: Path)
 
 @pytest.mark.parametrize("at", [0, 65_535, 65_536, 300_000, 1_048_575])
 def test_one_wrong_byte_fails_the_comparison(
-    array: Connection, daemons: Daemons, tmp_path: Path, at: int
+    array: Connection, target: Connection, daemons: Daemons, tmp_path: Path, at: int
 ) -> None:
     path = tmp_path / "disk"
     path.write_bytes(bytes(MIB))
     daemons.volumes.volumes["v"] = bytearray(MIB)
+    daemons.images.images = [image_pb2.Image(image_id=hex_id(1), image_bytes=MIB)]
+    daemons.images.content = bytes(MIB)
     with Session(Overrides(json=True)) as session:
-        assert compare(session, array, "v", path) == "1.0 MiB equal"
-        daemons.volumes.volumes["v"][at] = 1
-        with pytest.raises(Corruption, match="volume v differs from its source"):
-            compare(session, array, "v", path)
+        compare_volume(session, array, "v", path)
+        compare_image(session, target, hex_id(1), path)
+        wrong = bytearray(MIB)
+        wrong[at] = 1
+        daemons.volumes.volumes["v"] = wrong
+        daemons.images.content = bytes(wrong)
+        with pytest.raises(Corruption, match="volume v differs from the restored one"):
+            compare_volume(session, array, "v", path)
+        with pytest.raises(Corruption, match=f"image {hex_id(1)} differs from the restored one"):
+            compare_image(session, target, hex_id(1), path)
 
 
 def test_a_volume_of_another_size_fails_the_comparison(
@@ -106,5 +119,5 @@ def test_a_volume_of_another_size_fails_the_comparison(
 ) -> None:
     (tmp_path / "disk").write_bytes(bytes(MIB))
     daemons.volumes.volumes["v"] = bytearray(MIB + 512)
-    with Session(Overrides(json=True)) as session, pytest.raises(Corruption, match="its source 1,048,576"):
-        compare(session, array, "v", tmp_path / "disk")
+    with Session(Overrides(json=True)) as session, pytest.raises(Corruption, match="restored one 1,048,576"):
+        compare_volume(session, array, "v", tmp_path / "disk")

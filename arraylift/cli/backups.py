@@ -1,0 +1,257 @@
+"""``arraylift backup``, ``restore`` and ``backups``: VMs to the target and back.
+
+Callers: the command line, main thread.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from arraylift.cli import jobs
+from arraylift.cli.command import command, group
+from arraylift.cli.connection import Connection
+from arraylift.cli.session import Session
+from arraylift.cli.show import moment, pairs, plain, row, short_name, table
+from arraylift.errors import Corruption, InvalidRequest, NotFound
+from arraylift.rpc.channel import LONG_CALL_SECONDS
+from arraylift.sizes import human
+from arraylift.v1 import backup_pb2, vm_pb2
+
+PREFIX_CHARS_MIN = 4
+_PREFIX = re.compile(rf"[0-9a-f]{{{PREFIX_CHARS_MIN},32}}")
+
+BackupReference = Annotated[
+    str, typer.Argument(metavar="BACKUP", help="An id, how that begins, or a VM's name: its newest.")
+]
+NoWait = Annotated[bool, typer.Option("--no-wait", help="Start only; see `arraylift job watch`.")]
+Direct = Annotated[bool, typer.Option("--direct", help="Ask hosts, not the virtual center.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the root."""
+    command(
+        app,
+        "backup",
+        examples="arraylift backup web db\narraylift backup --all\narraylift backup --tag tier=gold --full",
+    )(backup)
+    command(
+        app,
+        "restore",
+        examples="arraylift restore web --as web-restored --start\narraylift restore 3f2a --host host2",
+    )(restore)
+    noun = group("Backups that exist.")
+    command(noun, "ls", examples="arraylift backups ls\narraylift backups ls web --json")(ls)
+    command(noun, "show", examples="arraylift backups show web")(show)
+    command(noun, "verify", examples="arraylift backups verify 3f2a")(verify)
+    command(noun, "rm", examples="arraylift backups rm 3f2a")(rm)
+    app.add_typer(noun, name="backups")
+
+
+def backup(
+    session: Session,
+    vms: Annotated[list[str] | None, typer.Argument(metavar="[VM]...", help="Names or ids.")] = None,
+    every: Annotated[bool, typer.Option("--all", help="Every VM.")] = False,
+    tag: Annotated[str, typer.Option(metavar="KEY=VALUE", help="Every VM with that tag.")] = "",
+    full: Annotated[bool, typer.Option("--full", help="Read and offer everything.")] = False,
+    direct: Direct = False,
+    target: Annotated[
+        str, typer.Option(metavar="TARGET", help="Registered name. [default: the only one]")
+    ] = "",
+    no_wait: NoWait = False,
+) -> None:
+    """Back up VMs, each by a job of its own; ends with the exit code of the worst."""
+    if sum((bool(vms), every, bool(tag))) != 1:
+        raise InvalidRequest("name VMs, or give --all, or --tag", next_step="see `arraylift backup --help`")
+    server = session.server
+    request = backup_pb2.StartBackupRequest(
+        vms=vms or [], all=every, tag=tag, full=full, direct=direct, target=target
+    )
+    answer = server.call(server.backups.StartBackup, request, timeout_seconds=LONG_CALL_SECONDS)
+    _wait(session, list(answer.job_ids), no_wait=no_wait)
+
+
+def restore(
+    session: Session,
+    backup: BackupReference,
+    as_name: Annotated[
+        str, typer.Option("--as", metavar="NAME", help="Of the new VM. [default: NAME-restored]")
+    ] = "",
+    host: Annotated[str, typer.Option(metavar="HOST", help="Its name. [default: chosen]")] = "",
+    array: Annotated[
+        str, typer.Option(metavar="ARRAY", help="Registered name. [default: each disk's own]")
+    ] = "",
+    start: Annotated[bool, typer.Option("--start", help="Power it on afterwards.")] = False,
+    keep_identity: Annotated[
+        bool,
+        typer.Option("--keep-identity", help="The same UUID and MAC addresses: the old VM must be gone."),
+    ] = False,
+    direct: Direct = False,
+    no_wait: NoWait = False,
+) -> None:
+    """Restore a backup as a new VM with new volumes."""
+    server = session.server
+    request = backup_pb2.StartRestoreRequest(
+        backup_id=find_backup(server, backup).backup_id,
+        as_name=as_name,
+        host=host,
+        array=array,
+        start=start,
+        direct=direct,
+        keep_identity=keep_identity,
+    )
+    answer = server.call(server.backups.StartRestore, request, timeout_seconds=LONG_CALL_SECONDS)
+    _wait(session, [answer.job_id], no_wait=no_wait)
+
+
+def _wait(session: Session, job_ids: list[str], *, no_wait: bool) -> None:
+    if no_wait or not job_ids:
+        shown = table("id")
+        for job_id in job_ids:
+            row(shown, job_id)
+        session.emit([{"job_id": job_id} for job_id in job_ids], shown if job_ids else "no VM was found")
+        return
+    ended = jobs.follow(session, session.server, job_ids)
+    session.emit([plain(job) for job in ended], jobs.summary(ended))
+    jobs.check_outcome(ended)
+
+
+def ls(
+    session: Session,
+    vm: Annotated[str, typer.Argument(metavar="[VM]", help="Only of this VM, by name or id.")] = "",
+) -> None:
+    """List backups, newest first."""
+    server = session.server
+    found = server.call(server.backups.ListBackups, backup_pb2.ListBackupsRequest(vm=vm)).backups
+    session.emit([plain(each) for each in found], _table(found))
+
+
+def show(session: Session, backup: BackupReference) -> None:
+    """Show one backup, its disks and what it cost."""
+    found = find_backup(session.server, backup)
+    frozen = f"{found.frozen_ns / 1e6:.1f} ms" if found.frozen_ns else "not frozen"
+    rows: list[tuple[str, object]] = [
+        ("backup", found.backup_id),
+        ("vm", f"{found.vm_name} ({found.vm_id})"),
+        ("target", found.target),
+        ("snapshot", moment(found.snapshot_at_ns)),
+        ("consistency", f"{short_name(vm_pb2.ConsistencyLevel, found.level)}, {frozen}"),
+        ("sent as", _kind(found)),
+        ("memory", human(found.config.memory_bytes)),
+        ("CPUs", found.config.cpus),
+    ]
+    for disk in found.disks:
+        read, stored = human(disk.figures.bytes_read), human(disk.figures.bytes_stored)
+        rows.append((disk.disk_name, f"{human(disk.size_bytes)}, read {read}, stored {stored}"))
+        rows.append(("", f"image {disk.image_id}"))
+        rows.append(("", f"root {disk.root.hex()}"))
+    session.emit(plain(found), pairs(rows))
+
+
+def verify(session: Session, backup: BackupReference) -> None:
+    """Read every image whole at the target, each segment against its fingerprint."""
+    server = session.server
+    found = find_backup(server, backup)
+    done: dict[str, tuple[int, int]] = {}
+    request = backup_pb2.VerifyBackupRequest(backup_id=found.backup_id)
+    whole = sum(disk.size_bytes for disk in found.disks)
+    with (
+        session.progress(f"verify {found.vm_name}", whole) as bar,
+        server.stream(server.backups.VerifyBackup, request) as responses,
+    ):
+        for response in responses:
+            done[response.disk_name] = (response.bytes_verified, response.bytes_total)
+            bar.update(sum(verified for verified, _ in done.values()))
+    shown = table("disk", ">verified")
+    for disk in found.disks:
+        verified, total = done.get(disk.disk_name, (0, 0))
+        if verified != total or total != disk.size_bytes:
+            raise Corruption(
+                f"{server.label} verified {verified:,} of {disk.size_bytes:,} bytes of {disk.disk_name}",
+                subject=f"backup {found.backup_id}",
+                next_step="repeat it; look into the target's log",
+            )
+        row(shown, disk.disk_name, human(verified))
+    session.emit(
+        {"backup_id": found.backup_id, "disks": {name: verified for name, (verified, _) in done.items()}},
+        shown,
+    )
+
+
+def rm(
+    session: Session,
+    backup: Annotated[str, typer.Argument(metavar="BACKUP", help="Its id, or how that begins.")],
+    missing_ok: Annotated[bool, typer.Option("--missing-ok", help="Fine if there is none.")] = False,
+) -> None:
+    """Remove a backup with its images; no other backup needs it."""
+    server = session.server
+    try:
+        found = find_backup(server, backup, by_vm=False)
+    except NotFound:
+        if not missing_ok:
+            raise
+        session.emit({"removed": None}, f"there was no backup {backup}")
+        return
+    request = backup_pb2.DeleteBackupRequest(backup_id=found.backup_id, missing_ok=missing_ok)
+    server.call(server.backups.DeleteBackup, request, timeout_seconds=LONG_CALL_SECONDS)
+    session.emit({"removed": found.backup_id}, f"removed backup {found.backup_id} of {found.vm_name}")
+
+
+def find_backup(server: Connection, reference: str, *, by_vm: bool = True) -> backup_pb2.Backup:
+    """Return the backup of an id, the newest of a VM, or the one whose id begins so, in this order.
+
+    Raises NotFound, InvalidRequest (several begin so).
+    """
+    answer: backup_pb2.ListBackupsResponse = server.call(
+        server.backups.ListBackups, backup_pb2.ListBackupsRequest()
+    )
+    listed = answer.backups
+    for each in listed:
+        if each.backup_id == reference:
+            return each
+    of_vm = [each for each in listed if by_vm and reference in {each.vm_name, each.vm_id}]
+    if of_vm:
+        return max(of_vm, key=lambda each: each.snapshot_at_ns)
+    begin = [each for each in listed if _PREFIX.fullmatch(reference) and each.backup_id.startswith(reference)]
+    if len(begin) > 1:
+        raise InvalidRequest(
+            f"{len(begin)} backups begin with {reference}",
+            subject=f"backup {reference}",
+            next_step="give more of the id of one: " + ", ".join(each.backup_id for each in begin[:4]),
+        )
+    if not begin:
+        what = "an id" if not by_vm else "an id or a VM's name"
+        raise NotFound(
+            f"there is no backup {reference}",
+            subject=f"backup {reference}",
+            next_step=f"give {what}; see `arraylift backups ls`",
+        )
+    return begin[0]
+
+
+def _kind(backup: backup_pb2.Backup) -> str:
+    return "incremental" if backup.incremental else "full"
+
+
+def _table(found: list[backup_pb2.Backup]) -> Table:
+    shown = table(
+        "vm", "snapshot", "sent as", "consistency", ">disks", ">size", ">read", ">stored", "target", "id"
+    )
+    for each in found:
+        row(
+            shown,
+            each.vm_name,
+            moment(each.snapshot_at_ns),
+            _kind(each),
+            short_name(vm_pb2.ConsistencyLevel, each.level),
+            len(each.disks),
+            human(sum(disk.size_bytes for disk in each.disks)),
+            human(sum(disk.figures.bytes_read for disk in each.disks)),
+            human(sum(disk.figures.bytes_stored for disk in each.disks)),
+            each.target,
+            each.backup_id,
+        )
+    return shown
