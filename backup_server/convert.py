@@ -202,8 +202,9 @@ def job_to_pb(view: JobView) -> backup_pb2.Job:
             backup_pb2.JobStep(
                 name=step.name,
                 started_at_ns=step.started_at_ns,
-                ended_at_ns=step.ended_at_ns,
-                detail=step.detail,
+                # With its job every step is over, done or not.
+                ended_at_ns=step.ended_at_ns or job.ended_at_ns,
+                detail=step.detail if step.ended_at_ns or not job.state.ended else "not done",
             )
             for step in view.steps
         ],

@@ -179,6 +179,8 @@ def test_a_failed_job_tells_why(desk: Desk) -> None:
     job = desk.back_up()
     assert job.state == pb.JOB_STATE_FAILED
     assert job.error_text == "not this guest"
+    assert (job.steps[-1].name, job.steps[-1].detail) == ("snapshot", "not done")
+    assert job.steps[-1].ended_at_ns == job.ended_at_ns
     assert (job.error.reason, job.error.subject, job.error.next_step, dict(job.error.fields)) == (
         "not_permitted",
         "VM web1",
