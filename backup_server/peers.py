@@ -353,6 +353,9 @@ class GrpcArray(_Caller):
         grant: bytes = self._ask("PrepareRestore", request).grant
         return grant
 
+    def revoke_restore(self, transfer_id: str) -> None:
+        self._ask("RevokeRestore", volume_pb2.RevokeRestoreRequest(transfer_id=transfer_id), slow=True)
+
     def volume_size(self, name: str) -> int | None:
         found = self._ask("ListVolumes", volume_pb2.ListVolumesRequest(name=name)).volumes
         return found[0].size_bytes if found else None
@@ -369,9 +372,15 @@ class GrpcTarget(_Caller):
         super().__init__(peers, str(peer), peer.address)
         self._name = peer.name
 
-    def create_grant(self, transfer_id: str, *, array: str, image_name: str, full: bool) -> tuple[bytes, str]:
+    def create_grant(
+        self, transfer_id: str, *, array: str, image_name: str, full: bool, base_image_id: str = ""
+    ) -> tuple[bytes, str]:
         request = target_admin_pb2.CreateGrantRequest(
-            transfer_id=transfer_id, array=array, image_name=image_name, no_base=full
+            transfer_id=transfer_id,
+            array=array,
+            image_name=image_name,
+            no_base=full,
+            base_image_id=base_image_id,
         )
         answer = self.call(target_admin_pb2_grpc.TargetAdminServiceStub, "CreateGrant", request)
         return answer.grant, answer.base_image_id

@@ -100,6 +100,10 @@ class Array(Protocol):
         """The grant."""
         ...
 
+    def revoke_restore(self, transfer_id: str) -> None:
+        """Give up what was prepared; one that has committed, or is unknown, is no error."""
+        ...
+
     def volume_size(self, name: str) -> int | None:
         """None: there is no such volume."""
         ...
@@ -112,8 +116,13 @@ class Array(Protocol):
 class Target(Protocol):
     """ImageService and TargetAdminService of one target."""
 
-    def create_grant(self, transfer_id: str, *, array: str, image_name: str, full: bool) -> tuple[bytes, str]:
-        """The grant, and the id of the base that the target chose, if any."""
+    def create_grant(
+        self, transfer_id: str, *, array: str, image_name: str, full: bool, base_image_id: str = ""
+    ) -> tuple[bytes, str]:
+        """The grant, and the id of the base; where none is named the target chooses one, if any.
+
+        Raises NotFound (the base that is named), AlreadyExists (granted with another base).
+        """
         ...
 
     def revoke_grant(self, transfer_id: str) -> None:

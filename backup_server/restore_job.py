@@ -185,11 +185,19 @@ class RestoreJob:
             chores.append(("vm", remove_vm))
         for planned in plan.disks:
             if run.began(step_name("send", planned.disk.name)):
-                chores.append((f"volume {planned.disk.name}", self._removal(planned.disk)))
+                transfer = transfer_id(run.job.job_id, planned.disk.name)
+                chores.append((f"volume {planned.disk.name}", self._removal(planned.disk, transfer)))
         run.tidy(chores)
 
-    def _removal(self, disk: Disk) -> Callable[[], None]:
-        return lambda: self._array(disk).delete_volume(disk.volume_name)
+    def _removal(self, disk: Disk, transfer: str) -> Callable[[], None]:
+        """First what is still on its way, then what has arrived."""
+
+        def remove() -> None:
+            array = self._array(disk)
+            array.revoke_restore(transfer)
+            array.delete_volume(disk.volume_name)
+
+        return remove
 
     # -- views ------------------------------------------------------------------------------
 

@@ -211,9 +211,15 @@ class Restores:
                 del self._entries[entry.grant.transfer_id]
         for entry in lapsed:
             _log.info("restore_lapsed", transfer=entry.grant.transfer_id)
-            if entry.restore is not None:
-                entry.restore.fail(LeaseLost("the restore's lease lapsed"))
-                entry.restore.draft.abort()
+            _abort(entry, LeaseLost("the restore's lease lapsed"))
+
+    def revoke(self, transfer_id: TransferId) -> None:
+        """Give a restore up that has not committed; does nothing for any other."""
+        with self._lock:
+            entry = self._entries.pop(transfer_id, None)
+        if entry is not None:
+            _log.info("restore_revoked", transfer=transfer_id)
+            _abort(entry, LeaseLost("the restore was given up"))
 
     def close(self) -> None:
         """Stop the reaper; drafts stay as their notes say."""
@@ -348,6 +354,13 @@ class _Spans:
             done.append((self._spans.popleft(), plain, leaf))
             self._at = end
         return done
+
+
+def _abort(entry: _Entry, cause: ArrayliftError) -> None:
+    """End the lanes of a restore that is no longer registered, then remove what they wrote."""
+    if entry.restore is not None:
+        entry.restore.fail(cause)
+        entry.restore.draft.abort()
 
 
 def _lapsed(transfer_id: TransferId) -> NotFound:

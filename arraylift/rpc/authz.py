@@ -69,7 +69,8 @@ def _rules() -> dict[str, frozenset[str]]:
         for method in methods.split()
     }
     # Opens a door for a target to write into the pool: a host has no business there.
-    rules["/arraylift.v1.VolumeService/PrepareRestore"] = MANAGEMENT
+    for method in ("PrepareRestore", "RevokeRestore"):
+        rules[f"/arraylift.v1.VolumeService/{method}"] = MANAGEMENT
     # A host speaks for itself only: the handler checks the name against the certificate.
     for method in ("RegisterHost", "ReportInventory"):
         rules[f"/arraylift.v1.VirtualCenterService/{method}"] = frozenset({"host"})

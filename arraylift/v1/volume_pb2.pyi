@@ -239,6 +239,16 @@ class PrepareRestoreResponse(_message.Message):
     grant: bytes
     def __init__(self, grant: _Optional[bytes] = ...) -> None: ...
 
+class RevokeRestoreRequest(_message.Message):
+    __slots__ = ("transfer_id",)
+    TRANSFER_ID_FIELD_NUMBER: _ClassVar[int]
+    transfer_id: str
+    def __init__(self, transfer_id: _Optional[str] = ...) -> None: ...
+
+class RevokeRestoreResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
 class GetPoolStatsRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...

@@ -89,6 +89,11 @@ class VolumeServiceStub:
                 request_serializer=arraylift_dot_v1_dot_volume__pb2.PrepareRestoreRequest.SerializeToString,
                 response_deserializer=arraylift_dot_v1_dot_volume__pb2.PrepareRestoreResponse.FromString,
                 _registered_method=True)
+        self.RevokeRestore = channel.unary_unary(
+                '/arraylift.v1.VolumeService/RevokeRestore',
+                request_serializer=arraylift_dot_v1_dot_volume__pb2.RevokeRestoreRequest.SerializeToString,
+                response_deserializer=arraylift_dot_v1_dot_volume__pb2.RevokeRestoreResponse.FromString,
+                _registered_method=True)
         self.GetPoolStats = channel.unary_unary(
                 '/arraylift.v1.VolumeService/GetPoolStats',
                 request_serializer=arraylift_dot_v1_dot_volume__pb2.GetPoolStatsRequest.SerializeToString,
@@ -188,6 +193,14 @@ class VolumeServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RevokeRestore(self, request, context):
+        """Gives up a restore that has not committed: its draft goes, its lanes end. Idempotent: one that
+        is unknown, or has committed, is no error, and its volume stays.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetPoolStats(self, request, context):
         """Idempotent.
         """
@@ -252,6 +265,11 @@ def add_VolumeServiceServicer_to_server(servicer, server):
                     servicer.PrepareRestore,
                     request_deserializer=arraylift_dot_v1_dot_volume__pb2.PrepareRestoreRequest.FromString,
                     response_serializer=arraylift_dot_v1_dot_volume__pb2.PrepareRestoreResponse.SerializeToString,
+            ),
+            'RevokeRestore': grpc.unary_unary_rpc_method_handler(
+                    servicer.RevokeRestore,
+                    request_deserializer=arraylift_dot_v1_dot_volume__pb2.RevokeRestoreRequest.FromString,
+                    response_serializer=arraylift_dot_v1_dot_volume__pb2.RevokeRestoreResponse.SerializeToString,
             ),
             'GetPoolStats': grpc.unary_unary_rpc_method_handler(
                     servicer.GetPoolStats,
@@ -556,6 +574,33 @@ class VolumeService:
             '/arraylift.v1.VolumeService/PrepareRestore',
             arraylift_dot_v1_dot_volume__pb2.PrepareRestoreRequest.SerializeToString,
             arraylift_dot_v1_dot_volume__pb2.PrepareRestoreResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RevokeRestore(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/arraylift.v1.VolumeService/RevokeRestore',
+            arraylift_dot_v1_dot_volume__pb2.RevokeRestoreRequest.SerializeToString,
+            arraylift_dot_v1_dot_volume__pb2.RevokeRestoreResponse.FromString,
             options,
             channel_credentials,
             insecure,

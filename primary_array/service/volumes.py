@@ -194,6 +194,12 @@ class VolumeEdge(pb_grpc.VolumeServiceServicer):
         )
         return pb.PrepareRestoreResponse(grant=grant)
 
+    def RevokeRestore(
+        self, request: pb.RevokeRestoreRequest, context: grpc.ServicerContext
+    ) -> pb.RevokeRestoreResponse:
+        self._restores.revoke(TransferId(check_id(request.transfer_id, "transfer id")))
+        return pb.RevokeRestoreResponse()
+
     def GetPoolStats(
         self, request: pb.GetPoolStatsRequest, context: grpc.ServicerContext
     ) -> pb.GetPoolStatsResponse:

@@ -51,6 +51,7 @@ class FakePeers:
         volumes = _servicer(
             volume_pb2_grpc.VolumeServiceServicer,
             PrepareRestore=world.one("PrepareRestore", world.prepare_restore),
+            RevokeRestore=world.one("RevokeRestore", world.revoke_restore),
             ListVolumes=world.one("ListVolumes", world.list_volumes),
             DeleteVolume=world.one("DeleteVolume", world.delete_volume),
         )

@@ -328,6 +328,10 @@ class World:
         self.restores[request.transfer_id] = request
         return volume_pb2.PrepareRestoreResponse(grant=GRANT)
 
+    def revoke_restore(self, request: Any) -> volume_pb2.RevokeRestoreResponse:
+        self.restores.pop(request.transfer_id, None)
+        return volume_pb2.RevokeRestoreResponse()
+
     def list_volumes(self, request: Any) -> volume_pb2.ListVolumesResponse:
         return volume_pb2.ListVolumesResponse(
             volumes=[
@@ -356,9 +360,16 @@ class World:
         known = self.grants.get(request.transfer_id)
         if known is None:
             images = [one for one, (name, _) in self.images.items() if name == request.image_name]
+            if request.base_image_id and request.base_image_id not in self.images:
+                raise NotFound(f"there is no image {request.base_image_id}")
+            chosen = request.base_image_id or (images[-1] if images and not request.no_base else "")
             self.grants[request.transfer_id] = request
-            self.bases[request.transfer_id] = images[-1] if images and not request.no_base else ""
-        elif known != request:
+            self.bases[request.transfer_id] = chosen
+        elif (known.array, known.image_name, known.no_base) != (
+            request.array,
+            request.image_name,
+            request.no_base,
+        ) or request.base_image_id not in ("", self.bases[request.transfer_id]):
             raise AlreadyExists("that transfer is another")
         base = self.bases[request.transfer_id]
         return target_admin_pb2.CreateGrantResponse(grant=GRANT, base_image_id=base)

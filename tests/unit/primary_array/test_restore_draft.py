@@ -389,3 +389,26 @@ def test_a_progress_note_comes_back_without_the_key(flags: list[bool]) -> None:
     for cut in (b"", tag[:-1], b"[]"):
         with pytest.raises(Corruption):
             decode_tag(cut)
+
+
+def test_a_revoked_restore_leaves_nothing_and_ends_its_lanes(array: Array) -> None:
+    opening = array.opening()
+    lane = Lane(array, opening)
+    lane.deliver([0])
+    array.restores.revoke(opening.transfer_id)
+    array.restores.revoke(opening.transfer_id)
+    with pytest.raises(LeaseLost, match="given up"):
+        lane.deliver([1])
+    assert array.pool.drafts() == []
+    assert array.volume_names == []
+    with pytest.raises(NotFound):
+        Lane(array, opening)
+
+
+def test_a_restore_that_has_committed_is_not_revoked(array: Array) -> None:
+    opening = array.opening()
+    lane = Lane(array, opening)
+    lane.deliver([0, 1, 2])
+    lane.commit()
+    array.restores.revoke(opening.transfer_id)
+    assert array.content("back") == DISK
