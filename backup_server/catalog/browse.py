@@ -29,7 +29,8 @@ def list_directory(
     Symbolic links are listed, never followed. At most 100,000 names. NotFound, InvalidRequest: no
     such directory. WrongState: the image cannot be read so, and why. Corruption: the parser misbehaved.
     """
-    entries = sandbox.list_entries(ParserRun(image, limits=limits), checked_path(path))
+    path = checked_path(path)
+    entries = sandbox.list_entries(ParserRun(image, limits=limits), path)
     return sorted(entries, key=lambda entry: entry.name.encode("utf-8", "surrogateescape"))
 
 

@@ -24,7 +24,9 @@ from backup_server.catalog.journal import MAGIC_BYTES, JournalCopy, replay
 from backup_server.catalog.pieces import LITERAL_BYTES_MAX, Overlay, Piece, Run, literal_pieces, pieces_of
 
 ENTRIES_MAX = 100_000
+NAME_BYTES_MAX = 255
 LINK_BYTES_MAX = 4096
+FILE_BYTES_MAX = 1 << 60
 ROOT_INODE = 2
 
 _MAGIC_OFFSET, _SUPERBLOCK_OFFSET, _SUPERBLOCK_BYTES = 1024 + 56, 1024, 1024
@@ -161,6 +163,8 @@ class ExtFileSystem:
         if not stat.S_ISDIR(inode.mode):
             raise InvalidRequest(_not_directory(path, self._link(inode_number, inode)))
         for count, (name, child) in enumerate(self._names(inode_number, inode)):
+            if b"/" in name:
+                raise WrongState(f"the directory {_shown(path)} is damaged")
             if count >= ENTRIES_MAX:
                 raise WrongState(f"{_shown(path)} has more than {ENTRIES_MAX} names")
             yield self._entry(path.rstrip(b"/") + b"/" + name, child)
@@ -226,6 +230,15 @@ class ExtFileSystem:
     def _entry(self, path: bytes, number: int) -> FileEntry:
         inode = self._inode(number)
         text = path.decode("utf-8", "surrogateescape")
+        name = path.rpartition(b"/")[2]
+        if (
+            not 0 < len(name) <= NAME_BYTES_MAX
+            or b"\0" in name
+            or stat.S_IFMT(inode.mode) not in _TYPES.values()
+        ):
+            raise WrongState(f"the directory of {_shown(path)} is damaged")
+        if inode.size_bytes > FILE_BYTES_MAX:
+            raise WrongState(f"{_shown(path)} is damaged: it would have {inode.size_bytes} bytes")
         return FileEntry(
             path=text,
             name=text.rpartition("/")[2],
@@ -246,7 +259,7 @@ class ExtFileSystem:
             target = file.read_random(0, inode.size_bytes)
         if target is None or len(target) > LINK_BYTES_MAX:
             raise WrongState(f"the target of the symbolic link in inode {number} cannot be read")
-        return bytes(target)
+        return bytes(target).partition(b"\0")[0]  # as a kernel reads it
 
     def _pieces(self, number: int, inode: _Inode) -> list[Piece]:
         if inode.flags & _FLAG_INLINE:

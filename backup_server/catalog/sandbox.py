@@ -26,12 +26,11 @@ from arraylift.sizes import MIB
 from backup_server.catalog import frames
 from backup_server.catalog.entry import FileEntry
 from backup_server.catalog.frames import FrameKind, Operation
-from backup_server.catalog.pieces import PIECES_MAX, Piece, flaw_of
+from backup_server.catalog.pieces import LITERALS_OF_FILE_BYTES_MAX, PIECES_MAX, Piece, flaw_of
 
 ENTRIES_MAX = 100_000
 SIZE_BYTES_MAX = 1 << 60
 LINK_BYTES_MAX = 4096
-LITERALS_MAX = 1 << 16
 
 _PACKAGES_ROOT = Path(__file__).resolve().parents[2]
 _PIPE_STEP_BYTES = 64 * 1024
@@ -211,14 +210,16 @@ def list_entries(run: ParserRun, path: str) -> list[FileEntry]:
     """Return a directory's entries as the parser gives them, checked. Errors as ``ParserRun.ask``."""
     directory = path.rstrip("/") + "/"
     entries: dict[str, FileEntry] = {}
+    count = 0
     with closing(run):
         for kind, payload in run.ask(Operation.LIST, path):
             if kind is not FrameKind.ENTRY:
                 raise broken(f"a frame of kind {kind.name} in a list of names")
             entry = _entry(payload, directory)
-            if len(entries) >= ENTRIES_MAX:
+            count += 1
+            if count > ENTRIES_MAX:
                 raise broken(f"more than {ENTRIES_MAX} names")
-            entries[entry.name] = entry  # a damaged directory may hold a name twice: the last counts
+            entries.setdefault(entry.name, entry)  # as the parser finds a name that is there twice
     return list(entries.values())
 
 
@@ -227,6 +228,7 @@ def file_pieces(run: ParserRun, path: str, *, image_bytes: int) -> tuple[FileEnt
     directory, _, name = path.rpartition("/")
     entry: FileEntry | None = None
     pieces: list[Piece] = []
+    literal_bytes = 0
     with closing(run):
         for kind, payload in run.ask(Operation.READ_FILE, path):
             if (kind is FrameKind.ENTRY) != (entry is None):
@@ -235,7 +237,8 @@ def file_pieces(run: ParserRun, path: str, *, image_bytes: int) -> tuple[FileEnt
                 entry = _entry(payload, directory + "/")
             else:
                 pieces += _pieces(kind, payload)
-            if len(pieces) > PIECES_MAX or (entry and pieces and pieces[-1].file_offset > entry.size_bytes):
+                literal_bytes += len(payload) if kind is FrameKind.LITERAL else 0
+            if len(pieces) > PIECES_MAX or literal_bytes > 2 * LITERALS_OF_FILE_BYTES_MAX:
                 raise broken("pieces without end")
     if entry is None or entry.name != name or not entry.is_file:
         raise broken(f"an answer that is not about {path!r}")
