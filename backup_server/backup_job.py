@@ -6,6 +6,8 @@ Invariants:
   W2 a backup is published over images whose receipts are recorded, and exists from then on.
   W3 until then a failure leaves nothing: VM snapshot, grants and images of this job are removed.
      From then on the job goes forward only; a VM snapshot that cannot be deleted falls to its lease.
+  W4 the first backup of a restored VM names the image that it was restored from as base. The array
+     judges it by its own record of the volume, so a VM that bears the tag wrongly costs a full read.
 Callers: the engine's thread of the job.
 """
 
@@ -15,7 +17,7 @@ import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from arraylift.errors import ArrayliftError, NotFound, WrongState
+from arraylift.errors import AlreadyExists, ArrayliftError, NotFound, WrongState
 from arraylift.exchange.messages import Figures
 from arraylift.logs import get_logger
 from arraylift.sizes import spans_of
@@ -23,6 +25,7 @@ from backup_server import documents
 from backup_server.engine import Outcome
 from backup_server.inventory import Inventory, VmSide
 from backup_server.job_rules import (
+    RESTORE_TAG,
     BackupOrder,
     Job,
     JobState,
@@ -120,16 +123,25 @@ class BackupJob:
         array_peer = self._registry.array(disk.array, disk.array_address)
         transfer = transfer_id(run.job.job_id, disk.disk_name)
 
-        def grant() -> tuple[bytes, str]:
+        def grant(base: str = "") -> tuple[bytes, str]:
             return target.create_grant(
                 transfer,
                 array=disk.array,
                 image_name=image_name(run.job.vm_id, disk.disk_name),
                 full=order.full,
+                base_image_id=base,
             )
 
+        def choose_base() -> str:
+            restored_from = self._restored_from(run, disk.disk_name)
+            if restored_from:
+                # Deleted since; or asked before, when there was another choice.
+                with contextlib.suppress(NotFound, AlreadyExists):
+                    return grant(restored_from)[1]
+            return grant()[1]
+
         def send() -> Receipt:
-            # Asked for again: it is the same, and so never lies in our database.
+            # Asked for again: it is the same, base included, and so never lies in our database.
             secret, _ = grant()
             running = self._peers.array(array_peer).send_snapshot(
                 disk.snapshot_id, transfer, target_address=peer.address, grant=secret, full=order.full
@@ -140,12 +152,28 @@ class BackupJob:
         run.step(
             step_name("grant", disk.disk_name),
             str,
-            lambda: grant()[1],
+            choose_base,
             detail=lambda base: f"base {base}" if base else "no base",
         )
         return run.step(
             step_name("send", disk.disk_name), Receipt, send, detail=lambda one: f"image {one.receipt_id}"
         )
+
+    def _restored_from(self, run: JobRun, disk_name: str) -> str:
+        """The image that a restored VM's disk was made from, until the disk has images of its own (W4)."""
+        order, draft = _order(run.job), run.result("attributes", Backup)
+        assert draft is not None, "it comes before the grants"
+        restored_by = draft.config.tags.get(RESTORE_TAG, "")
+        if order.full or not restored_by:
+            return ""
+        own = self._db.backups(vm=run.job.vm_id)
+        if any(one.target == order.target and _image_of(one, disk_name) for one in own):
+            return ""
+        try:
+            source = self._db.backup(self._db.job(restored_by).backup_id)
+        except NotFound:
+            return ""
+        return _image_of(source, disk_name) if source.target == order.target else ""
 
     def _publish(self, run: JobRun, backup: Backup) -> str:
         self._target(run.job).publish_backup(backup)
@@ -238,6 +266,10 @@ def _order(job: Job) -> BackupOrder:
 def _snapshot_detail(snapshot: VmSnapshot) -> str:
     level = snapshot.level.name.lower()
     return f"{len(snapshot.disks)} disks, {level}, frozen {snapshot.frozen_ns / 1e9:.3f} s"
+
+
+def _image_of(backup: Backup, disk_name: str) -> str:
+    return next((disk.image_id for disk in backup.disks if disk.disk_name == disk_name), "")
 
 
 def _draft(job: Job, snapshot: VmSnapshot) -> Backup:

@@ -68,6 +68,28 @@ def test_the_second_backup_builds_on_the_first(rig: Rig) -> None:
     ]
 
 
+def test_the_first_backup_of_a_restored_vm_builds_on_what_it_was_restored_from(rig: Rig) -> None:
+    first = rig.back_up()
+    rig.run(rig.order_restore(first.backup_id, name="web2"))
+    rig.world.fault("CreateGrant", "lost")
+    second = rig.back_up("web2")
+    bases = {disk.disk_name: rig.world.bases[disk.image_id] for disk in second.disks}
+    assert bases == {disk.disk_name: disk.image_id for disk in first.disks}
+    third = rig.back_up("web2")
+    bases = {disk.disk_name: rig.world.bases[disk.image_id] for disk in third.disks}
+    assert bases == {disk.disk_name: disk.image_id for disk in second.disks}, "from then on its own"
+    whole = rig.back_up("web2", full=True)
+    assert [rig.world.bases[disk.image_id] for disk in whole.disks] == ["", ""]
+
+
+def test_a_restored_vm_whose_backup_is_gone_is_read_whole(rig: Rig) -> None:
+    first = rig.back_up()
+    rig.run(rig.order_restore(first.backup_id, name="web2"))
+    rig.server.backups.delete(first.backup_id)
+    second = rig.back_up("web2")
+    assert [rig.world.bases[disk.image_id] for disk in second.disks] == ["", ""]
+
+
 def test_excluded_disks_stay_out(rig: Rig) -> None:
     view = rig.run(rig.order_backup(exclude=("disk0",)))
     assert view.job.state is JobState.SUCCEEDED
