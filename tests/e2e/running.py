@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,13 +19,22 @@ def _run(home: Path) -> Iterator[Cluster]:
     from tests.e2e.cluster import Cluster  # gRPC and all: only for those who ask
 
     cluster = Cluster(home)
+    with shown_when_failing(cluster):
+        try:
+            cluster.start()
+            yield cluster
+        finally:
+            cluster.close()
+
+
+@contextlib.contextmanager
+def shown_when_failing(cluster: Cluster) -> Iterator[None]:
+    """Meanwhile a failing test shows this cluster's logs."""
     _RUNNING.append(cluster)
     try:
-        cluster.start()
-        yield cluster
+        yield
     finally:
         _RUNNING.remove(cluster)
-        cluster.close()
 
 
 @pytest.fixture
