@@ -14,7 +14,7 @@ from typing import Any, Self
 import grpc
 
 from arraylift import pki
-from arraylift.errors import ArrayliftError, NotFound, PeerUnavailable
+from arraylift.errors import AlreadyExists, ArrayliftError, NotFound, PeerUnavailable
 from arraylift.rpc.channel import call, stream
 from arraylift.v1 import backup_pb2 as pb
 from arraylift.v1 import (
@@ -26,6 +26,7 @@ from arraylift.v1 import (
     virtual_center_pb2_grpc,
     vm_pb2,
     vm_pb2_grpc,
+    volume_pb2,
     volume_pb2_grpc,
 )
 from tests.e2e.cluster import ARRAY, CALL_SECONDS, TARGET
@@ -316,6 +317,17 @@ class House(HostCluster):
             }
             left += [f"image {one.name} on {target}" for one in at.image_list() if one.image_id not in named]
         return left
+
+    def restore_is_open(self, volume_name: str, *, array: str = ARRAY, target: str = TARGET) -> bool:
+        """Some restore holds that name: granted, or with a draft."""
+        at = self.of(array=array)
+        try:
+            transfer_id, _ = at.prepare_restore(volume_name, target=target)
+        except AlreadyExists:
+            return True
+        request = volume_pb2.RevokeRestoreRequest(transfer_id=transfer_id)
+        call(at.volumes.RevokeRestore, request, peer=array, timeout_seconds=CALL_SECONDS)
+        return False
 
     def wait_nothing_left(self, *, volumes: Sequence[str] = (), seconds: float = JOB_SECONDS) -> None:
         """Wait for a state without leftovers; says which there are."""
