@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
@@ -80,7 +81,7 @@ class Peer(Protocol):
         ...
 
 
-class _Program:
+class _Program(ABC):
     """What restic, borg and cp have in common."""
 
     name = ""
@@ -97,8 +98,9 @@ class _Program:
     def _variables(self) -> dict[str, str]:
         return {}
 
+    @abstractmethod
     def _make(self) -> None:
-        raise NotImplementedError
+        """Make the empty repository."""
 
     def prepare(self, work: Work) -> None:
         """Nothing: these read the disk's file itself."""
@@ -106,8 +108,9 @@ class _Program:
     def reads(self, work: Work) -> Sequence[Path]:
         return [self.repository] if work is Work.RESTORE else [self._disks[DISK_OF[work]].path]
 
+    @abstractmethod
     def run(self, work: Work) -> Usage | None:
-        raise NotImplementedError
+        """Do one piece of work, timed; None if this program has no such work."""
 
     def _call(self, *arguments: str) -> Usage:
         return usage.run(arguments, environment=self._environment, folder=self._out)
