@@ -102,7 +102,7 @@ class _Program(ABC):
     def _make(self) -> None:
         """Make the empty repository."""
 
-    def prepare(self, work: Work) -> None:
+    def prepare(self, work: Work) -> None:  # noqa: B027 - most have nothing to prepare
         """Nothing: these read the disk's file itself."""
 
     def reads(self, work: Work) -> Sequence[Path]:
@@ -126,7 +126,7 @@ class _Program(ABC):
         (restored,) = self._restored_files()
         return usage.same(restored, disk.path)
 
-    def end(self) -> None:
+    def end(self) -> None:  # noqa: B027 - nothing to stop
         """Nothing runs between two calls."""
 
 
