@@ -5,8 +5,8 @@ start where it was asked for.
 Invariants:
   X1 before ``plan`` is recorded nothing is made; names that are taken are refused there.
   X2 the VM's id and the volumes' names follow from the job's id: what bears them is this job's.
-  X3 a failure leaves nothing: the VM goes, then its volumes. A volume that was not yet whole is a
-     draft of its array, which falls to the restore's lease.
+  X3 a failure leaves nothing: the VM goes, then what is still being restored is given up, then
+     its volumes.
 Callers: the engine's thread of the job.
 """
 

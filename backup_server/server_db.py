@@ -1,6 +1,6 @@
 """The server's database: jobs, their steps, backups as last seen on the targets, peers.
 
-Owns: ``<state>/server.db``, by SQLite; no other module imports sqlite3.
+Owns: ``<state>/server.db``, by SQLite; no other module of this daemon imports sqlite3.
 Invariants:
   D1 every change is one transaction, durable when it returns (WAL, synchronous=FULL).
   D2 at most one unfinished backup job a VM, kept by an index of the database.
