@@ -31,6 +31,8 @@ DISKS = ("disk0", "disk1")
 DISK_BYTES = 16 * MIB
 CHANGED_BYTES = 6 * MIB
 VM = "walked"
+START_HITS_MAX = 10
+AWAY_SECONDS = 100.0
 DAEMONS = ("center", "host", "array", "target", "server")
 
 
@@ -75,7 +77,7 @@ POINTS = [
     *_backup("array", "snapshot", "journal.sync.before=kill", "journal.sync.after=kill"),
     *_backup("array", "send"),
     *_backup("array", "publish"),
-    *_backup("array", "release", "journal.sync.before=kill@2", "journal.sync.after=kill@3"),
+    *_backup("array", "release", "journal.sync.before=kill@3", "journal.sync.after=kill@4"),
     *_restore("array", "provision"),
     *_restore("array", "send", "journal.sync.before=kill", "journal.sync.after=kill@5", ""),
     *_restore("array", "attach"),
@@ -171,23 +173,26 @@ class Walk:
         return f"died in [{at}]; {end} {seconds:.1f} s after the restart"
 
     def _arm(self, victim: Daemon, failpoint: str) -> None:
+        """Start it with a failpoint; where it dies in its start, the point is armed for a later hit."""
         victim.stop()
-        victim.start(failpoints=failpoint)
+        name, _, hit = failpoint.partition("@")
+        for later in range(START_HITS_MAX):
+            victim.launch(failpoints=f"{name}@{int(hit or 1) + later}")
+            if victim.wait_started_or_dead():
+                break
         wait_until(lambda: self.house.hosts_alive() == ["host1"], "the host reports")
 
     def _die(self, victim: Daemon, point: Point, job_id: str) -> str:
         """Wait for its death, or kill it in the step; returns the steps that were under way."""
         under_way = ""
         deadline = time.monotonic() + JOB_SECONDS
-        while victim.running:
+        while not _is_dead(victim):
             assert time.monotonic() < deadline, f"{point}: never reached"
             with contextlib.suppress(PeerUnavailable):
                 job = self.house.job(job_id)
-                if not victim.running:
-                    break
                 under_way = ", ".join(step.name for step in job.steps if not step.ended_at_ns)
                 if point.failpoint:
-                    assert job.state not in ENDED, f"{point}: the job ended before: {job}"
+                    assert job.state not in ENDED or _is_dead(victim), f"{point}: missed, {job}"
                 elif any(step.name.startswith(point.step) for step in job.steps):
                     victim.kill()
         victim.wait_dead()
@@ -216,12 +221,90 @@ class Walk:
         self.house.check_restore(self.first, as_name=f"{VM}-at-the-end")
 
 
+def _is_dead(daemon: Daemon) -> bool:
+    return not daemon.running
+
+
 def test_somebody_dies_in_mid_job_and_all_is_well(tmp_path: Path) -> None:
     with running_house(tmp_path) as house:
         walk = Walk(house)
         for point in FEW_POINTS:
             walk.run(point)
         walk.finish()
+
+
+def _end_badly(walk: Walk, job_id: str, state: int) -> pb.Job:
+    """The job ends so, with nothing left, and the VM can be backed up at once."""
+    house = walk.house
+    job = house.wait_job(job_id)
+    assert job.state == state, job
+    house.wait_nothing_left()
+    house.check_images(walk.first)
+    assert sorted(house.all_vms()) == [VM]
+    house.check_images(house.keep(walk.vm))
+    return job
+
+
+@pytest.mark.parametrize("kind", ["backup", "restore"])
+def test_a_server_that_dies_while_it_cleans_up_goes_on_with_it(tmp_path: Path, kind: str) -> None:
+    with running_house(tmp_path) as house:
+        walk = Walk(house)
+        house.server.stop()
+        house.server.start(failpoints="job.clean*=kill@2")
+        for disk in DISKS:
+            house.write(f"{VM}-{disk}", 0, random_disk(DISK_BYTES, seed=7))
+        if kind == "backup":
+            (job_id,) = house.start_backup(VM)
+        else:
+            job_id = house.start_restore(walk.first.backup_id, as_name="never")
+        wait_until(
+            lambda: any(step.name.startswith("send") for step in house.job(job_id).steps), "sending begins"
+        )
+        house.ask_server("CancelJob", pb.CancelJobRequest(job_id=job_id))
+        house.server.wait_dead()
+        house.server.start()
+        _end_badly(walk, job_id, pb.JOB_STATE_CANCELLED)
+
+
+# An array waits a minute for its target before it tells the server, whatever the server's patience.
+AWAY = [
+    pytest.param("target", "backup", marks=pytest.mark.campaign),
+    pytest.param("array", "backup", marks=pytest.mark.campaign),
+    pytest.param("host", "backup", marks=pytest.mark.campaign),
+    ("array", "restore"),
+    pytest.param("target", "restore", marks=pytest.mark.campaign),
+    pytest.param("host", "restore", marks=pytest.mark.campaign),
+]
+
+
+@pytest.mark.parametrize(("daemon", "kind"), AWAY)
+def test_who_stays_away_fails_the_job_which_cleans_up_once_he_is_back(
+    tmp_path: Path, daemon: str, kind: str
+) -> None:
+    with running_house(tmp_path, patience_seconds=6) as house:
+        walk = Walk(house)
+        victim = walk.daemons[daemon]
+        for disk in DISKS:
+            house.write(f"{VM}-{disk}", 0, random_disk(DISK_BYTES, seed=7))
+        if daemon == "host":  # needed for an instant only, at the beginning
+            victim.kill()
+        if kind == "backup":
+            (job_id,) = house.start_backup(VM)
+        else:
+            job_id = house.start_restore(walk.first.backup_id, as_name="never")
+        if daemon != "host":
+            wait_until(
+                lambda: any(step.name.startswith("send") for step in house.job(job_id).steps),
+                "sending begins",
+            )
+            victim.kill()
+        wait_until(
+            lambda: bool(house.job(job_id).error_text),
+            "the job gives up",
+            seconds=AWAY_SECONDS,
+        )
+        victim.start()
+        _end_badly(walk, job_id, pb.JOB_STATE_FAILED)
 
 
 @pytest.mark.campaign

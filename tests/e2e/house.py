@@ -52,7 +52,14 @@ class Kept:
 class House(HostCluster):
     """A virtual center, a backup server, hosts, arrays and targets; ``of`` speaks to further ones."""
 
-    def __init__(self, home: Path, *, kinds: int = 1, registered_hosts: bool = False) -> None:
+    def __init__(
+        self,
+        home: Path,
+        *,
+        kinds: int = 1,
+        registered_hosts: bool = False,
+        patience_seconds: float = PATIENCE_SECONDS,
+    ) -> None:
         """``kinds`` hosts, arrays and targets. ``registered_hosts``: known to the server, for direct mode."""
         super().__init__(home)
         self._registered_hosts = registered_hosts
@@ -68,7 +75,7 @@ class House(HostCluster):
             "server",
             SERVER,
             vcenter=self.center.address,
-            patience_seconds=PATIENCE_SECONDS,
+            patience_seconds=patience_seconds,
         )
         self.host = self._daemon("hostagent", "host", HOST, vcenter=self.center.address)
         self.hosts = {HOST: self.host}
@@ -356,9 +363,15 @@ def _stubs(name: str, channel: grpc.Channel) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def running_house(home: Path, *, kinds: int = 1, registered_hosts: bool = False) -> Iterator[House]:
+def running_house(
+    home: Path,
+    *,
+    kinds: int = 1,
+    registered_hosts: bool = False,
+    patience_seconds: float = PATIENCE_SECONDS,
+) -> Iterator[House]:
     """A house that is started, and ended whatever happens; a failing test shows its logs."""
-    house = House(home, kinds=kinds, registered_hosts=registered_hosts)
+    house = House(home, kinds=kinds, registered_hosts=registered_hosts, patience_seconds=patience_seconds)
     with shown_when_failing(house):
         try:
             house.start()
