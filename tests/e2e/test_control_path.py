@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from arraylift.errors import AlreadyExists, Conflict, NotFound, WrongState
+from arraylift.errors import AlreadyExists, Conflict, InvalidRequest, NotFound, WrongState
 from arraylift.sizes import MIB, SPAN_BYTES
 from arraylift.v1 import backup_pb2 as pb
 from arraylift.v1 import vm_pb2
+from backup_server.job_rules import restored_volume_name
 from tests.e2e.daemon import wait_until
 from tests.e2e.disks import random_disk
 from tests.e2e.host_cluster import fsck, make_ext4
@@ -189,10 +190,9 @@ def test_excluded_disks_and_a_level_that_is_not_reached(house: House) -> None:
     assert [disk.name for disk in vm.config.disks] == ["b"]
     (job_id,) = house.start_backup("part1", level_min=vm_pb2.CONSISTENCY_LEVEL_APPLICATION)
     ended = house.wait_job(job_id)
-    if ended.state == pb.JOB_STATE_SUCCEEDED:  # the emulated guest runs hooks
-        assert house.backup(job_id).level == vm_pb2.CONSISTENCY_LEVEL_APPLICATION
-    else:
-        assert isinstance(refusal(lambda: house.backup(job_id)), NotFound)
+    assert ended.state == pb.JOB_STATE_FAILED
+    assert ended.error.reason == WrongState.reason
+    assert isinstance(refusal(lambda: house.backup(job_id)), NotFound)
     house.wait_nothing_left()
 
 
@@ -251,6 +251,8 @@ def test_a_cancelled_restore_leaves_nothing(house: House, step: str) -> None:
     assert job.state == pb.JOB_STATE_CANCELLED, job
     house.wait_nothing_left()
     assert f"{name}-again" not in house.all_vms()
+    volume_name = restored_volume_name(f"{name}-again", "disk0", job_id)
+    assert not house.restore_is_open(volume_name), "neither a grant nor a draft"
     house.check_restore(kept, as_name=f"{name}-again")
     house.delete_vm(f"{name}-again")
     house.delete_vm(name)
@@ -293,5 +295,5 @@ def test_two_hosts_two_arrays_two_targets_at_once(wide_house: House) -> None:
     kept = Kept(jobs["one"], house.vm_bytes(vms["one"]))
     moved = house.check_restore(kept, as_name="one-moved", array="array2", host="host2")
     assert [disk.array for disk in moved.config.disks] == ["array2"]
-    assert isinstance(refusal(lambda: house.start_backup("one")), Exception), "a target has to be named"
+    assert isinstance(refusal(lambda: house.start_backup("one")), InvalidRequest), "a target has to be named"
     house.wait_nothing_left()
