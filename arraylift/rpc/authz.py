@@ -35,10 +35,14 @@ def _rules() -> dict[str, frozenset[str]]:
             MANAGEMENT,
             (
                 "ListImages GetImage ReadRange SendImage DeleteImage PublishBackup ListBackupManifests "
-                "DeleteBackupManifest"
+                "DeleteBackupManifest ListNames WriteFile Synthesize ComposeImage DiffImages LockImage "
+                "VerifyImage PreviewDelete"
             ),
         ),
-        "arraylift.v1.TargetAdminService": (MANAGEMENT, "CreateGrant RevokeGrant GetTargetStats"),
+        "arraylift.v1.TargetAdminService": (
+            MANAGEMENT,
+            ("CreateGrant RevokeGrant GetTargetStats SurveySpace CollectGarbage Scrub ListUnits ListTenants"),
+        ),
         "arraylift.v1.VmService": (
             MANAGEMENT | {"vcenter"},
             (
@@ -71,6 +75,11 @@ def _rules() -> dict[str, frozenset[str]]:
     # Opens a door for a target to write into the pool: a host has no business there.
     for method in ("PrepareRestore", "RevokeRestore"):
         rules[f"/arraylift.v1.VolumeService/{method}"] = MANAGEMENT
+    # Where backups lie, and how much a tenant may keep, is for people to decide.
+    for method in ("AddUnit", "DrainUnit", "RetireUnit", "MoveImages", "RebuildUnit", "SetQuota"):
+        rules[f"/arraylift.v1.TargetAdminService/{method}"] = frozenset({"operator"})
+    # A second clock must not be the operator's: who sets one clock could set both.
+    rules["/arraylift.v1.TargetAdminService/ConfirmTime"] = frozenset({"server", "array", "host", "vcenter"})
     # A host speaks for itself only: the handler checks the name against the certificate.
     for method in ("RegisterHost", "ReportInventory"):
         rules[f"/arraylift.v1.VirtualCenterService/{method}"] = frozenset({"host"})

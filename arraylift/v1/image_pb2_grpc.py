@@ -54,6 +54,46 @@ class ImageServiceStub:
                 request_serializer=arraylift_dot_v1_dot_image__pb2.SendImageRequest.SerializeToString,
                 response_deserializer=arraylift_dot_v1_dot_image__pb2.SendImageResponse.FromString,
                 _registered_method=True)
+        self.ListNames = channel.unary_unary(
+                '/arraylift.v1.ImageService/ListNames',
+                request_serializer=arraylift_dot_v1_dot_image__pb2.ListNamesRequest.SerializeToString,
+                response_deserializer=arraylift_dot_v1_dot_image__pb2.ListNamesResponse.FromString,
+                _registered_method=True)
+        self.WriteFile = channel.stream_unary(
+                '/arraylift.v1.ImageService/WriteFile',
+                request_serializer=arraylift_dot_v1_dot_image__pb2.WriteFileRequest.SerializeToString,
+                response_deserializer=arraylift_dot_v1_dot_image__pb2.WriteFileResponse.FromString,
+                _registered_method=True)
+        self.Synthesize = channel.stream_unary(
+                '/arraylift.v1.ImageService/Synthesize',
+                request_serializer=arraylift_dot_v1_dot_image__pb2.SynthesizeRequest.SerializeToString,
+                response_deserializer=arraylift_dot_v1_dot_image__pb2.SynthesizeResponse.FromString,
+                _registered_method=True)
+        self.ComposeImage = channel.stream_stream(
+                '/arraylift.v1.ImageService/ComposeImage',
+                request_serializer=arraylift_dot_v1_dot_image__pb2.ComposeImageRequest.SerializeToString,
+                response_deserializer=arraylift_dot_v1_dot_image__pb2.ComposeImageResponse.FromString,
+                _registered_method=True)
+        self.DiffImages = channel.unary_stream(
+                '/arraylift.v1.ImageService/DiffImages',
+                request_serializer=arraylift_dot_v1_dot_image__pb2.DiffImagesRequest.SerializeToString,
+                response_deserializer=arraylift_dot_v1_dot_image__pb2.DiffImagesResponse.FromString,
+                _registered_method=True)
+        self.LockImage = channel.unary_unary(
+                '/arraylift.v1.ImageService/LockImage',
+                request_serializer=arraylift_dot_v1_dot_image__pb2.LockImageRequest.SerializeToString,
+                response_deserializer=arraylift_dot_v1_dot_image__pb2.LockImageResponse.FromString,
+                _registered_method=True)
+        self.VerifyImage = channel.unary_stream(
+                '/arraylift.v1.ImageService/VerifyImage',
+                request_serializer=arraylift_dot_v1_dot_image__pb2.VerifyImageRequest.SerializeToString,
+                response_deserializer=arraylift_dot_v1_dot_image__pb2.VerifyImageResponse.FromString,
+                _registered_method=True)
+        self.PreviewDelete = channel.unary_unary(
+                '/arraylift.v1.ImageService/PreviewDelete',
+                request_serializer=arraylift_dot_v1_dot_image__pb2.PreviewDeleteRequest.SerializeToString,
+                response_deserializer=arraylift_dot_v1_dot_image__pb2.PreviewDeleteResponse.FromString,
+                _registered_method=True)
         self.DeleteImage = channel.unary_unary(
                 '/arraylift.v1.ImageService/DeleteImage',
                 request_serializer=arraylift_dot_v1_dot_image__pb2.DeleteImageRequest.SerializeToString,
@@ -80,7 +120,8 @@ class ImageServiceServicer:
     """Missing associated documentation comment in .proto file."""
 
     def ListImages(self, request, context):
-        """Newest first. Limit: 10,000 a page. Errors: INVALID_ARGUMENT (page token).
+        """Newest first. Limit: 10,000 a page. Errors: INVALID_ARGUMENT (page token). Images of a unit
+        that is absent are listed, with `unit_absent`.
         Idempotent, safe to retry.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -114,9 +155,83 @@ class ImageServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListNames(self, request, context):
+        """The names of one folder, in order: images and backups as tenant/vm/backup/disk, and plain
+        files under their own names. Limit: 10,000 a page. Errors: NOT_FOUND (tenant, folder),
+        INVALID_ARGUMENT (path, page token). Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WriteFile(self, request_iterator, context):
+        """A new image from data that arrives unsegmented: header, then data in ascending order, then
+        the end; what is not sent is zero. The target segments it. The image exists when the answer
+        has come; a stream without its end leaves nothing. Limits: 1 MiB of data a message.
+        Errors: INVALID_ARGUMENT (order, bounds, segmentation), RESOURCE_EXHAUSTED (space, quota).
+        Retry: with the same transfer_id; a committed one answers the same image.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Synthesize(self, request_iterator, context):
+        """A new image: a base image with raw changes laid over it ([0048]); only spans that change are
+        segmented, the rest is the base's tree. Header, changes in ascending order, end. A size other
+        than the base's cuts it or extends it with zeros. Limits, errors, retry: as WriteFile, and NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ComposeImage(self, request_iterator, context):
+        """A new image out of extents of other images of one tenant, zeros and literal bytes; extents in
+        ascending order, what none covers is zero. Whole spans of one segmentation are taken over by
+        their fingerprint. Streams progress; the last message carries the image. Limits: 4,096
+        extents a message, 1 MiB of literals a message. Errors: as WriteFile, NOT_FOUND, DATA_LOSS.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DiffImages(self, request, context):
+        """Ranges in which two images of one tenant may differ, ascending, whole segments where both are
+        segmented alike; equal subtrees are not read. Where the sizes differ, all beyond the smaller is
+        a difference. Errors: NOT_FOUND, INVALID_ARGUMENT (other tenant), DATA_LOSS. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def LockImage(self, request, context):
+        """Locks images, or a backup and its images, against deletion by anybody until a time; a lock is
+        extended, never shortened. Errors: NOT_FOUND, FAILED_PRECONDITION (shorter than the present
+        lock), INVALID_ARGUMENT (in the past; more than 100 years away). Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def VerifyImage(self, request, context):
+        """Says whether an image is whole, from what scrub saw in `max_age_seconds`, reading now what it
+        did not see in that time. Streams progress; the last message has the verdict.
+        Errors: NOT_FOUND, UNAVAILABLE (its unit is absent). Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PreviewDelete(self, request, context):
+        """Bytes that garbage collection would free if these images were gone, or all of a VM. Deletes
+        nothing. Errors: NOT_FOUND, DATA_LOSS. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def DeleteImage(self, request, context):
         """Forgets an image; its space is freed by garbage collection. Errors: NOT_FOUND (unless
-        missing_ok), FAILED_PRECONDITION (a backup names it).
+        missing_ok), FAILED_PRECONDITION (a backup names it; it is locked).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -139,7 +254,8 @@ class ImageServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DeleteBackupManifest(self, request, context):
-        """Removes the manifest, then its images. Errors: NOT_FOUND (unless missing_ok).
+        """Removes the manifest, then its images. Errors: NOT_FOUND (unless missing_ok),
+        FAILED_PRECONDITION (locked).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -167,6 +283,46 @@ def add_ImageServiceServicer_to_server(servicer, server):
                     servicer.SendImage,
                     request_deserializer=arraylift_dot_v1_dot_image__pb2.SendImageRequest.FromString,
                     response_serializer=arraylift_dot_v1_dot_image__pb2.SendImageResponse.SerializeToString,
+            ),
+            'ListNames': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListNames,
+                    request_deserializer=arraylift_dot_v1_dot_image__pb2.ListNamesRequest.FromString,
+                    response_serializer=arraylift_dot_v1_dot_image__pb2.ListNamesResponse.SerializeToString,
+            ),
+            'WriteFile': grpc.stream_unary_rpc_method_handler(
+                    servicer.WriteFile,
+                    request_deserializer=arraylift_dot_v1_dot_image__pb2.WriteFileRequest.FromString,
+                    response_serializer=arraylift_dot_v1_dot_image__pb2.WriteFileResponse.SerializeToString,
+            ),
+            'Synthesize': grpc.stream_unary_rpc_method_handler(
+                    servicer.Synthesize,
+                    request_deserializer=arraylift_dot_v1_dot_image__pb2.SynthesizeRequest.FromString,
+                    response_serializer=arraylift_dot_v1_dot_image__pb2.SynthesizeResponse.SerializeToString,
+            ),
+            'ComposeImage': grpc.stream_stream_rpc_method_handler(
+                    servicer.ComposeImage,
+                    request_deserializer=arraylift_dot_v1_dot_image__pb2.ComposeImageRequest.FromString,
+                    response_serializer=arraylift_dot_v1_dot_image__pb2.ComposeImageResponse.SerializeToString,
+            ),
+            'DiffImages': grpc.unary_stream_rpc_method_handler(
+                    servicer.DiffImages,
+                    request_deserializer=arraylift_dot_v1_dot_image__pb2.DiffImagesRequest.FromString,
+                    response_serializer=arraylift_dot_v1_dot_image__pb2.DiffImagesResponse.SerializeToString,
+            ),
+            'LockImage': grpc.unary_unary_rpc_method_handler(
+                    servicer.LockImage,
+                    request_deserializer=arraylift_dot_v1_dot_image__pb2.LockImageRequest.FromString,
+                    response_serializer=arraylift_dot_v1_dot_image__pb2.LockImageResponse.SerializeToString,
+            ),
+            'VerifyImage': grpc.unary_stream_rpc_method_handler(
+                    servicer.VerifyImage,
+                    request_deserializer=arraylift_dot_v1_dot_image__pb2.VerifyImageRequest.FromString,
+                    response_serializer=arraylift_dot_v1_dot_image__pb2.VerifyImageResponse.SerializeToString,
+            ),
+            'PreviewDelete': grpc.unary_unary_rpc_method_handler(
+                    servicer.PreviewDelete,
+                    request_deserializer=arraylift_dot_v1_dot_image__pb2.PreviewDeleteRequest.FromString,
+                    response_serializer=arraylift_dot_v1_dot_image__pb2.PreviewDeleteResponse.SerializeToString,
             ),
             'DeleteImage': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteImage,
@@ -297,6 +453,222 @@ class ImageService:
             '/arraylift.v1.ImageService/SendImage',
             arraylift_dot_v1_dot_image__pb2.SendImageRequest.SerializeToString,
             arraylift_dot_v1_dot_image__pb2.SendImageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListNames(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/arraylift.v1.ImageService/ListNames',
+            arraylift_dot_v1_dot_image__pb2.ListNamesRequest.SerializeToString,
+            arraylift_dot_v1_dot_image__pb2.ListNamesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WriteFile(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/arraylift.v1.ImageService/WriteFile',
+            arraylift_dot_v1_dot_image__pb2.WriteFileRequest.SerializeToString,
+            arraylift_dot_v1_dot_image__pb2.WriteFileResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Synthesize(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/arraylift.v1.ImageService/Synthesize',
+            arraylift_dot_v1_dot_image__pb2.SynthesizeRequest.SerializeToString,
+            arraylift_dot_v1_dot_image__pb2.SynthesizeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ComposeImage(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/arraylift.v1.ImageService/ComposeImage',
+            arraylift_dot_v1_dot_image__pb2.ComposeImageRequest.SerializeToString,
+            arraylift_dot_v1_dot_image__pb2.ComposeImageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DiffImages(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/arraylift.v1.ImageService/DiffImages',
+            arraylift_dot_v1_dot_image__pb2.DiffImagesRequest.SerializeToString,
+            arraylift_dot_v1_dot_image__pb2.DiffImagesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def LockImage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/arraylift.v1.ImageService/LockImage',
+            arraylift_dot_v1_dot_image__pb2.LockImageRequest.SerializeToString,
+            arraylift_dot_v1_dot_image__pb2.LockImageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def VerifyImage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/arraylift.v1.ImageService/VerifyImage',
+            arraylift_dot_v1_dot_image__pb2.VerifyImageRequest.SerializeToString,
+            arraylift_dot_v1_dot_image__pb2.VerifyImageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PreviewDelete(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/arraylift.v1.ImageService/PreviewDelete',
+            arraylift_dot_v1_dot_image__pb2.PreviewDeleteRequest.SerializeToString,
+            arraylift_dot_v1_dot_image__pb2.PreviewDeleteResponse.FromString,
             options,
             channel_credentials,
             insecure,

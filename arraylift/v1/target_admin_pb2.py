@@ -24,13 +24,15 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x61rraylift/v1/target_admin.proto\x12\x0c\x61rraylift.v1\"\x84\x01\n\x12\x43reateGrantRequest\x12\x13\n\x0btransfer_id\x18\x01 \x01(\t\x12\r\n\x05\x61rray\x18\x02 \x01(\t\x12\x0e\n\x06tenant\x18\x03 \x01(\t\x12\x12\n\nimage_name\x18\x04 \x01(\t\x12\x15\n\rbase_image_id\x18\x05 \x01(\t\x12\x0f\n\x07no_base\x18\x06 \x01(\x08\";\n\x13\x43reateGrantResponse\x12\r\n\x05grant\x18\x01 \x01(\x0c\x12\x15\n\rbase_image_id\x18\x02 \x01(\t\")\n\x12RevokeGrantRequest\x12\x13\n\x0btransfer_id\x18\x01 \x01(\t\"\x15\n\x13RevokeGrantResponse\"\x17\n\x15GetTargetStatsRequest\"\xee\x01\n\x16GetTargetStatsResponse\x12\x13\n\x0bimage_count\x18\x01 \x01(\x04\x12\x15\n\rlogical_bytes\x18\x02 \x01(\x04\x12\x15\n\rsegment_count\x18\x03 \x01(\x04\x12\x17\n\x0f\x63ontainer_count\x18\x04 \x01(\x04\x12\x17\n\x0f\x63ontainer_bytes\x18\x05 \x01(\x04\x12\x13\n\x0bplain_bytes\x18\x06 \x01(\x04\x12\x12\n\nfree_bytes\x18\x07 \x01(\x04\x12\x1b\n\x13open_transfer_count\x18\x08 \x01(\r\x12\x19\n\x11quarantined_count\x18\t \x01(\x04\x32\x99\x02\n\x12TargetAdminService\x12R\n\x0b\x43reateGrant\x12 .arraylift.v1.CreateGrantRequest\x1a!.arraylift.v1.CreateGrantResponse\x12R\n\x0bRevokeGrant\x12 .arraylift.v1.RevokeGrantRequest\x1a!.arraylift.v1.RevokeGrantResponse\x12[\n\x0eGetTargetStats\x12#.arraylift.v1.GetTargetStatsRequest\x1a$.arraylift.v1.GetTargetStatsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x61rraylift/v1/target_admin.proto\x12\x0c\x61rraylift.v1\"\x84\x01\n\x12\x43reateGrantRequest\x12\x13\n\x0btransfer_id\x18\x01 \x01(\t\x12\r\n\x05\x61rray\x18\x02 \x01(\t\x12\x0e\n\x06tenant\x18\x03 \x01(\t\x12\x12\n\nimage_name\x18\x04 \x01(\t\x12\x15\n\rbase_image_id\x18\x05 \x01(\t\x12\x0f\n\x07no_base\x18\x06 \x01(\x08\";\n\x13\x43reateGrantResponse\x12\r\n\x05grant\x18\x01 \x01(\x0c\x12\x15\n\rbase_image_id\x18\x02 \x01(\t\")\n\x12RevokeGrantRequest\x12\x13\n\x0btransfer_id\x18\x01 \x01(\t\"\x15\n\x13RevokeGrantResponse\"\x17\n\x15GetTargetStatsRequest\"\xa2\x03\n\x16GetTargetStatsResponse\x12\x13\n\x0bimage_count\x18\x01 \x01(\x04\x12\x15\n\rlogical_bytes\x18\x02 \x01(\x04\x12\x15\n\rsegment_count\x18\x03 \x01(\x04\x12\x17\n\x0f\x63ontainer_count\x18\x04 \x01(\x04\x12\x17\n\x0f\x63ontainer_bytes\x18\x05 \x01(\x04\x12\x13\n\x0bplain_bytes\x18\x06 \x01(\x04\x12\x12\n\nfree_bytes\x18\x07 \x01(\x04\x12\x1b\n\x13open_transfer_count\x18\x08 \x01(\r\x12\x19\n\x11quarantined_count\x18\t \x01(\x04\x12\x15\n\rreserve_bytes\x18\n \x01(\x04\x12\x15\n\rbelow_reserve\x18\x0b \x01(\x08\x12\x17\n\x0f\x63ondemned_bytes\x18\x0c \x01(\x04\x12\x15\n\rlock_clock_ns\x18\r \x01(\x03\x12\x17\n\x0flock_clock_lags\x18\x0e \x01(\x08\x12\x13\n\x0b\x63\x61\x63he_bytes\x18\x0f \x01(\x04\x12&\n\x05units\x18\x10 \x03(\x0b\x32\x17.arraylift.v1.UnitStats\"\xb0\x01\n\tUnitStats\x12\x0c\n\x04unit\x18\x01 \x01(\t\x12\x13\n\x0bimage_count\x18\x02 \x01(\x04\x12\x15\n\rsegment_count\x18\x03 \x01(\x04\x12\x17\n\x0f\x63ontainer_count\x18\x04 \x01(\x04\x12\x17\n\x0f\x63ontainer_bytes\x18\x05 \x01(\x04\x12\x13\n\x0bplain_bytes\x18\x06 \x01(\x04\x12\x12\n\nfree_bytes\x18\x07 \x01(\x04\x12\x0e\n\x06\x61\x62sent\x18\x08 \x01(\x08\"#\n\x12SurveySpaceRequest\x12\r\n\x05\x62y_vm\x18\x01 \x01(\x08\"\xea\x01\n\x08SpaceUse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0bimage_count\x18\x02 \x01(\x04\x12\x15\n\rlogical_bytes\x18\x03 \x01(\x04\x12\x14\n\x0cmapped_bytes\x18\x04 \x01(\x04\x12\x13\n\x0bplain_bytes\x18\x05 \x01(\x04\x12\x14\n\x0cstored_bytes\x18\x06 \x01(\x04\x12\x16\n\x0emetadata_bytes\x18\x07 \x01(\x04\x12\x15\n\rgarbage_bytes\x18\x08 \x01(\x04\x12\x17\n\x0f\x63ontainer_bytes\x18\t \x01(\x04\x12\x1b\n\x13unique_stored_bytes\x18\n \x01(\x04\"\xea\x01\n\x13SurveySpaceResponse\x12\x13\n\x0bimages_done\x18\x01 \x01(\x04\x12\x14\n\x0cimages_total\x18\x02 \x01(\x04\x12\x0c\n\x04\x64one\x18\x03 \x01(\x08\x12%\n\x05total\x18\x04 \x01(\x0b\x32\x16.arraylift.v1.SpaceUse\x12\'\n\x07tenants\x18\x05 \x03(\x0b\x32\x16.arraylift.v1.SpaceUse\x12%\n\x05units\x18\x06 \x03(\x0b\x32\x16.arraylift.v1.SpaceUse\x12#\n\x03vms\x18\x07 \x03(\x0b\x32\x16.arraylift.v1.SpaceUse\"n\n\x15\x43ollectGarbageRequest\x12\x0c\n\x04unit\x18\x01 \x01(\t\x12\x0f\n\x07\x64ry_run\x18\x02 \x01(\x08\x12\x18\n\x10live_percent_min\x18\x03 \x01(\r\x12\x1c\n\x14\x62ytes_per_second_max\x18\x04 \x01(\x04\"\xa7\x02\n\x16\x43ollectGarbageResponse\x12\r\n\x05phase\x18\x01 \x01(\t\x12\x0c\n\x04\x64one\x18\x02 \x01(\x04\x12\r\n\x05total\x18\x03 \x01(\x04\x12\r\n\x05\x63ycle\x18\x04 \x01(\x04\x12\x17\n\x0f\x63ontainer_count\x18\x05 \x01(\x04\x12\x12\n\nlive_bytes\x18\x06 \x01(\x04\x12\x12\n\ndead_bytes\x18\x07 \x01(\x04\x12\x17\n\x0f\x63ondemned_count\x18\x08 \x01(\x04\x12\x1e\n\x16\x63opied_container_count\x18\t \x01(\x04\x12\x14\n\x0c\x63opied_bytes\x18\n \x01(\x04\x12\x15\n\rdeleted_count\x18\x0b \x01(\x04\x12\x15\n\rdeleted_bytes\x18\x0c \x01(\x04\x12\x14\n\x0cpinned_count\x18\r \x01(\x04\"K\n\x0cScrubRequest\x12\x0c\n\x04unit\x18\x01 \x01(\t\x12\x1c\n\x14\x62ytes_per_second_max\x18\x02 \x01(\x04\x12\x0f\n\x07restart\x18\x03 \x01(\x08\"\xb4\x01\n\rScrubResponse\x12\x17\n\x0f\x63ontainers_done\x18\x01 \x01(\x04\x12\x18\n\x10\x63ontainers_total\x18\x02 \x01(\x04\x12\x12\n\nbytes_read\x18\x03 \x01(\x04\x12\x17\n\x0frecords_checked\x18\x04 \x01(\x04\x12\x17\n\x0frecords_damaged\x18\x05 \x01(\x04\x12\x1c\n\x14period_started_at_ns\x18\x06 \x01(\x03\x12\x0c\n\x04\x64one\x18\x07 \x01(\x08\"\xe9\x01\n\x04Unit\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07unit_id\x18\x02 \x01(\t\x12$\n\x04role\x18\x03 \x01(\x0e\x32\x16.arraylift.v1.UnitRole\x12\x10\n\x08location\x18\x04 \x01(\t\x12\x10\n\x08\x65ndpoint\x18\x05 \x01(\t\x12\x0e\n\x06\x61\x62sent\x18\x06 \x01(\x08\x12\x0f\n\x07problem\x18\x07 \x01(\t\x12\x13\n\x0bimage_count\x18\x08 \x01(\x04\x12\x17\n\x0f\x63ontainer_bytes\x18\t \x01(\x04\x12\x17\n\x0f\x61\x66\x66\x65\x63ted_images\x18\n \x03(\t\x12\x10\n\x08\x64raining\x18\x0b \x01(\x08\"\x12\n\x10ListUnitsRequest\"6\n\x11ListUnitsResponse\x12!\n\x05units\x18\x01 \x03(\x0b\x32\x12.arraylift.v1.Unit\"h\n\x0e\x41\x64\x64UnitRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12$\n\x04role\x18\x02 \x01(\x0e\x32\x16.arraylift.v1.UnitRole\x12\x10\n\x08location\x18\x03 \x01(\t\x12\x10\n\x08\x65ndpoint\x18\x04 \x01(\t\"3\n\x0f\x41\x64\x64UnitResponse\x12 \n\x04unit\x18\x01 \x01(\x0b\x32\x12.arraylift.v1.Unit\" \n\x10\x44rainUnitRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"A\n\x11\x44rainUnitResponse\x12,\n\x08progress\x18\x01 \x01(\x0b\x32\x1a.arraylift.v1.MoveProgress\"6\n\x11RetireUnitRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0blose_images\x18\x02 \x01(\x08\"\x14\n\x12RetireUnitResponse\"d\n\x11MoveImagesRequest\x12\x0f\n\x07to_unit\x18\x01 \x01(\t\x12\x11\n\timage_ids\x18\x02 \x03(\t\x12\x1a\n\x12older_than_seconds\x18\x03 \x01(\x04\x12\x0f\n\x07\x64ry_run\x18\x04 \x01(\x08\"B\n\x12MoveImagesResponse\x12,\n\x08progress\x18\x01 \x01(\x0b\x32\x1a.arraylift.v1.MoveProgress\"\xb1\x01\n\x0cMoveProgress\x12\x13\n\x0bimages_done\x18\x01 \x01(\x04\x12\x14\n\x0cimages_total\x18\x02 \x01(\x04\x12\x10\n\x08image_id\x18\x03 \x01(\t\x12\x12\n\nbytes_read\x18\x04 \x01(\x04\x12\x14\n\x0c\x62ytes_stored\x18\x05 \x01(\x04\x12\x16\n\x0ekept_image_ids\x18\x06 \x03(\t\x12\x14\n\x0ckept_reasons\x18\x07 \x03(\t\x12\x0c\n\x04\x64one\x18\x08 \x01(\x08\"\"\n\x12RebuildUnitRequest\x12\x0c\n\x04unit\x18\x01 \x01(\t\"\x9f\x01\n\x13RebuildUnitResponse\x12\x17\n\x0f\x63ontainers_done\x18\x01 \x01(\x04\x12\x18\n\x10\x63ontainers_total\x18\x02 \x01(\x04\x12\x0f\n\x07records\x18\x03 \x01(\x04\x12\x1a\n\x12manifests_restored\x18\x04 \x01(\x04\x12\x1a\n\x12\x63ontainers_damaged\x18\x05 \x01(\x04\x12\x0c\n\x04\x64one\x18\x06 \x01(\x08\"V\n\x06Tenant\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0bquota_bytes\x18\x02 \x01(\x04\x12\x14\n\x0cstored_bytes\x18\x03 \x01(\x04\x12\x13\n\x0bimage_count\x18\x04 \x01(\x04\"\x14\n\x12ListTenantsRequest\"<\n\x13ListTenantsResponse\x12%\n\x07tenants\x18\x01 \x03(\x0b\x32\x14.arraylift.v1.Tenant\"6\n\x0fSetQuotaRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x13\n\x0bquota_bytes\x18\x02 \x01(\x04\"\x12\n\x10SetQuotaResponse\"%\n\x12\x43onfirmTimeRequest\x12\x0f\n\x07wall_ns\x18\x01 \x01(\x03\":\n\x13\x43onfirmTimeResponse\x12\x15\n\rlock_clock_ns\x18\x01 \x01(\x03\x12\x0c\n\x04lags\x18\x02 \x01(\x08*R\n\x08UnitRole\x12\x19\n\x15UNIT_ROLE_UNSPECIFIED\x10\x00\x12\x14\n\x10UNIT_ROLE_ACTIVE\x10\x01\x12\x15\n\x11UNIT_ROLE_ARCHIVE\x10\x02\x32\xe5\t\n\x12TargetAdminService\x12R\n\x0b\x43reateGrant\x12 .arraylift.v1.CreateGrantRequest\x1a!.arraylift.v1.CreateGrantResponse\x12R\n\x0bRevokeGrant\x12 .arraylift.v1.RevokeGrantRequest\x1a!.arraylift.v1.RevokeGrantResponse\x12[\n\x0eGetTargetStats\x12#.arraylift.v1.GetTargetStatsRequest\x1a$.arraylift.v1.GetTargetStatsResponse\x12T\n\x0bSurveySpace\x12 .arraylift.v1.SurveySpaceRequest\x1a!.arraylift.v1.SurveySpaceResponse0\x01\x12]\n\x0e\x43ollectGarbage\x12#.arraylift.v1.CollectGarbageRequest\x1a$.arraylift.v1.CollectGarbageResponse0\x01\x12\x42\n\x05Scrub\x12\x1a.arraylift.v1.ScrubRequest\x1a\x1b.arraylift.v1.ScrubResponse0\x01\x12L\n\tListUnits\x12\x1e.arraylift.v1.ListUnitsRequest\x1a\x1f.arraylift.v1.ListUnitsResponse\x12\x46\n\x07\x41\x64\x64Unit\x12\x1c.arraylift.v1.AddUnitRequest\x1a\x1d.arraylift.v1.AddUnitResponse\x12N\n\tDrainUnit\x12\x1e.arraylift.v1.DrainUnitRequest\x1a\x1f.arraylift.v1.DrainUnitResponse0\x01\x12O\n\nRetireUnit\x12\x1f.arraylift.v1.RetireUnitRequest\x1a .arraylift.v1.RetireUnitResponse\x12Q\n\nMoveImages\x12\x1f.arraylift.v1.MoveImagesRequest\x1a .arraylift.v1.MoveImagesResponse0\x01\x12T\n\x0bRebuildUnit\x12 .arraylift.v1.RebuildUnitRequest\x1a!.arraylift.v1.RebuildUnitResponse0\x01\x12R\n\x0bListTenants\x12 .arraylift.v1.ListTenantsRequest\x1a!.arraylift.v1.ListTenantsResponse\x12I\n\x08SetQuota\x12\x1d.arraylift.v1.SetQuotaRequest\x1a\x1e.arraylift.v1.SetQuotaResponse\x12R\n\x0b\x43onfirmTime\x12 .arraylift.v1.ConfirmTimeRequest\x1a!.arraylift.v1.ConfirmTimeResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'arraylift.v1.target_admin_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_UNITROLE']._serialized_start=3662
+  _globals['_UNITROLE']._serialized_end=3744
   _globals['_CREATEGRANTREQUEST']._serialized_start=50
   _globals['_CREATEGRANTREQUEST']._serialized_end=182
   _globals['_CREATEGRANTRESPONSE']._serialized_start=184
@@ -42,7 +44,65 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETTARGETSTATSREQUEST']._serialized_start=311
   _globals['_GETTARGETSTATSREQUEST']._serialized_end=334
   _globals['_GETTARGETSTATSRESPONSE']._serialized_start=337
-  _globals['_GETTARGETSTATSRESPONSE']._serialized_end=575
-  _globals['_TARGETADMINSERVICE']._serialized_start=578
-  _globals['_TARGETADMINSERVICE']._serialized_end=859
+  _globals['_GETTARGETSTATSRESPONSE']._serialized_end=755
+  _globals['_UNITSTATS']._serialized_start=758
+  _globals['_UNITSTATS']._serialized_end=934
+  _globals['_SURVEYSPACEREQUEST']._serialized_start=936
+  _globals['_SURVEYSPACEREQUEST']._serialized_end=971
+  _globals['_SPACEUSE']._serialized_start=974
+  _globals['_SPACEUSE']._serialized_end=1208
+  _globals['_SURVEYSPACERESPONSE']._serialized_start=1211
+  _globals['_SURVEYSPACERESPONSE']._serialized_end=1445
+  _globals['_COLLECTGARBAGEREQUEST']._serialized_start=1447
+  _globals['_COLLECTGARBAGEREQUEST']._serialized_end=1557
+  _globals['_COLLECTGARBAGERESPONSE']._serialized_start=1560
+  _globals['_COLLECTGARBAGERESPONSE']._serialized_end=1855
+  _globals['_SCRUBREQUEST']._serialized_start=1857
+  _globals['_SCRUBREQUEST']._serialized_end=1932
+  _globals['_SCRUBRESPONSE']._serialized_start=1935
+  _globals['_SCRUBRESPONSE']._serialized_end=2115
+  _globals['_UNIT']._serialized_start=2118
+  _globals['_UNIT']._serialized_end=2351
+  _globals['_LISTUNITSREQUEST']._serialized_start=2353
+  _globals['_LISTUNITSREQUEST']._serialized_end=2371
+  _globals['_LISTUNITSRESPONSE']._serialized_start=2373
+  _globals['_LISTUNITSRESPONSE']._serialized_end=2427
+  _globals['_ADDUNITREQUEST']._serialized_start=2429
+  _globals['_ADDUNITREQUEST']._serialized_end=2533
+  _globals['_ADDUNITRESPONSE']._serialized_start=2535
+  _globals['_ADDUNITRESPONSE']._serialized_end=2586
+  _globals['_DRAINUNITREQUEST']._serialized_start=2588
+  _globals['_DRAINUNITREQUEST']._serialized_end=2620
+  _globals['_DRAINUNITRESPONSE']._serialized_start=2622
+  _globals['_DRAINUNITRESPONSE']._serialized_end=2687
+  _globals['_RETIREUNITREQUEST']._serialized_start=2689
+  _globals['_RETIREUNITREQUEST']._serialized_end=2743
+  _globals['_RETIREUNITRESPONSE']._serialized_start=2745
+  _globals['_RETIREUNITRESPONSE']._serialized_end=2765
+  _globals['_MOVEIMAGESREQUEST']._serialized_start=2767
+  _globals['_MOVEIMAGESREQUEST']._serialized_end=2867
+  _globals['_MOVEIMAGESRESPONSE']._serialized_start=2869
+  _globals['_MOVEIMAGESRESPONSE']._serialized_end=2935
+  _globals['_MOVEPROGRESS']._serialized_start=2938
+  _globals['_MOVEPROGRESS']._serialized_end=3115
+  _globals['_REBUILDUNITREQUEST']._serialized_start=3117
+  _globals['_REBUILDUNITREQUEST']._serialized_end=3151
+  _globals['_REBUILDUNITRESPONSE']._serialized_start=3154
+  _globals['_REBUILDUNITRESPONSE']._serialized_end=3313
+  _globals['_TENANT']._serialized_start=3315
+  _globals['_TENANT']._serialized_end=3401
+  _globals['_LISTTENANTSREQUEST']._serialized_start=3403
+  _globals['_LISTTENANTSREQUEST']._serialized_end=3423
+  _globals['_LISTTENANTSRESPONSE']._serialized_start=3425
+  _globals['_LISTTENANTSRESPONSE']._serialized_end=3485
+  _globals['_SETQUOTAREQUEST']._serialized_start=3487
+  _globals['_SETQUOTAREQUEST']._serialized_end=3541
+  _globals['_SETQUOTARESPONSE']._serialized_start=3543
+  _globals['_SETQUOTARESPONSE']._serialized_end=3561
+  _globals['_CONFIRMTIMEREQUEST']._serialized_start=3563
+  _globals['_CONFIRMTIMEREQUEST']._serialized_end=3600
+  _globals['_CONFIRMTIMERESPONSE']._serialized_start=3602
+  _globals['_CONFIRMTIMERESPONSE']._serialized_end=3660
+  _globals['_TARGETADMINSERVICE']._serialized_start=3747
+  _globals['_TARGETADMINSERVICE']._serialized_end=5000
 # @@protoc_insertion_point(module_scope)

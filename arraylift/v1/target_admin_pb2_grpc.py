@@ -49,6 +49,66 @@ class TargetAdminServiceStub:
                 request_serializer=arraylift_dot_v1_dot_target__admin__pb2.GetTargetStatsRequest.SerializeToString,
                 response_deserializer=arraylift_dot_v1_dot_target__admin__pb2.GetTargetStatsResponse.FromString,
                 _registered_method=True)
+        self.SurveySpace = channel.unary_stream(
+                '/arraylift.v1.TargetAdminService/SurveySpace',
+                request_serializer=arraylift_dot_v1_dot_target__admin__pb2.SurveySpaceRequest.SerializeToString,
+                response_deserializer=arraylift_dot_v1_dot_target__admin__pb2.SurveySpaceResponse.FromString,
+                _registered_method=True)
+        self.CollectGarbage = channel.unary_stream(
+                '/arraylift.v1.TargetAdminService/CollectGarbage',
+                request_serializer=arraylift_dot_v1_dot_target__admin__pb2.CollectGarbageRequest.SerializeToString,
+                response_deserializer=arraylift_dot_v1_dot_target__admin__pb2.CollectGarbageResponse.FromString,
+                _registered_method=True)
+        self.Scrub = channel.unary_stream(
+                '/arraylift.v1.TargetAdminService/Scrub',
+                request_serializer=arraylift_dot_v1_dot_target__admin__pb2.ScrubRequest.SerializeToString,
+                response_deserializer=arraylift_dot_v1_dot_target__admin__pb2.ScrubResponse.FromString,
+                _registered_method=True)
+        self.ListUnits = channel.unary_unary(
+                '/arraylift.v1.TargetAdminService/ListUnits',
+                request_serializer=arraylift_dot_v1_dot_target__admin__pb2.ListUnitsRequest.SerializeToString,
+                response_deserializer=arraylift_dot_v1_dot_target__admin__pb2.ListUnitsResponse.FromString,
+                _registered_method=True)
+        self.AddUnit = channel.unary_unary(
+                '/arraylift.v1.TargetAdminService/AddUnit',
+                request_serializer=arraylift_dot_v1_dot_target__admin__pb2.AddUnitRequest.SerializeToString,
+                response_deserializer=arraylift_dot_v1_dot_target__admin__pb2.AddUnitResponse.FromString,
+                _registered_method=True)
+        self.DrainUnit = channel.unary_stream(
+                '/arraylift.v1.TargetAdminService/DrainUnit',
+                request_serializer=arraylift_dot_v1_dot_target__admin__pb2.DrainUnitRequest.SerializeToString,
+                response_deserializer=arraylift_dot_v1_dot_target__admin__pb2.DrainUnitResponse.FromString,
+                _registered_method=True)
+        self.RetireUnit = channel.unary_unary(
+                '/arraylift.v1.TargetAdminService/RetireUnit',
+                request_serializer=arraylift_dot_v1_dot_target__admin__pb2.RetireUnitRequest.SerializeToString,
+                response_deserializer=arraylift_dot_v1_dot_target__admin__pb2.RetireUnitResponse.FromString,
+                _registered_method=True)
+        self.MoveImages = channel.unary_stream(
+                '/arraylift.v1.TargetAdminService/MoveImages',
+                request_serializer=arraylift_dot_v1_dot_target__admin__pb2.MoveImagesRequest.SerializeToString,
+                response_deserializer=arraylift_dot_v1_dot_target__admin__pb2.MoveImagesResponse.FromString,
+                _registered_method=True)
+        self.RebuildUnit = channel.unary_stream(
+                '/arraylift.v1.TargetAdminService/RebuildUnit',
+                request_serializer=arraylift_dot_v1_dot_target__admin__pb2.RebuildUnitRequest.SerializeToString,
+                response_deserializer=arraylift_dot_v1_dot_target__admin__pb2.RebuildUnitResponse.FromString,
+                _registered_method=True)
+        self.ListTenants = channel.unary_unary(
+                '/arraylift.v1.TargetAdminService/ListTenants',
+                request_serializer=arraylift_dot_v1_dot_target__admin__pb2.ListTenantsRequest.SerializeToString,
+                response_deserializer=arraylift_dot_v1_dot_target__admin__pb2.ListTenantsResponse.FromString,
+                _registered_method=True)
+        self.SetQuota = channel.unary_unary(
+                '/arraylift.v1.TargetAdminService/SetQuota',
+                request_serializer=arraylift_dot_v1_dot_target__admin__pb2.SetQuotaRequest.SerializeToString,
+                response_deserializer=arraylift_dot_v1_dot_target__admin__pb2.SetQuotaResponse.FromString,
+                _registered_method=True)
+        self.ConfirmTime = channel.unary_unary(
+                '/arraylift.v1.TargetAdminService/ConfirmTime',
+                request_serializer=arraylift_dot_v1_dot_target__admin__pb2.ConfirmTimeRequest.SerializeToString,
+                response_deserializer=arraylift_dot_v1_dot_target__admin__pb2.ConfirmTimeResponse.FromString,
+                _registered_method=True)
 
 
 class TargetAdminServiceServicer:
@@ -74,7 +134,114 @@ class TargetAdminServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetTargetStats(self, request, context):
-        """Sizes and counts of the store. Idempotent.
+        """Sizes and counts of the store, from what is known without reading. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SurveySpace(self, request, context):
+        """Walks every tree and says where the space goes: logical, after deduplication, after
+        compression, metadata, garbage; by tenant, by unit, by VM with what only it needs. Streams
+        progress; the last message has the survey. Errors: DATA_LOSS, ABORTED conflict (a collection or
+        another survey runs). Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CollectGarbage(self, request, context):
+        """One garbage collection cycle of one unit: marks, condemns, copies forward, deletes what was
+        condemned two cycles ago. With dry_run: the plan, nothing is changed. Streams progress; the
+        last message has the figures. Cancelling the call stops the cycle; what it did stays.
+        Errors: NOT_FOUND (unit), ABORTED conflict (maintenance of this unit runs), DATA_LOSS (a node or
+        manifest cannot be read: nothing was deleted), UNAVAILABLE (the unit is absent).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Scrub(self, request, context):
+        """Decodes and fingerprints every record of a unit, going on where the last call or the
+        daemon's own schedule stopped; ends when the period is complete. Damage is quarantined.
+        Errors: NOT_FOUND (unit), ABORTED conflict (a scrub runs), UNAVAILABLE. Cancelling keeps the place.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListUnits(self, request, context):
+        """The storage units, the active one first, with what an absent one holds. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AddUnit(self, request, context):
+        """Adds a unit: an empty place, or one that holds a unit already, whose images then appear.
+        Credentials of object stores come from the daemon's environment and are kept nowhere.
+        Limits: 16 units. Errors: ALREADY_EXISTS (name), FAILED_PRECONDITION (another target's keys; in
+        use; a place with foreign files), UNAVAILABLE. Idempotent: the same again is no error.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DrainUnit(self, request, context):
+        """Moves all images of a unit to others, so that it can be retired. Streams progress.
+        Errors: NOT_FOUND, FAILED_PRECONDITION (the only active unit), RESOURCE_EXHAUSTED, UNAVAILABLE.
+        Retry: again; what was moved stays moved.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RetireUnit(self, request, context):
+        """Forgets a unit that holds no image; its data stay where they are. An absent one with images is
+        forgotten only with `lose_images`, and only if none is locked. Errors: NOT_FOUND, FAILED_PRECONDITION.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def MoveImages(self, request, context):
+        """Moves images from the active unit to an archive unit: copies under lock, publishes, verifies,
+        removes. The newest image of a disk and bases that a transfer holds stay. Streams progress.
+        Errors: NOT_FOUND, FAILED_PRECONDITION (role of the unit), RESOURCE_EXHAUSTED, UNAVAILABLE, DATA_LOSS.
+        Retry: again.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RebuildUnit(self, request, context):
+        """Makes the index of a unit anew from its containers, and what else of its metadata is missing
+        from the replicas in other units, while the target serves. Streams progress.
+        Errors: NOT_FOUND, ABORTED conflict (maintenance runs), DATA_LOSS, UNAVAILABLE.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListTenants(self, request, context):
+        """Tenants by name, with their quotas and what counts against them. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetQuota(self, request, context):
+        """Bounds the stored bytes of a tenant; transfers that would pass it get RESOURCE_EXHAUSTED.
+        Errors: NOT_FOUND. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ConfirmTime(self, request, context):
+        """Another daemon tells its time. Where the clock that judges locks lags behind a jump of the wall
+        clock, this is the agreement that lets it follow. Errors: FAILED_PRECONDITION (the two clocks
+        are more than an hour apart). Idempotent.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -97,6 +264,66 @@ def add_TargetAdminServiceServicer_to_server(servicer, server):
                     servicer.GetTargetStats,
                     request_deserializer=arraylift_dot_v1_dot_target__admin__pb2.GetTargetStatsRequest.FromString,
                     response_serializer=arraylift_dot_v1_dot_target__admin__pb2.GetTargetStatsResponse.SerializeToString,
+            ),
+            'SurveySpace': grpc.unary_stream_rpc_method_handler(
+                    servicer.SurveySpace,
+                    request_deserializer=arraylift_dot_v1_dot_target__admin__pb2.SurveySpaceRequest.FromString,
+                    response_serializer=arraylift_dot_v1_dot_target__admin__pb2.SurveySpaceResponse.SerializeToString,
+            ),
+            'CollectGarbage': grpc.unary_stream_rpc_method_handler(
+                    servicer.CollectGarbage,
+                    request_deserializer=arraylift_dot_v1_dot_target__admin__pb2.CollectGarbageRequest.FromString,
+                    response_serializer=arraylift_dot_v1_dot_target__admin__pb2.CollectGarbageResponse.SerializeToString,
+            ),
+            'Scrub': grpc.unary_stream_rpc_method_handler(
+                    servicer.Scrub,
+                    request_deserializer=arraylift_dot_v1_dot_target__admin__pb2.ScrubRequest.FromString,
+                    response_serializer=arraylift_dot_v1_dot_target__admin__pb2.ScrubResponse.SerializeToString,
+            ),
+            'ListUnits': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListUnits,
+                    request_deserializer=arraylift_dot_v1_dot_target__admin__pb2.ListUnitsRequest.FromString,
+                    response_serializer=arraylift_dot_v1_dot_target__admin__pb2.ListUnitsResponse.SerializeToString,
+            ),
+            'AddUnit': grpc.unary_unary_rpc_method_handler(
+                    servicer.AddUnit,
+                    request_deserializer=arraylift_dot_v1_dot_target__admin__pb2.AddUnitRequest.FromString,
+                    response_serializer=arraylift_dot_v1_dot_target__admin__pb2.AddUnitResponse.SerializeToString,
+            ),
+            'DrainUnit': grpc.unary_stream_rpc_method_handler(
+                    servicer.DrainUnit,
+                    request_deserializer=arraylift_dot_v1_dot_target__admin__pb2.DrainUnitRequest.FromString,
+                    response_serializer=arraylift_dot_v1_dot_target__admin__pb2.DrainUnitResponse.SerializeToString,
+            ),
+            'RetireUnit': grpc.unary_unary_rpc_method_handler(
+                    servicer.RetireUnit,
+                    request_deserializer=arraylift_dot_v1_dot_target__admin__pb2.RetireUnitRequest.FromString,
+                    response_serializer=arraylift_dot_v1_dot_target__admin__pb2.RetireUnitResponse.SerializeToString,
+            ),
+            'MoveImages': grpc.unary_stream_rpc_method_handler(
+                    servicer.MoveImages,
+                    request_deserializer=arraylift_dot_v1_dot_target__admin__pb2.MoveImagesRequest.FromString,
+                    response_serializer=arraylift_dot_v1_dot_target__admin__pb2.MoveImagesResponse.SerializeToString,
+            ),
+            'RebuildUnit': grpc.unary_stream_rpc_method_handler(
+                    servicer.RebuildUnit,
+                    request_deserializer=arraylift_dot_v1_dot_target__admin__pb2.RebuildUnitRequest.FromString,
+                    response_serializer=arraylift_dot_v1_dot_target__admin__pb2.RebuildUnitResponse.SerializeToString,
+            ),
+            'ListTenants': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListTenants,
+                    request_deserializer=arraylift_dot_v1_dot_target__admin__pb2.ListTenantsRequest.FromString,
+                    response_serializer=arraylift_dot_v1_dot_target__admin__pb2.ListTenantsResponse.SerializeToString,
+            ),
+            'SetQuota': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetQuota,
+                    request_deserializer=arraylift_dot_v1_dot_target__admin__pb2.SetQuotaRequest.FromString,
+                    response_serializer=arraylift_dot_v1_dot_target__admin__pb2.SetQuotaResponse.SerializeToString,
+            ),
+            'ConfirmTime': grpc.unary_unary_rpc_method_handler(
+                    servicer.ConfirmTime,
+                    request_deserializer=arraylift_dot_v1_dot_target__admin__pb2.ConfirmTimeRequest.FromString,
+                    response_serializer=arraylift_dot_v1_dot_target__admin__pb2.ConfirmTimeResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -180,6 +407,330 @@ class TargetAdminService:
             '/arraylift.v1.TargetAdminService/GetTargetStats',
             arraylift_dot_v1_dot_target__admin__pb2.GetTargetStatsRequest.SerializeToString,
             arraylift_dot_v1_dot_target__admin__pb2.GetTargetStatsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SurveySpace(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/arraylift.v1.TargetAdminService/SurveySpace',
+            arraylift_dot_v1_dot_target__admin__pb2.SurveySpaceRequest.SerializeToString,
+            arraylift_dot_v1_dot_target__admin__pb2.SurveySpaceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CollectGarbage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/arraylift.v1.TargetAdminService/CollectGarbage',
+            arraylift_dot_v1_dot_target__admin__pb2.CollectGarbageRequest.SerializeToString,
+            arraylift_dot_v1_dot_target__admin__pb2.CollectGarbageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Scrub(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/arraylift.v1.TargetAdminService/Scrub',
+            arraylift_dot_v1_dot_target__admin__pb2.ScrubRequest.SerializeToString,
+            arraylift_dot_v1_dot_target__admin__pb2.ScrubResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListUnits(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/arraylift.v1.TargetAdminService/ListUnits',
+            arraylift_dot_v1_dot_target__admin__pb2.ListUnitsRequest.SerializeToString,
+            arraylift_dot_v1_dot_target__admin__pb2.ListUnitsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AddUnit(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/arraylift.v1.TargetAdminService/AddUnit',
+            arraylift_dot_v1_dot_target__admin__pb2.AddUnitRequest.SerializeToString,
+            arraylift_dot_v1_dot_target__admin__pb2.AddUnitResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DrainUnit(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/arraylift.v1.TargetAdminService/DrainUnit',
+            arraylift_dot_v1_dot_target__admin__pb2.DrainUnitRequest.SerializeToString,
+            arraylift_dot_v1_dot_target__admin__pb2.DrainUnitResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RetireUnit(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/arraylift.v1.TargetAdminService/RetireUnit',
+            arraylift_dot_v1_dot_target__admin__pb2.RetireUnitRequest.SerializeToString,
+            arraylift_dot_v1_dot_target__admin__pb2.RetireUnitResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def MoveImages(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/arraylift.v1.TargetAdminService/MoveImages',
+            arraylift_dot_v1_dot_target__admin__pb2.MoveImagesRequest.SerializeToString,
+            arraylift_dot_v1_dot_target__admin__pb2.MoveImagesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RebuildUnit(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/arraylift.v1.TargetAdminService/RebuildUnit',
+            arraylift_dot_v1_dot_target__admin__pb2.RebuildUnitRequest.SerializeToString,
+            arraylift_dot_v1_dot_target__admin__pb2.RebuildUnitResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListTenants(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/arraylift.v1.TargetAdminService/ListTenants',
+            arraylift_dot_v1_dot_target__admin__pb2.ListTenantsRequest.SerializeToString,
+            arraylift_dot_v1_dot_target__admin__pb2.ListTenantsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetQuota(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/arraylift.v1.TargetAdminService/SetQuota',
+            arraylift_dot_v1_dot_target__admin__pb2.SetQuotaRequest.SerializeToString,
+            arraylift_dot_v1_dot_target__admin__pb2.SetQuotaResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ConfirmTime(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/arraylift.v1.TargetAdminService/ConfirmTime',
+            arraylift_dot_v1_dot_target__admin__pb2.ConfirmTimeRequest.SerializeToString,
+            arraylift_dot_v1_dot_target__admin__pb2.ConfirmTimeResponse.FromString,
             options,
             channel_credentials,
             insecure,
