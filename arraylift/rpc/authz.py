@@ -24,7 +24,8 @@ MOVERS = frozenset({"array", "target"})
 def _rules() -> dict[str, frozenset[str]]:
     volume_methods = (
         "CreateVolume ListVolumes DeleteVolume ImportVolume ReadExtents WriteExtents CreateSnapshots "
-        "ListSnapshots DeleteSnapshot ListChangedExtents GetPoolStats"
+        "ListSnapshots DeleteSnapshot ListChangedExtents GetPoolStats ResizeVolume CloneVolume RollbackVolume "
+        "CreateExport ListExports DeleteExport"
     )
     by_service: dict[str, tuple[frozenset[str], str]] = {
         "grpc.health.v1.Health": (EVERYBODY, "Check List"),
@@ -73,7 +74,7 @@ def _rules() -> dict[str, frozenset[str]]:
         for method in methods.split()
     }
     # Opens a door for a target to write into the pool: a host has no business there.
-    for method in ("PrepareRestore", "RevokeRestore"):
+    for method in ("PrepareRestore", "RevokeRestore", "CheckPool"):
         rules[f"/arraylift.v1.VolumeService/{method}"] = MANAGEMENT
     # Where backups lie, and how much a tenant may keep, is for people to decide.
     for method in ("AddUnit", "DrainUnit", "RetireUnit", "MoveImages", "RebuildUnit", "SetQuota"):

@@ -1,5 +1,6 @@
 from arraylift.v1 import common_pb2 as _common_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from collections.abc import Iterable as _Iterable, Mapping as _Mapping
@@ -7,24 +8,37 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class FindingSeverity(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    FINDING_SEVERITY_UNSPECIFIED: _ClassVar[FindingSeverity]
+    FINDING_SEVERITY_NOTE: _ClassVar[FindingSeverity]
+    FINDING_SEVERITY_WARNING: _ClassVar[FindingSeverity]
+    FINDING_SEVERITY_ERROR: _ClassVar[FindingSeverity]
+FINDING_SEVERITY_UNSPECIFIED: FindingSeverity
+FINDING_SEVERITY_NOTE: FindingSeverity
+FINDING_SEVERITY_WARNING: FindingSeverity
+FINDING_SEVERITY_ERROR: FindingSeverity
+
 class Volume(_message.Message):
-    __slots__ = ("volume_id", "name", "size_bytes", "mapped_bytes", "state", "snapshot_count")
+    __slots__ = ("volume_id", "name", "size_bytes", "mapped_bytes", "state", "snapshot_count", "unique_bytes")
     VOLUME_ID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
     MAPPED_BYTES_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     SNAPSHOT_COUNT_FIELD_NUMBER: _ClassVar[int]
+    UNIQUE_BYTES_FIELD_NUMBER: _ClassVar[int]
     volume_id: str
     name: str
     size_bytes: int
     mapped_bytes: int
     state: _common_pb2.SourceState
     snapshot_count: int
-    def __init__(self, volume_id: _Optional[str] = ..., name: _Optional[str] = ..., size_bytes: _Optional[int] = ..., mapped_bytes: _Optional[int] = ..., state: _Optional[_Union[_common_pb2.SourceState, _Mapping]] = ..., snapshot_count: _Optional[int] = ...) -> None: ...
+    unique_bytes: int
+    def __init__(self, volume_id: _Optional[str] = ..., name: _Optional[str] = ..., size_bytes: _Optional[int] = ..., mapped_bytes: _Optional[int] = ..., state: _Optional[_Union[_common_pb2.SourceState, _Mapping]] = ..., snapshot_count: _Optional[int] = ..., unique_bytes: _Optional[int] = ...) -> None: ...
 
 class Snapshot(_message.Message):
-    __slots__ = ("snapshot_id", "volume_id", "volume_name", "name", "size_bytes", "state", "created_at_ns", "pinned", "group_id")
+    __slots__ = ("snapshot_id", "volume_id", "volume_name", "name", "size_bytes", "state", "created_at_ns", "pinned", "group_id", "mapped_bytes", "unique_bytes")
     SNAPSHOT_ID_FIELD_NUMBER: _ClassVar[int]
     VOLUME_ID_FIELD_NUMBER: _ClassVar[int]
     VOLUME_NAME_FIELD_NUMBER: _ClassVar[int]
@@ -34,6 +48,8 @@ class Snapshot(_message.Message):
     CREATED_AT_NS_FIELD_NUMBER: _ClassVar[int]
     PINNED_FIELD_NUMBER: _ClassVar[int]
     GROUP_ID_FIELD_NUMBER: _ClassVar[int]
+    MAPPED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    UNIQUE_BYTES_FIELD_NUMBER: _ClassVar[int]
     snapshot_id: str
     volume_id: str
     volume_name: str
@@ -43,7 +59,9 @@ class Snapshot(_message.Message):
     created_at_ns: int
     pinned: bool
     group_id: str
-    def __init__(self, snapshot_id: _Optional[str] = ..., volume_id: _Optional[str] = ..., volume_name: _Optional[str] = ..., name: _Optional[str] = ..., size_bytes: _Optional[int] = ..., state: _Optional[_Union[_common_pb2.SourceState, _Mapping]] = ..., created_at_ns: _Optional[int] = ..., pinned: _Optional[bool] = ..., group_id: _Optional[str] = ...) -> None: ...
+    mapped_bytes: int
+    unique_bytes: int
+    def __init__(self, snapshot_id: _Optional[str] = ..., volume_id: _Optional[str] = ..., volume_name: _Optional[str] = ..., name: _Optional[str] = ..., size_bytes: _Optional[int] = ..., state: _Optional[_Union[_common_pb2.SourceState, _Mapping]] = ..., created_at_ns: _Optional[int] = ..., pinned: _Optional[bool] = ..., group_id: _Optional[str] = ..., mapped_bytes: _Optional[int] = ..., unique_bytes: _Optional[int] = ...) -> None: ...
 
 class CreateVolumeRequest(_message.Message):
     __slots__ = ("name", "size_bytes")
@@ -272,3 +290,141 @@ class GetPoolStatsResponse(_message.Message):
     snapshot_count: int
     map_bytes: int
     def __init__(self, pool_id: _Optional[str] = ..., granule_bytes: _Optional[int] = ..., slots_used: _Optional[int] = ..., data_file_bytes: _Optional[int] = ..., free_bytes: _Optional[int] = ..., volume_count: _Optional[int] = ..., snapshot_count: _Optional[int] = ..., map_bytes: _Optional[int] = ...) -> None: ...
+
+class ResizeVolumeRequest(_message.Message):
+    __slots__ = ("name", "size_bytes")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    size_bytes: int
+    def __init__(self, name: _Optional[str] = ..., size_bytes: _Optional[int] = ...) -> None: ...
+
+class ResizeVolumeResponse(_message.Message):
+    __slots__ = ("volume",)
+    VOLUME_FIELD_NUMBER: _ClassVar[int]
+    volume: Volume
+    def __init__(self, volume: _Optional[_Union[Volume, _Mapping]] = ...) -> None: ...
+
+class CloneVolumeRequest(_message.Message):
+    __slots__ = ("snapshot_id", "name")
+    SNAPSHOT_ID_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    snapshot_id: str
+    name: str
+    def __init__(self, snapshot_id: _Optional[str] = ..., name: _Optional[str] = ...) -> None: ...
+
+class CloneVolumeResponse(_message.Message):
+    __slots__ = ("volume",)
+    VOLUME_FIELD_NUMBER: _ClassVar[int]
+    volume: Volume
+    def __init__(self, volume: _Optional[_Union[Volume, _Mapping]] = ...) -> None: ...
+
+class RollbackVolumeRequest(_message.Message):
+    __slots__ = ("volume_name", "snapshot_id", "safety_name")
+    VOLUME_NAME_FIELD_NUMBER: _ClassVar[int]
+    SNAPSHOT_ID_FIELD_NUMBER: _ClassVar[int]
+    SAFETY_NAME_FIELD_NUMBER: _ClassVar[int]
+    volume_name: str
+    snapshot_id: str
+    safety_name: str
+    def __init__(self, volume_name: _Optional[str] = ..., snapshot_id: _Optional[str] = ..., safety_name: _Optional[str] = ...) -> None: ...
+
+class RollbackVolumeResponse(_message.Message):
+    __slots__ = ("volume", "safety")
+    VOLUME_FIELD_NUMBER: _ClassVar[int]
+    SAFETY_FIELD_NUMBER: _ClassVar[int]
+    volume: Volume
+    safety: Snapshot
+    def __init__(self, volume: _Optional[_Union[Volume, _Mapping]] = ..., safety: _Optional[_Union[Snapshot, _Mapping]] = ...) -> None: ...
+
+class Finding(_message.Message):
+    __slots__ = ("severity", "kind", "subject", "message", "next_step", "repairable", "repaired")
+    SEVERITY_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    SUBJECT_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    NEXT_STEP_FIELD_NUMBER: _ClassVar[int]
+    REPAIRABLE_FIELD_NUMBER: _ClassVar[int]
+    REPAIRED_FIELD_NUMBER: _ClassVar[int]
+    severity: FindingSeverity
+    kind: str
+    subject: str
+    message: str
+    next_step: str
+    repairable: bool
+    repaired: bool
+    def __init__(self, severity: _Optional[_Union[FindingSeverity, str]] = ..., kind: _Optional[str] = ..., subject: _Optional[str] = ..., message: _Optional[str] = ..., next_step: _Optional[str] = ..., repairable: _Optional[bool] = ..., repaired: _Optional[bool] = ...) -> None: ...
+
+class CheckPoolRequest(_message.Message):
+    __slots__ = ("repair",)
+    REPAIR_FIELD_NUMBER: _ClassVar[int]
+    repair: bool
+    def __init__(self, repair: _Optional[bool] = ...) -> None: ...
+
+class CheckPoolResponse(_message.Message):
+    __slots__ = ("findings", "granules_checked", "granules_total", "done")
+    FINDINGS_FIELD_NUMBER: _ClassVar[int]
+    GRANULES_CHECKED_FIELD_NUMBER: _ClassVar[int]
+    GRANULES_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    DONE_FIELD_NUMBER: _ClassVar[int]
+    findings: _containers.RepeatedCompositeFieldContainer[Finding]
+    granules_checked: int
+    granules_total: int
+    done: bool
+    def __init__(self, findings: _Optional[_Iterable[_Union[Finding, _Mapping]]] = ..., granules_checked: _Optional[int] = ..., granules_total: _Optional[int] = ..., done: _Optional[bool] = ...) -> None: ...
+
+class Export(_message.Message):
+    __slots__ = ("name", "volume_name", "snapshot_id", "read_only", "uri", "connection_count")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    VOLUME_NAME_FIELD_NUMBER: _ClassVar[int]
+    SNAPSHOT_ID_FIELD_NUMBER: _ClassVar[int]
+    READ_ONLY_FIELD_NUMBER: _ClassVar[int]
+    URI_FIELD_NUMBER: _ClassVar[int]
+    CONNECTION_COUNT_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    volume_name: str
+    snapshot_id: str
+    read_only: bool
+    uri: str
+    connection_count: int
+    def __init__(self, name: _Optional[str] = ..., volume_name: _Optional[str] = ..., snapshot_id: _Optional[str] = ..., read_only: _Optional[bool] = ..., uri: _Optional[str] = ..., connection_count: _Optional[int] = ...) -> None: ...
+
+class CreateExportRequest(_message.Message):
+    __slots__ = ("name", "volume_name", "snapshot_id", "read_only")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    VOLUME_NAME_FIELD_NUMBER: _ClassVar[int]
+    SNAPSHOT_ID_FIELD_NUMBER: _ClassVar[int]
+    READ_ONLY_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    volume_name: str
+    snapshot_id: str
+    read_only: bool
+    def __init__(self, name: _Optional[str] = ..., volume_name: _Optional[str] = ..., snapshot_id: _Optional[str] = ..., read_only: _Optional[bool] = ...) -> None: ...
+
+class CreateExportResponse(_message.Message):
+    __slots__ = ("export",)
+    EXPORT_FIELD_NUMBER: _ClassVar[int]
+    export: Export
+    def __init__(self, export: _Optional[_Union[Export, _Mapping]] = ...) -> None: ...
+
+class ListExportsRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ListExportsResponse(_message.Message):
+    __slots__ = ("exports",)
+    EXPORTS_FIELD_NUMBER: _ClassVar[int]
+    exports: _containers.RepeatedCompositeFieldContainer[Export]
+    def __init__(self, exports: _Optional[_Iterable[_Union[Export, _Mapping]]] = ...) -> None: ...
+
+class DeleteExportRequest(_message.Message):
+    __slots__ = ("name", "missing_ok")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    MISSING_OK_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    missing_ok: bool
+    def __init__(self, name: _Optional[str] = ..., missing_ok: _Optional[bool] = ...) -> None: ...
+
+class DeleteExportResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...

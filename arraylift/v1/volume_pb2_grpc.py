@@ -99,6 +99,41 @@ class VolumeServiceStub:
                 request_serializer=arraylift_dot_v1_dot_volume__pb2.GetPoolStatsRequest.SerializeToString,
                 response_deserializer=arraylift_dot_v1_dot_volume__pb2.GetPoolStatsResponse.FromString,
                 _registered_method=True)
+        self.ResizeVolume = channel.unary_unary(
+                '/arraylift.v1.VolumeService/ResizeVolume',
+                request_serializer=arraylift_dot_v1_dot_volume__pb2.ResizeVolumeRequest.SerializeToString,
+                response_deserializer=arraylift_dot_v1_dot_volume__pb2.ResizeVolumeResponse.FromString,
+                _registered_method=True)
+        self.CloneVolume = channel.unary_unary(
+                '/arraylift.v1.VolumeService/CloneVolume',
+                request_serializer=arraylift_dot_v1_dot_volume__pb2.CloneVolumeRequest.SerializeToString,
+                response_deserializer=arraylift_dot_v1_dot_volume__pb2.CloneVolumeResponse.FromString,
+                _registered_method=True)
+        self.RollbackVolume = channel.unary_unary(
+                '/arraylift.v1.VolumeService/RollbackVolume',
+                request_serializer=arraylift_dot_v1_dot_volume__pb2.RollbackVolumeRequest.SerializeToString,
+                response_deserializer=arraylift_dot_v1_dot_volume__pb2.RollbackVolumeResponse.FromString,
+                _registered_method=True)
+        self.CheckPool = channel.unary_stream(
+                '/arraylift.v1.VolumeService/CheckPool',
+                request_serializer=arraylift_dot_v1_dot_volume__pb2.CheckPoolRequest.SerializeToString,
+                response_deserializer=arraylift_dot_v1_dot_volume__pb2.CheckPoolResponse.FromString,
+                _registered_method=True)
+        self.CreateExport = channel.unary_unary(
+                '/arraylift.v1.VolumeService/CreateExport',
+                request_serializer=arraylift_dot_v1_dot_volume__pb2.CreateExportRequest.SerializeToString,
+                response_deserializer=arraylift_dot_v1_dot_volume__pb2.CreateExportResponse.FromString,
+                _registered_method=True)
+        self.ListExports = channel.unary_unary(
+                '/arraylift.v1.VolumeService/ListExports',
+                request_serializer=arraylift_dot_v1_dot_volume__pb2.ListExportsRequest.SerializeToString,
+                response_deserializer=arraylift_dot_v1_dot_volume__pb2.ListExportsResponse.FromString,
+                _registered_method=True)
+        self.DeleteExport = channel.unary_unary(
+                '/arraylift.v1.VolumeService/DeleteExport',
+                request_serializer=arraylift_dot_v1_dot_volume__pb2.DeleteExportRequest.SerializeToString,
+                response_deserializer=arraylift_dot_v1_dot_volume__pb2.DeleteExportResponse.FromString,
+                _registered_method=True)
 
 
 class VolumeServiceServicer:
@@ -208,6 +243,64 @@ class VolumeServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ResizeVolume(self, request, context):
+        """Makes a volume larger (the new part is zero) or smaller (what is cut off is gone from the volume,
+        not from its snapshots). Errors: NOT_FOUND, INVALID_ARGUMENT, FAILED_PRECONDITION (smaller, while it
+        is exported). Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CloneVolume(self, request, context):
+        """A new volume with a snapshot's content, sharing its slots, on a lineage of its own.
+        Errors: NOT_FOUND, ALREADY_EXISTS, RESOURCE_EXHAUSTED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RollbackVolume(self, request, context):
+        """Sets a volume back to one of its snapshots, on a new lineage; younger snapshots stay. With
+        `safety_name` a snapshot is taken first. Errors: NOT_FOUND, FAILED_PRECONDITION (a writable export
+        is open), RESOURCE_EXHAUSTED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CheckPool(self, request, context):
+        """Looks at everything that the pool keeps: maps, reference counts, checksums, lineages, files. Streams
+        findings, gravest first, then the end. Changes nothing unless `repair` is set, and then only what a
+        finding calls repairable. Errors: ABORTED conflict (a check runs), INTERNAL.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CreateExport(self, request, context):
+        """Serves a volume or snapshot by NBD until it is deleted; survives restarts. Snapshots are read-only.
+        Limits: 1,024 exports. Errors: NOT_FOUND, ALREADY_EXISTS (name, other settings), INVALID_ARGUMENT,
+        FAILED_PRECONDITION (the array serves no NBD). Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListExports(self, request, context):
+        """Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteExport(self, request, context):
+        """Ends the export's connections, then forgets it. Errors: NOT_FOUND (unless missing_ok).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_VolumeServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -275,6 +368,41 @@ def add_VolumeServiceServicer_to_server(servicer, server):
                     servicer.GetPoolStats,
                     request_deserializer=arraylift_dot_v1_dot_volume__pb2.GetPoolStatsRequest.FromString,
                     response_serializer=arraylift_dot_v1_dot_volume__pb2.GetPoolStatsResponse.SerializeToString,
+            ),
+            'ResizeVolume': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResizeVolume,
+                    request_deserializer=arraylift_dot_v1_dot_volume__pb2.ResizeVolumeRequest.FromString,
+                    response_serializer=arraylift_dot_v1_dot_volume__pb2.ResizeVolumeResponse.SerializeToString,
+            ),
+            'CloneVolume': grpc.unary_unary_rpc_method_handler(
+                    servicer.CloneVolume,
+                    request_deserializer=arraylift_dot_v1_dot_volume__pb2.CloneVolumeRequest.FromString,
+                    response_serializer=arraylift_dot_v1_dot_volume__pb2.CloneVolumeResponse.SerializeToString,
+            ),
+            'RollbackVolume': grpc.unary_unary_rpc_method_handler(
+                    servicer.RollbackVolume,
+                    request_deserializer=arraylift_dot_v1_dot_volume__pb2.RollbackVolumeRequest.FromString,
+                    response_serializer=arraylift_dot_v1_dot_volume__pb2.RollbackVolumeResponse.SerializeToString,
+            ),
+            'CheckPool': grpc.unary_stream_rpc_method_handler(
+                    servicer.CheckPool,
+                    request_deserializer=arraylift_dot_v1_dot_volume__pb2.CheckPoolRequest.FromString,
+                    response_serializer=arraylift_dot_v1_dot_volume__pb2.CheckPoolResponse.SerializeToString,
+            ),
+            'CreateExport': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateExport,
+                    request_deserializer=arraylift_dot_v1_dot_volume__pb2.CreateExportRequest.FromString,
+                    response_serializer=arraylift_dot_v1_dot_volume__pb2.CreateExportResponse.SerializeToString,
+            ),
+            'ListExports': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListExports,
+                    request_deserializer=arraylift_dot_v1_dot_volume__pb2.ListExportsRequest.FromString,
+                    response_serializer=arraylift_dot_v1_dot_volume__pb2.ListExportsResponse.SerializeToString,
+            ),
+            'DeleteExport': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteExport,
+                    request_deserializer=arraylift_dot_v1_dot_volume__pb2.DeleteExportRequest.FromString,
+                    response_serializer=arraylift_dot_v1_dot_volume__pb2.DeleteExportResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -628,6 +756,195 @@ class VolumeService:
             '/arraylift.v1.VolumeService/GetPoolStats',
             arraylift_dot_v1_dot_volume__pb2.GetPoolStatsRequest.SerializeToString,
             arraylift_dot_v1_dot_volume__pb2.GetPoolStatsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResizeVolume(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/arraylift.v1.VolumeService/ResizeVolume',
+            arraylift_dot_v1_dot_volume__pb2.ResizeVolumeRequest.SerializeToString,
+            arraylift_dot_v1_dot_volume__pb2.ResizeVolumeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CloneVolume(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/arraylift.v1.VolumeService/CloneVolume',
+            arraylift_dot_v1_dot_volume__pb2.CloneVolumeRequest.SerializeToString,
+            arraylift_dot_v1_dot_volume__pb2.CloneVolumeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RollbackVolume(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/arraylift.v1.VolumeService/RollbackVolume',
+            arraylift_dot_v1_dot_volume__pb2.RollbackVolumeRequest.SerializeToString,
+            arraylift_dot_v1_dot_volume__pb2.RollbackVolumeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CheckPool(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/arraylift.v1.VolumeService/CheckPool',
+            arraylift_dot_v1_dot_volume__pb2.CheckPoolRequest.SerializeToString,
+            arraylift_dot_v1_dot_volume__pb2.CheckPoolResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateExport(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/arraylift.v1.VolumeService/CreateExport',
+            arraylift_dot_v1_dot_volume__pb2.CreateExportRequest.SerializeToString,
+            arraylift_dot_v1_dot_volume__pb2.CreateExportResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListExports(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/arraylift.v1.VolumeService/ListExports',
+            arraylift_dot_v1_dot_volume__pb2.ListExportsRequest.SerializeToString,
+            arraylift_dot_v1_dot_volume__pb2.ListExportsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteExport(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/arraylift.v1.VolumeService/DeleteExport',
+            arraylift_dot_v1_dot_volume__pb2.DeleteExportRequest.SerializeToString,
+            arraylift_dot_v1_dot_volume__pb2.DeleteExportResponse.FromString,
             options,
             channel_credentials,
             insecure,
