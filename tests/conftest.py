@@ -11,6 +11,8 @@ import secrets
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests import campaign
+
 # No deadline: two cores shared with daemons under test make single examples slow by chance.
 settings.register_profile(
     "default",
@@ -41,6 +43,10 @@ def pytest_report_header(config: pytest.Config) -> str:
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, exitstatus: int, config: pytest.Config
 ) -> None:
-    """Say the seed once more where a failure is read; ``-q`` hides the header."""
+    """Say what campaigns found, and the seed where a failure is read; ``-q`` hides the header."""
+    if campaign.lines():
+        terminalreporter.section("campaigns")
+        for line in campaign.lines():
+            terminalreporter.write_line(line)
     if exitstatus == pytest.ExitCode.TESTS_FAILED:
         terminalreporter.write_line(f"hypothesis seed: {config.getoption('--hypothesis-seed')}")
