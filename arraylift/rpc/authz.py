@@ -24,8 +24,8 @@ MOVERS = frozenset({"array", "target"})
 def _rules() -> dict[str, frozenset[str]]:
     volume_methods = (
         "CreateVolume ListVolumes DeleteVolume ImportVolume ReadExtents WriteExtents CreateSnapshots "
-        "ListSnapshots DeleteSnapshot ListChangedExtents GetPoolStats ResizeVolume CloneVolume RollbackVolume "
-        "CreateExport ListExports DeleteExport"
+        "ListSnapshots DeleteSnapshot ListChangedExtents GetPoolStats ResizeVolume CloneVolume "
+        "RollbackVolume CreateExport ListExports DeleteExport"
     )
     by_service: dict[str, tuple[frozenset[str], str]] = {
         "grpc.health.v1.Health": (EVERYBODY, "Check List"),
