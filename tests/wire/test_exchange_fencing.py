@@ -233,7 +233,7 @@ def test_a_transfer_that_nobody_granted_or_that_was_revoked(target: Target) -> N
     lane.deliver([0])
     revoke = target_admin_pb2.RevokeGrantRequest(transfer_id=opening.transfer_id)
     call(target.admin.RevokeGrant, revoke, peer=PEER)
-    lane.stream.send(Commit(False, Figures()))
+    lane.say(Commit(False, Figures()))
     assert isinstance(lane.error(), LeaseLost)
     with pytest.raises(NotFound):
         Lane(target, opening)
