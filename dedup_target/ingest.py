@@ -25,6 +25,7 @@ from arraylift.clock import Clock
 from arraylift.errors import ArrayliftError, InvalidRequest, Overloaded
 from arraylift.exchange.messages import Commit, Committed, Flags, Offer, Open, Opened
 from arraylift.exchange.receiver import Arrived, Batch
+from arraylift.exchange.serve_lane import cut_short
 from arraylift.exchange.verify import plain_segments
 from arraylift.segments.tree import encode_leaf
 from dedup_target.attempt import Pending
@@ -256,7 +257,7 @@ class LaneIngest:
             if not self._open:
                 break
             if not self._open[0].batch.complete:
-                raise InvalidRequest("the sender ended a lane in the middle of a batch")
+                raise cut_short()
             self._transfer.rotate_lanes(older_than_seconds=CONTAINER_SECONDS_MAX)
             with self._attempt.changed:
                 if not self._open[0].durable():

@@ -31,6 +31,7 @@ from arraylift.errors import (
 from arraylift.exchange.coverage import Coverage
 from arraylift.exchange.messages import U32, Commit, Committed, Figures, Flags, Limits, Open, Opened
 from arraylift.exchange.receiver import Arrived, Batch
+from arraylift.exchange.serve_lane import cut_short
 from arraylift.exchange.verify import plain_segments
 from arraylift.grants import grant_for
 from arraylift.ids import ImageId, TransferId, VolumeId
@@ -309,7 +310,7 @@ class RestoreLane:
     def flush(self) -> tuple[int, int]:
         """Make everything that arrived durable."""
         if self._incomplete:
-            raise InvalidRequest("the sender ended a lane in the middle of a batch")
+            raise cut_short()
         return self.advance(now=True)
 
     def commit(self, message: Commit) -> Committed:

@@ -60,6 +60,12 @@ class Receiving(Protocol):
         ...
 
 
+def cut_short() -> Conflict:
+    """What ends an attempt of which a lane is gone. The end of a request stream proves nothing: where it
+    comes in the middle of a batch, the sender died or was cut, and may try again."""
+    return Conflict("a lane of this attempt was cut", next_step="open the transfer again")
+
+
 def serve_lane(requests: Iterator[bytes], find: Callable[[Open], Receiving]) -> Iterator[Reply]:
     """Yield the replies of one lane. Raises what the machine, the sink and ``find`` raise."""
     first = next(requests, None)
@@ -74,9 +80,7 @@ def serve_lane(requests: Iterator[bytes], find: Callable[[Open], Receiving]) -> 
         yield opened
         return
     sink = transfer.lane(opening.lane)
-    cause: ArrayliftError | None = Conflict(
-        "a lane of this attempt was cut", next_step="open the transfer again"
-    )
+    cause: ArrayliftError | None = cut_short()
     try:
         yield opened
         yield from _Loop(machine, sink).run(requests)

@@ -347,13 +347,13 @@ def _poll() -> Offer:
     return Offer(0, nothing, nothing.astype("<u2"), nothing, b"", NO_RUNS)
 
 
-def test_a_lane_that_ends_in_the_middle_of_a_batch_is_refused(target: Target) -> None:
+def test_a_lane_that_ends_in_the_middle_of_a_batch_counts_as_cut(target: Target) -> None:
     opening = target.grant()
     lane = Lane(target, opening)
     _, pieces, missing = lane.offer([0])
     lane.send(pieces, missing, count=3)
     lane.stream.close_sending()
-    assert isinstance(lane.error(), InvalidRequest)
+    assert isinstance(lane.error(), Conflict)
     again = Lane(target, opening)
     assert again.opened.durable_spans == b""
 
