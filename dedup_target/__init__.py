@@ -1,10 +1,12 @@
 """The deduplicating target: segments, containers, index, images.
 
-Layers of storage, each module the only owner of its files (docs/formats/unit-v1.md):
-``storage_unit`` opens ``key_store``, ``container_store`` (over ``container_format``,
-``container_buffer``, ``loading_cache``), ``quarantine``, the index (``segment_index`` says
-what one is, ``rocks_index`` is one, ``rebuild`` mends it), ``manifest_store`` and
-``transfer_log``; ``arraylift.envelope`` frames the small files.
+Layers of storage, each module the only owner of its files (docs/formats/unit-v1.md): ``store`` is
+the target, and opens ``storage_unit`` and ``transfer_log``. A unit reaches its bytes through a
+``unit_backend`` (``directory_backend`` is one), and opens over it ``key_store``, ``container_store``
+(over ``container_format``, ``container_buffer``, ``loading_cache``), ``quarantine``, the index
+(``segment_index`` says what one is, ``rocks_index`` is one, ``rebuild`` mends it),
+``manifest_store`` and ``backup_manifest_store``; ``arraylift.envelope`` frames the small files.
+Work that comes round is kept by ``housekeeping``.
 
 Concurrency: what makes each pair of operations safe. Orders are those of law 1; "lock" is
 ``Quarantine.lock``, under which everything is condemned and every commit re-checks.

@@ -22,12 +22,12 @@ from dedup_target.backups import Backups
 from dedup_target.config import TargetSettings
 from dedup_target.container_store import ContainerLimits
 from dedup_target.doubt import settle_doubt
+from dedup_target.housekeeping import Housekeeping
 from dedup_target.image_reader import ImageReader
 from dedup_target.ingest import Ingest
 from dedup_target.send_image import ImageSender
 from dedup_target.service.admin import AdminEdge
 from dedup_target.service.images import ImageEdge
-from dedup_target.storage_unit import StorageUnit
 from dedup_target.store import Store
 from dedup_target.transfers import Transfers
 
@@ -36,7 +36,7 @@ def build(settings: TargetSettings, tls: TlsMaterial) -> daemon.Built:
     """Open the unit, load transfers, join the services to them."""
     files, state = RealFiles(), str(settings.state.expanduser().absolute())
     limits = ContainerLimits(cache_bytes_max=settings.container_cache_bytes)
-    store = Store(files, state, StorageUnit(files, state, limits=limits))
+    store = Store(files, state, limits=limits)
     images = ImageReader(store)
     transfers = Transfers(
         store, images, limits=Limits(), lease_seconds=settings.lease_seconds, clock=SYSTEM_CLOCK
@@ -47,8 +47,12 @@ def build(settings: TargetSettings, tls: TlsMaterial) -> daemon.Built:
     doubter = threading.Thread(target=settle_doubt, args=(store, images, stopping), name="doubt")
     doubter.start()
 
+    house = Housekeeping()
+    house.start()
+
     def close() -> None:
         stopping.set()
+        house.close()
         doubter.join()
         peers.close()
         transfers.close()

@@ -15,16 +15,17 @@ from __future__ import annotations
 import threading
 from dataclasses import dataclass
 
-from arraylift.durable import Files
 from arraylift.errors import ArrayliftError, Corruption, NotFound
 from arraylift.ids import ImageId, check_id
 from arraylift.logs import get_logger
 from dedup_target import backup_manifest_format
 from dedup_target.backup_manifest_format import BackupId, BackupManifest
 from dedup_target.manifest_format import Sealer
+from dedup_target.unit_backend import UnitBackend
 
 _log = get_logger("backup_manifest_store")
 
+FOLDER = "backups"
 SUFFIX = ".alb"
 
 
@@ -45,16 +46,14 @@ class BackupKey:
 class BackupManifestStore:
     """All backups of one unit."""
 
-    def __init__(self, files: Files, unit_path: str, sealer: Sealer) -> None:
+    def __init__(self, backend: UnitBackend, sealer: Sealer) -> None:
         """Load all manifests; see ``damaged_names`` for those that cannot be read (C2)."""
-        self._files = files
-        self._folder = f"{unit_path}/backups"
+        self._backend = backend
         self._sealer = sealer
         self._lock = threading.Lock()  # short: look-ups never wait for the disk
         self._keys: dict[BackupId, BackupKey] = {}
         self.damaged_names: list[str] = []
-        files.make_dirs(self._folder)
-        for name in files.list_dir(self._folder):
+        for name in backend.list(FOLDER):
             self._load(name)
 
     def publish(self, manifest: BackupManifest) -> None:
@@ -65,14 +64,14 @@ class BackupManifestStore:
         data = backup_manifest_format.encode(manifest, self._sealer)
         again = backup_manifest_format.decode(data, self._sealer, what="new backup manifest")
         assert again == manifest, "a manifest must survive its own encoding"
-        self._files.publish(self._path(manifest.backup_id), [data], label="backup-manifest")
+        self._backend.put(_name_of(manifest.backup_id), [data], label="backup-manifest")
         with self._lock:
             self._keys[manifest.backup_id] = _key(manifest)
 
     def remove(self, backup_id: BackupId) -> None:
         """Make the backup not exist; its images stay. Raises NotFound."""
         self.key(backup_id)
-        self._files.remove(self._path(backup_id), label="backup-manifest-remove")
+        self._backend.remove(_name_of(backup_id), label="backup-manifest-remove")
         with self._lock:
             self._keys.pop(backup_id, None)
 
@@ -91,7 +90,7 @@ class BackupManifestStore:
     def read(self, backup_id: BackupId) -> BackupManifest:
         """Read it from the disk (C3). Raises NotFound, Corruption."""
         self.key(backup_id)
-        data = self._files.read(self._path(backup_id))
+        data = self._backend.get(_name_of(backup_id))
         return backup_manifest_format.decode(data, self._sealer, what=f"backup manifest {backup_id}")
 
     def keys(self) -> list[BackupKey]:
@@ -108,7 +107,7 @@ class BackupManifestStore:
         what = f"backup manifest {name}"
         try:
             backup_id = BackupId(check_id(name.removesuffix(SUFFIX), "the name of a backup manifest"))
-            data = self._files.read(f"{self._folder}/{name}")
+            data = self._backend.get(f"{FOLDER}/{name}")
             manifest = backup_manifest_format.decode(data, self._sealer, what=what)
             if manifest.backup_id != backup_id or not name.endswith(SUFFIX):
                 raise Corruption(f"{what} is about backup {manifest.backup_id}")
@@ -118,8 +117,9 @@ class BackupManifestStore:
             return
         self._keys[backup_id] = _key(manifest)
 
-    def _path(self, backup_id: BackupId) -> str:
-        return f"{self._folder}/{backup_id}{SUFFIX}"
+
+def _name_of(backup_id: BackupId) -> str:
+    return f"{FOLDER}/{backup_id}{SUFFIX}"
 
 
 def _key(manifest: BackupManifest) -> BackupKey:

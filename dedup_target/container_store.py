@@ -23,7 +23,6 @@ import numpy as np
 import xxhash
 
 from arraylift import envelope
-from arraylift.durable import Files
 from arraylift.errors import ArrayliftError, Corruption, NotFound, Overloaded
 from arraylift.ids import ContainerId, KeyId, TenantId, UnitId
 from arraylift.logs import get_logger
@@ -42,6 +41,7 @@ from dedup_target.container_format import (
 )
 from dedup_target.loading_cache import LoadingCache
 from dedup_target.segment_index import Locator
+from dedup_target.unit_backend import UnitBackend
 
 __all__ = [
     "ContainerLimits",
@@ -50,12 +50,15 @@ __all__ = [
     "LoadedContainer",
     "SealedContainer",
     "StoredRecord",
+    "name_of",
     "sweep",
 ]
 
 _LOG = get_logger("container_store")
 
+FOLDER = "containers"
 SUFFIX = ".alc"
+HIGH_WATER_NAME = "high-water.alu"
 HIGH_WATER_MAGIC = b"ALHIGHWM"
 IDS_RESERVED = 256
 """Ids made durable at once: one small publish for every 4 GiB of containers."""
@@ -106,19 +109,13 @@ class LoadedContainer:
 class ContainerStore:
     """The containers of one storage unit."""
 
-    def __init__(
-        self, files: Files, unit_path: str, unit_id: UnitId, limits: ContainerLimits | None = None
-    ) -> None:
+    def __init__(self, backend: UnitBackend, unit_id: UnitId, limits: ContainerLimits | None = None) -> None:
         """Open what is on disk. Call ``sweep`` first after a crash."""
-        self._files = files
-        self._root = f"{unit_path}/containers"
-        self._mark_path = f"{unit_path}/high-water.alu"
+        self._backend = backend
         self._unit_id = unit_id
         self._limits = limits or ContainerLimits()
         self._lock = threading.Lock()
-        files.make_dirs(self._root)
-        self._folders = set(files.list_dir(self._root))
-        self._ids = {found for folder in self._folders for found in self._list_folder(folder)}
+        self._ids = {found for folder in backend.list(FOLDER) for found in self._list_folder(folder)}
         self._reserved = self._next_id = self._recover_mark()
         self._free: list[ContainerBuffer] = []
         self._made = 0
@@ -161,9 +158,8 @@ class ContainerStore:
         """
         assert buffer.record_count, "an empty container is released, not sealed"
         container_id = buffer.container_id
-        self._make_folder(container_id)
         data = buffer.finish()
-        self._files.publish(self.path_of(container_id), [data], label="container")
+        self._backend.put(name_of(container_id), [data], label="container")
         with self._lock:
             self._ids.add(container_id)
         return SealedContainer(
@@ -179,7 +175,7 @@ class ContainerStore:
 
     def remove(self, container_id: ContainerId) -> None:
         """Delete a container that no index entry and no root needs. Raises NotFound."""
-        self._files.remove(self.path_of(container_id), label="container-remove")
+        self._backend.remove(name_of(container_id), label="container-remove")
         with self._lock:
             self._ids.discard(container_id)
         self._cache.drop(container_id)
@@ -204,7 +200,7 @@ class ContainerStore:
             check = None
             if slot < len(directory) and int(directory["offset"][slot]) == locator.offset:
                 check = int(directory["stored_bytes"][slot]), int(directory["checksum"][slot])
-            raw = self._files.read(self.path_of(container_id), locator.offset, locator.stored_bytes)
+            raw = self._backend.get(name_of(container_id), locator.offset, locator.stored_bytes)
             data = _checked(container_id, memoryview(raw), check)
         return StoredRecord(data, locator.plain_bytes, locator.codec)
 
@@ -231,7 +227,7 @@ class ContainerStore:
     def verify(self, container_id: ContainerId) -> list[bytes]:
         """Return the fingerprints of records whose bytes do not match their checksum."""
         sealed = self.read_directory(container_id)
-        loaded = LoadedContainer(sealed, self._files.read(self.path_of(container_id)))
+        loaded = LoadedContainer(sealed, self._backend.get(name_of(container_id)))
         bad = []
         for record in sealed.directory:
             try:
@@ -256,23 +252,13 @@ class ContainerStore:
             if self._reserved != self._next_id:
                 self._publish_mark(self._next_id)
 
-    def path_of(self, container_id: ContainerId) -> str:
-        """Path of a container's file."""
-        return f"{self._root}/{_folder_of(container_id)}/{container_id:016x}{SUFFIX}"
-
     def _list_folder(self, folder: str) -> Iterable[ContainerId]:
-        for name in self._files.list_dir(f"{self._root}/{folder}"):
+        for name in self._backend.list(f"{FOLDER}/{folder}"):
             number = _id_of(name)
             if number is None or _folder_of(number) != folder:
                 _LOG.warning("foreign_file_ignored", folder=folder, name=name)
                 continue
             yield number
-
-    def _make_folder(self, container_id: ContainerId) -> None:
-        folder = _folder_of(container_id)
-        if folder not in self._folders:
-            self._files.make_dirs(f"{self._root}/{folder}")
-            self._folders.add(folder)
 
     # -- numbers ----------------------------------------------------------------------------
 
@@ -287,7 +273,7 @@ class ContainerStore:
 
     def _publish_mark(self, mark: int) -> None:
         body = envelope.canonical_json({"next_container_id": f"{mark:016x}"})
-        self._files.publish(self._mark_path, [envelope.encode(HIGH_WATER_MAGIC, body)], label="high-water")
+        self._backend.put(HIGH_WATER_NAME, [envelope.encode(HIGH_WATER_MAGIC, body)], label="high-water")
         self._reserved = mark
 
     def _recover_mark(self) -> int:
@@ -295,7 +281,7 @@ class ContainerStore:
         try:
             fields = envelope.decode_json(
                 HIGH_WATER_MAGIC,
-                self._files.read(self._mark_path),
+                self._backend.get(HIGH_WATER_NAME),
                 what="high-water mark",
                 keys=frozenset({"next_container_id"}),
             )
@@ -312,17 +298,17 @@ class ContainerStore:
     # -- loading ----------------------------------------------------------------------------
 
     def _load(self, container_id: ContainerId) -> tuple[LoadedContainer, int]:
-        data = self._files.read(self.path_of(container_id))
+        data = self._backend.get(name_of(container_id))
         view = memoryview(data)
         sealed = _sealed_of(container_id, len(data), lambda offset, length: view[offset : offset + length])
         return LoadedContainer(sealed, data), len(data)
 
     def _load_directory(self, container_id: ContainerId) -> tuple[SealedContainer, int]:
-        path = self.path_of(container_id)
+        name = name_of(container_id)
         sealed = _sealed_of(
             container_id,
-            self._files.size(path),
-            lambda offset, length: memoryview(self._files.read(path, offset, length)),
+            self._backend.size(name),
+            lambda offset, length: memoryview(self._backend.get(name, offset, length)),
         )
         return sealed, sealed.directory.nbytes + 256
 
@@ -370,6 +356,11 @@ def _checked(container_id: ContainerId, data: memoryview, check: tuple[int, int]
     return data
 
 
+def name_of(container_id: int) -> str:
+    """Name of a container's object in its unit."""
+    return f"{FOLDER}/{_folder_of(container_id)}/{container_id:016x}{SUFFIX}"
+
+
 def _folder_of(container_id: int) -> str:
     return f"{container_id >> _FOLDER_SHIFT:08x}"
 
@@ -385,11 +376,10 @@ def _id_of(name: str) -> ContainerId | None:
     return ContainerId(number) if f"{number:016x}" == digits else None
 
 
-def sweep(files: Files, unit_path: str) -> int:
+def sweep(backend: UnitBackend) -> int:
     """Remove what a crash left half written; returns how many files.
 
     The names of the folders become durable as well: a killed process may have made one, and a
     container that is sealed into it must not vanish with it.
     """
-    root = f"{unit_path}/containers"
-    return files.sweep(root) + sum(files.sweep(f"{root}/{folder}") for folder in files.list_dir(root))
+    return backend.sweep(FOLDER) + sum(backend.sweep(f"{FOLDER}/{folder}") for folder in backend.list(FOLDER))

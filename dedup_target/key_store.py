@@ -1,6 +1,6 @@
-"""Tenants, their fingerprint keys, and the two secrets of a target.
+"""Tenants, their fingerprint keys, and the key that wraps these.
 
-Owns: ``<state>/wrapping.key``, ``<state>/grant.secret`` and every byte below ``<unit>/keys``.
+Owns: ``<state>/wrapping.key`` and every byte below ``<unit>/keys``.
 Invariants:
   K1 a tenant's key never changes and is never on disk unwrapped.
   K2 the wrapping key is made once, on a target that holds no keys yet; with keys and
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import secrets
 import threading
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from cryptography.hazmat.primitives.keywrap import (
@@ -27,8 +28,10 @@ from arraylift.errors import Corruption, InvalidRequest, NotFound, WrongState
 from arraylift.grants import load_secret
 from arraylift.ids import KeyId, TenantId, check_name
 from arraylift.segments.fingerprint import KEY_BYTES, key_id_of
+from dedup_target.unit_backend import UnitBackend
 
 KEY_MAGIC = b"ALKEYFIL"
+FOLDER = "keys"
 SUFFIX = ".alk"
 DEFAULT_TENANT = "default"
 TENANTS_MAX = 10_000
@@ -49,20 +52,18 @@ class TenantKey:
 class KeyStore:
     """The tenants of one storage unit, unwrapped in memory."""
 
-    def __init__(self, files: Files, unit_path: str, wrapping_key: bytes) -> None:
+    def __init__(self, backend: UnitBackend, wrapping_key: bytes) -> None:
         """Unwrap all keys. Raises WrongState if they were wrapped under another key, Corruption."""
-        self._files = files
-        self._folder = f"{unit_path}/keys"
+        self._backend = backend
         self._wrapping_key = wrapping_key
         self._lock = threading.Lock()
-        files.make_dirs(self._folder)
-        loaded = [self._load(name) for name in files.list_dir(self._folder)]
+        loaded = [self._load(name) for name in backend.list(FOLDER)]
         self._by_id = {key.tenant: key for key in loaded}
         self._by_name = {key.name: key for key in loaded}
         if not len(self._by_name) == len(self._by_id) == len(loaded):
             raise Corruption(
-                f"two key files in {self._folder} are for one tenant",
-                subject=self._folder,
+                f"two key files of {backend.location} are for one tenant",
+                subject=f"{backend.location}/{FOLDER}",
                 next_step="remove the one that does not belong to this unit",
             )
 
@@ -81,7 +82,7 @@ class KeyStore:
             key = secrets.token_bytes(KEY_BYTES)
             made = TenantKey(self._unused_id(), name, key, key_id_of(key))
             data = encode_key(made, self._wrapping_key)
-            self._files.publish(self._path(made.tenant), [data], label="key")
+            self._backend.put(_name_of(made.tenant), [data], label="key")
             self._by_id[made.tenant] = self._by_name[name] = made
             return made
 
@@ -111,9 +112,7 @@ class KeyStore:
             return [self._by_name[name] for name in sorted(self._by_name)]
 
     def _load(self, name: str) -> TenantKey:
-        key = decode_key(
-            self._files.read(f"{self._folder}/{name}"), self._wrapping_key, what=f"key file {name}"
-        )
+        key = decode_key(self._backend.get(f"{FOLDER}/{name}"), self._wrapping_key, what=f"key file {name}")
         if name != f"{key.tenant:016x}{SUFFIX}":
             raise Corruption(f"key file {name} is about tenant {key.tenant:016x}", subject=name)
         return key
@@ -124,8 +123,9 @@ class KeyStore:
             if tenant and tenant not in self._by_id:
                 return tenant
 
-    def _path(self, tenant: TenantId) -> str:
-        return f"{self._folder}/{tenant:016x}{SUFFIX}"
+
+def _name_of(tenant: TenantId) -> str:
+    return f"{FOLDER}/{tenant:016x}{SUFFIX}"
 
 
 def encode_key(key: TenantKey, wrapping_key: bytes) -> bytes:
@@ -161,15 +161,15 @@ def decode_key(data: bytes, wrapping_key: bytes, *, what: str) -> TenantKey:
     return TenantKey(tenant, name, key, KeyId(key_id))
 
 
-# -- secrets of the target ----------------------------------------------------------------------
+# -- the target's secret ------------------------------------------------------------------------
 
 
-def load_wrapping_key(files: Files, state_path: str, unit_path: str) -> bytes:
+def load_wrapping_key(files: Files, state_path: str, units: Iterable[UnitBackend]) -> bytes:
     """Return the wrapping key, made at first start (K2). Raises WrongState, Corruption."""
     path = f"{state_path}/wrapping.key"
-    if not files.exists(path) and files.list_dir(f"{unit_path}/keys"):
+    if not files.exists(path) and any(unit.list(FOLDER) for unit in units):
         raise WrongState(
-            f"{path} is missing, but the unit holds keys that were wrapped under it",
+            f"{path} is missing, but a unit holds keys that were wrapped under it",
             subject=path,
             next_step="put wrapping.key back from its safe copy; without it no backup can be read",
         )

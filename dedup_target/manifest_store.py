@@ -13,15 +13,16 @@ import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from arraylift.durable import Files
 from arraylift.errors import AlreadyExists, ArrayliftError, Corruption, InvalidRequest, NotFound
 from arraylift.ids import ImageId, TenantId, check_id
 from arraylift.logs import get_logger
 from dedup_target import manifest_format
 from dedup_target.manifest_format import ImageManifest, Sealer
+from dedup_target.unit_backend import UnitBackend
 
 _LOG = get_logger("manifest_store")
 
+FOLDER = "manifests"
 SUFFIX = ".alm"
 
 
@@ -36,17 +37,15 @@ class DamagedManifest:
 class ManifestStore:
     """All manifests, in memory (about 1 KiB each) and on disk."""
 
-    def __init__(self, files: Files, unit_path: str, sealer: Sealer) -> None:
+    def __init__(self, backend: UnitBackend, sealer: Sealer) -> None:
         """Load all manifests; see ``damaged`` for those that cannot be read."""
-        self._files = files
-        self._folder = f"{unit_path}/manifests"
+        self._backend = backend
         self._sealer = sealer
         self._changing = threading.Lock()
         self._lock = threading.Lock()  # short: lookups never wait for the disk
         self._images: dict[ImageId, ImageManifest] = {}
         self._damaged: list[DamagedManifest] = []
-        files.make_dirs(self._folder)
-        for name in files.list_dir(self._folder):
+        for name in backend.list(FOLDER):
             self._load(name)
 
     @property
@@ -78,7 +77,7 @@ class ManifestStore:
         """Make the image not exist; its space comes back with the next GC. Raises NotFound."""
         with self._changing:
             self.get(image_id)
-            self._files.remove(self._path(image_id), label="manifest-remove")
+            self._backend.remove(_name_of(image_id), label="manifest-remove")
             with self._lock:
                 del self._images[image_id]
 
@@ -109,7 +108,7 @@ class ManifestStore:
             return next((one for one in self._images.values() if one.transfer_id == transfer_id), None)
 
     def _publish(self, manifest: ImageManifest, data: bytes) -> None:
-        self._files.publish(self._path(manifest.image_id), [data], label="manifest")
+        self._backend.put(_name_of(manifest.image_id), [data], label="manifest")
         with self._lock:
             self._images[manifest.image_id] = manifest
 
@@ -117,7 +116,7 @@ class ManifestStore:
         what = f"manifest {name}"
         try:
             image_id = ImageId(check_id(name.removesuffix(SUFFIX), "the name of a manifest's file"))
-            data = self._files.read(f"{self._folder}/{name}")
+            data = self._backend.get(f"{FOLDER}/{name}")
             manifest = manifest_format.decode(data, self._sealer, what=what)
             if manifest.image_id != image_id or not name.endswith(SUFFIX):
                 raise Corruption(f"{what} is about image {manifest.image_id}")
@@ -127,8 +126,9 @@ class ManifestStore:
             return
         self._images[image_id] = manifest
 
-    def _path(self, image_id: ImageId) -> str:
-        return f"{self._folder}/{image_id}{SUFFIX}"
+
+def _name_of(image_id: ImageId) -> str:
+    return f"{FOLDER}/{image_id}{SUFFIX}"
 
 
 def _unknown(image_id: ImageId) -> NotFound:

@@ -18,15 +18,16 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from arraylift import envelope
-from arraylift.durable import Files
 from arraylift.errors import Corruption
 from arraylift.ids import ContainerId, TenantId
 from arraylift.logs import get_logger
 from dedup_target.container_format import subject_of
+from dedup_target.unit_backend import UnitBackend
 
 _LOG = get_logger("quarantine")
 
 MAGIC = b"ALQUARAN"
+FOLDER = "quarantine"
 SUFFIX = ".alq"
 WHY_CHARACTERS_MAX = 200
 
@@ -36,16 +37,14 @@ _KEYS = frozenset({"container", "records", "tenant"})
 class Quarantine:
     """The bad records of one storage unit."""
 
-    def __init__(self, files: Files, unit_path: str) -> None:
+    def __init__(self, backend: UnitBackend) -> None:
         """Load what is on disk. A damaged file is listed in ``damaged``: verify that container anew."""
-        self._files = files
-        self._folder = f"{unit_path}/quarantine"
+        self._backend = backend
         self.lock = threading.RLock()
         self._generation = 0
         self._bad: dict[ContainerId, tuple[TenantId, dict[bytes, str]]] = {}
         self.damaged: list[ContainerId] = []
-        files.make_dirs(self._folder)
-        for name in files.list_dir(self._folder):
+        for name in backend.list(FOLDER):
             self._load(name)
 
     @property
@@ -80,7 +79,7 @@ class Quarantine:
         """Forget a container that was deleted, or that turned out to be healthy."""
         with self.lock:
             self._bad.pop(container, None)
-            self._files.remove(self._path(container), label="quarantine-remove", missing_ok=True)
+            self._backend.remove(_name_of(container), label="quarantine-remove", missing_ok=True)
 
     def bad_of(self, container: ContainerId) -> frozenset[bytes]:
         """Fingerprints of the container's quarantined records."""
@@ -118,7 +117,7 @@ class Quarantine:
                 "tenant": f"{tenant:016x}",
             }
         )
-        self._files.publish(self._path(container), [envelope.encode(MAGIC, body)], label="quarantine")
+        self._backend.put(_name_of(container), [envelope.encode(MAGIC, body)], label="quarantine")
 
     def _load(self, name: str) -> None:
         digits = name.removesuffix(SUFFIX)
@@ -128,15 +127,16 @@ class Quarantine:
             _LOG.warning("foreign_file_ignored", folder="quarantine", name=name)
             return
         try:
-            data = self._files.read(self._path(container))
+            data = self._backend.get(_name_of(container))
             fields = envelope.decode_json(MAGIC, data, what=f"quarantine file {name}", keys=_KEYS)
             self._bad[container] = _decode(fields, container)
         except Corruption as error:
             _LOG.error("quarantine_file_damaged", container=subject_of(container), why=error.message)
             self.damaged.append(container)
 
-    def _path(self, container: ContainerId) -> str:
-        return f"{self._folder}/{container:016x}{SUFFIX}"
+
+def _name_of(container: ContainerId) -> str:
+    return f"{FOLDER}/{container:016x}{SUFFIX}"
 
 
 def _decode(fields: dict[str, Any], container: ContainerId) -> tuple[TenantId, dict[bytes, str]]:

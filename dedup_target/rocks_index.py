@@ -1,6 +1,6 @@
 """The segment index in RocksDB; the only module that knows RocksDB.
 
-Owns: every byte below ``<state>/index``. Implements SegmentIndex (I1-I4), and:
+Owns: every byte below ``<state>/index/<unit id>``. Implements SegmentIndex (I1-I4), and:
   R1 every write is a synced WriteBatch over both column families, which flush together
      (atomic flush): a lost write-ahead log loses marks and entries alike.
   R2 after a failed write the handle takes no more writes, since the batch may or may not

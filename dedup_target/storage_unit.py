@@ -1,13 +1,13 @@
-"""One storage unit, opened in the right order and closed cleanly.
+"""One storage unit, self-contained: opened in the right order and closed cleanly.
 
-Owns: the lock of the state directory, the unit's superblock, and the order in which the
-stores are opened. Whoever needs containers, index, images, keys or transfers gets them here.
+Owns: the unit's superblock, and the order in which its stores are opened over its backend. Whoever
+needs containers, index, images or keys of a unit gets them here; what belongs to the target as a
+whole (lock, secrets, logs of transfers, which units there are) is ``store``'s.
 Invariants:
-  U1 one process at a time; everything below waits for the lock (law 9).
   U2 what a crash left half written is swept before anything is read.
   U3 the index is in line with the containers, and the images are loaded, before anything
-     is answered. Transfer logs are opened by their ids, which are known from the start.
-Callers: ``open`` and ``close`` from the composition root; the rest as each store says.
+     is answered.
+Callers: ``store`` opens and closes, under the lock of the state directory; the rest as each store says.
 Format: docs/formats/unit-v1.md
 """
 
@@ -23,24 +23,26 @@ import numpy.typing as npt
 from arraylift import envelope
 from arraylift.durable import Buffer, Files
 from arraylift.errors import Corruption, NotFound
-from arraylift.grants import grant_for, load_grant_secret
-from arraylift.ids import ContainerId, TenantId, TransferId, UnitId, check_id, random_id
+from arraylift.ids import ContainerId, TenantId, UnitId, check_id, random_id
 from arraylift.logs import get_logger
 from arraylift.segments.fingerprint import FingerprintKey
 from dedup_target import container_store, rocks_index
 from dedup_target.backup_manifest_store import BackupManifestStore
 from dedup_target.container_store import ContainerLimits, ContainerStore
-from dedup_target.key_store import KeyStore, load_wrapping_key
+from dedup_target.key_store import KeyStore
 from dedup_target.manifest_store import ManifestStore
 from dedup_target.quarantine import Quarantine
 from dedup_target.rebuild import DamageMark, IndexOpener, Progress, ReconcileReport, bring_up_index
 from dedup_target.segment_index import Locator, SegmentIndex
-from dedup_target.transfer_log import TransferLogs
+from dedup_target.unit_backend import UnitBackend
 
 _LOG = get_logger("storage_unit")
 
 SUPERBLOCK_MAGIC = b"ALUNITSB"
+SUPERBLOCK_NAME = "unit.alu"
 ACTIVE_ROLE = "active"
+FOLDERS = ("backups", "keys", "manifests", "quarantine")
+"""Those of small files; containers have folders of their own."""
 
 _SUPERBLOCK_KEYS = frozenset({"role", "unit_id"})
 
@@ -71,40 +73,39 @@ class RocksOpener:
 
 
 class StorageUnit:
-    """The active unit of a target and what belongs to it."""
+    """Containers, index, images, keys and quarantine over one backend."""
 
     def __init__(
         self,
-        files: Files,
-        state_path: str,
+        backend: UnitBackend,
         *,
+        files: Files,
+        index_root: str,
+        wrapping_key: bytes,
         limits: ContainerLimits | None = None,
         opener: IndexOpener | None = None,
         progress: Progress | None = None,
     ) -> None:
         """Open, or make on first start; see ``report`` for what was found.
 
-        Raises WrongState (in use; wrapping key missing), Corruption (superblock, keys),
-        OutOfSpace, StoreFailed. ``progress`` follows the rebuild of the index.
+        The index lies on this machine, in ``<index_root>/<unit id>``, wherever the unit does.
+        Raises Corruption (superblock, keys), WrongState (keys under another wrapping key),
+        OutOfSpace, StoreFailed, PeerUnavailable. ``progress`` follows the rebuild of the index.
+        The backend is closed with the unit, and where opening fails.
         """
-        self._state = state_path
-        unit_path = self._unit = f"{state_path}/units/{ACTIVE_ROLE}"
-        files.make_dirs(state_path)
+        self.backend = backend
         with contextlib.ExitStack() as undo:
-            self._lock = files.lock(state_path)
-            undo.callback(self._lock.close)
-            files.make_dirs(unit_path)
-            swept = self._sweep(files)
-            self.unit_id = self._superblock(files)
-            self.keys = KeyStore(files, unit_path, load_wrapping_key(files, state_path, unit_path))
-            self._grant_secret = load_grant_secret(files, state_path)
-            self.containers = ContainerStore(files, unit_path, self.unit_id, limits)
+            undo.callback(backend.close)
+            swept = self._sweep()
+            self.unit_id = self._superblock()
+            self.keys = KeyStore(backend, wrapping_key)
+            self.containers = ContainerStore(backend, self.unit_id, limits)
             undo.callback(self.containers.close)
-            self.quarantine = Quarantine(files, unit_path)
+            self.quarantine = Quarantine(backend)
             self.quarantine.verify_damaged(self._verify)
-            mark = DamageMark(files, f"{state_path}/index.damaged")
+            mark = DamageMark(files, f"{index_root}/{self.unit_id}.damaged")
             self.index, report = bring_up_index(
-                opener or RocksOpener(f"{state_path}/index", mark),
+                opener or RocksOpener(f"{index_root}/{self.unit_id}", mark),
                 self.containers,
                 self.quarantine,
                 mark,
@@ -112,21 +113,11 @@ class StorageUnit:
             )
             undo.callback(self.index.close)
             self._sealers: dict[TenantId, Callable[[bytes], bytes]] = {}
-            self.manifests = ManifestStore(files, unit_path, self._seal_manifest)
-            self.backups = BackupManifestStore(files, unit_path, self._seal_manifest)
-            self.transfers = TransferLogs(files, f"{state_path}/transfers")
+            self.manifests = ManifestStore(backend, self._seal_manifest)
+            self.backups = BackupManifestStore(backend, self._seal_manifest)
             self.report = OpeningReport(swept, report, len(self.manifests.damaged), self._roots_missing())
             undo.pop_all()
         _LOG.info("unit_opened", unit=self.unit_id, container_count=len(self.containers.containers()))
-
-    @property
-    def lock_token(self) -> int:
-        """Grows with every process that held the state directory (law 9)."""
-        return self._lock.token
-
-    def grant_for(self, transfer_id: TransferId) -> bytes:
-        """The 32-byte grant of a transfer, always the same."""
-        return grant_for(self._grant_secret, transfer_id)
 
     def fingerprint_key(self, tenant: TenantId) -> FingerprintKey:
         """Raises NotFound."""
@@ -179,37 +170,33 @@ class StorageUnit:
         """REQUIRES no caller left. Idempotent as far as its stores are."""
         self.index.close()
         self.containers.close()
-        self._lock.close()
+        self.backend.close()
 
     # -- inside -----------------------------------------------------------------------------
 
-    def _sweep(self, files: Files) -> int:
-        flat = (self._state, f"{self._state}/transfers", self._unit)
-        folders = [
-            *flat,
-            *(f"{self._unit}/{name}" for name in ("backups", "keys", "manifests", "quarantine")),
-        ]
-        return sum(map(files.sweep, folders)) + container_store.sweep(files, self._unit)
+    def _sweep(self) -> int:
+        return sum(map(self.backend.sweep, ("", *FOLDERS))) + container_store.sweep(self.backend)
 
-    def _superblock(self, files: Files) -> UnitId:
-        path = f"{self._unit}/unit.alu"
+    def _superblock(self) -> UnitId:
         try:
-            data = files.read(path)
+            data = self.backend.get(SUPERBLOCK_NAME)
         except NotFound:
-            if files.list_dir(f"{self._unit}/containers"):
+            if self.backend.list(container_store.FOLDER):
+                where = f"{self.backend.location}/{SUPERBLOCK_NAME}"
                 raise Corruption(
-                    f"{path} is missing, but the unit has containers",
-                    subject=path,
+                    f"{where} is missing, but the unit has containers",
+                    subject=where,
                     next_step="restore that file from a copy or a replica; every container names the unit",
                 ) from None
-            return self._make_superblock(files, path)
-        fields = envelope.decode_json(SUPERBLOCK_MAGIC, data, what=path, keys=_SUPERBLOCK_KEYS)
+            return self._make_superblock()
+        what = f"the superblock of {self.backend.location}"
+        fields = envelope.decode_json(SUPERBLOCK_MAGIC, data, what=what, keys=_SUPERBLOCK_KEYS)
         return UnitId(check_id(fields["unit_id"], "unit id"))
 
-    def _make_superblock(self, files: Files, path: str) -> UnitId:
+    def _make_superblock(self) -> UnitId:
         unit_id = UnitId(random_id())
         body = envelope.canonical_json({"role": ACTIVE_ROLE, "unit_id": unit_id})
-        files.publish(path, [envelope.encode(SUPERBLOCK_MAGIC, body)], label="superblock")
+        self.backend.put(SUPERBLOCK_NAME, [envelope.encode(SUPERBLOCK_MAGIC, body)], label="superblock")
         return unit_id
 
     def _verify(self, container: ContainerId) -> tuple[TenantId, list[bytes]]:

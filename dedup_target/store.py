@@ -1,14 +1,19 @@
-"""The storage that use cases work on: the open unit, its writer thread, and whether to trust it.
+"""One target's storage: the state directory, its units, the writer thread, and whether to trust it all.
 
+Owns: the lock of the state directory, the target's secrets, the logs of transfers, and which units
+there are. The active unit takes the backups.
 Invariants:
-  H1 ``all_healthy`` is False from the moment anything of the unit may be lost, over
+  U1 one process at a time; everything below waits for the lock (law 9).
+  H1 ``all_healthy`` is False from the moment anything of the active unit may be lost, over
      restarts, until every image was looked up and found whole. While it is True a
      committed root promises everything below it without looking (REF).
-Callers: use cases, any thread.
+Transfer logs are opened by their ids, which are known from the start.
+Callers: the composition root opens and closes; use cases, any thread. Format: docs/formats/unit-v1.md
 """
 
 from __future__ import annotations
 
+import contextlib
 import threading
 
 import numpy as np
@@ -16,10 +21,17 @@ import numpy.typing as npt
 
 from arraylift import envelope
 from arraylift.durable import Buffer, Files
-from arraylift.ids import TenantId
+from arraylift.grants import grant_for, load_grant_secret
+from arraylift.ids import TenantId, TransferId
 from arraylift.logs import get_logger
+from dedup_target import rocks_index
+from dedup_target.container_store import ContainerLimits
+from dedup_target.directory_backend import DirectoryBackend
+from dedup_target.key_store import load_wrapping_key
+from dedup_target.rebuild import IndexOpener, Progress
 from dedup_target.seal_queue import SealQueue
 from dedup_target.storage_unit import StorageUnit
+from dedup_target.transfer_log import TransferLogs
 
 DOUBT_MAGIC = b"ALDOUBT1"
 
@@ -29,26 +41,84 @@ _log = get_logger("store")
 class Store:
     """One target's storage."""
 
-    def __init__(self, files: Files, state_path: str, unit: StorageUnit) -> None:
-        self.unit = unit
+    def __init__(
+        self,
+        files: Files,
+        state_path: str,
+        *,
+        limits: ContainerLimits | None = None,
+        opener: IndexOpener | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        """Open, or make on first start. ``opener`` is of the active unit's index.
+
+        Raises WrongState (in use; wrapping key missing), Corruption (superblock, keys),
+        OutOfSpace, StoreFailed. ``progress`` follows the rebuild of the index.
+        """
+        self._files = files
+        files.make_dirs(state_path)
+        with contextlib.ExitStack() as undo:
+            self._lock = files.lock(state_path)
+            undo.callback(self._lock.close)
+            index_root = self._index_root(files, state_path)
+            for folder in (state_path, f"{state_path}/transfers", index_root):
+                files.sweep(folder)
+            backend = DirectoryBackend(files, f"{state_path}/units/active")
+            self.unit = unit = StorageUnit(
+                backend,
+                files=files,
+                index_root=index_root,
+                wrapping_key=load_wrapping_key(files, state_path, [backend]),
+                limits=limits,
+                opener=opener,
+                progress=progress,
+            )
+            undo.callback(unit.close)
+            self._grant_secret = load_grant_secret(files, state_path)
+            self.transfers = TransferLogs(files, f"{state_path}/transfers")
+            self._doubt_path = f"{state_path}/doubt.ald"
+            self._doubt = self._find_doubt()
+            undo.pop_all()
         self.containers = unit.containers
         self.index = unit.index
         self.manifests = unit.manifests
         self.keys = unit.keys
         self.seal_queue = SealQueue(unit.containers, unit.index)
-        self._files = files
-        self._state_path = state_path
-        self._doubt_path = f"{state_path}/doubt.ald"
-        report = unit.report.index
+
+    @staticmethod
+    def _index_root(files: Files, state_path: str) -> str:
+        """Directory of the units' indexes. One that was there before units had their own is dropped."""
+        root = f"{state_path}/index"
+        if files.exists(f"{root}/CURRENT"):
+            _log.warning("index_of_older_release_dropped", path=root)
+            rocks_index.destroy(root)
+        files.make_dirs(root)
+        return root
+
+    # -- the target -----------------------------------------------------------------------------
+
+    @property
+    def lock_token(self) -> int:
+        """Grows with every process that held the state directory (law 9)."""
+        return self._lock.token
+
+    def grant_for(self, transfer_id: TransferId) -> bytes:
+        """The 32-byte grant of a transfer, always the same."""
+        return grant_for(self._grant_secret, transfer_id)
+
+    # -- doubt ----------------------------------------------------------------------------------
+
+    def _find_doubt(self) -> bool:
+        report = self.unit.report.index
         if (
             report.rebuilt
             or report.containers_added
             or report.containers_gone
             or report.containers_damaged
-            or unit.report.roots_missing
+            or self.unit.report.roots_missing
         ):
             self._begin_doubt(report.rebuilt or "the index did not match the containers")
-        self._doubt = files.exists(self._doubt_path)
+        return self._files.exists(self._doubt_path)
 
     def _begin_doubt(self, why: str) -> None:
         body = envelope.canonical_json({"why": why})
@@ -70,9 +140,11 @@ class Store:
         """See H1."""
         return self.unit.quarantine.is_empty and not self._doubt
 
+    # -- the active unit ------------------------------------------------------------------------
+
     def free_bytes(self) -> int:
-        """Free space where the unit lies."""
-        return self._files.free_bytes(self._state_path)
+        """Free space where the unit lies; 0 where nobody can tell."""
+        return self.unit.backend.free_bytes() or 0
 
     def contains(self, tenant: TenantId, packed: Buffer) -> npt.NDArray[np.bool_]:
         """Which of n fingerprints (32 n bytes) count as present; shape (n,)."""
@@ -92,3 +164,4 @@ class Store:
         """Seal what is queued, then close the unit. No lane may be open."""
         self.seal_queue.close()
         self.unit.close()
+        self._lock.close()

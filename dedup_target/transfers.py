@@ -66,7 +66,7 @@ class Transfers:
         self._clock = clock
         self._lock = threading.Lock()
         self._transfers: dict[TransferId, Transfer] = {}
-        for transfer_id in store.unit.transfers.list():
+        for transfer_id in store.transfers.list():
             self._recover(transfer_id)
         self._stop = threading.Event()
         self._reaper = threading.Thread(target=self._reap_for_ever, name="transfer-reaper", daemon=True)
@@ -105,9 +105,9 @@ class Transfers:
                 base_image_id=base.image_id if base else None,
                 base_root=base.root if base else None,
             )
-            log = self._store.unit.transfers.create(parameters)
+            log = self._store.transfers.create(parameters)
             self._transfers[request.transfer_id] = self._transfer(log)
-        return self._store.unit.grant_for(request.transfer_id), parameters.base_image_id
+        return self._store.grant_for(request.transfer_id), parameters.base_image_id
 
     def _same_grant(self, known: Transfer, request: GrantRequest) -> tuple[bytes, ImageId | None]:
         grant = known.grant
@@ -120,7 +120,7 @@ class Transfers:
                 f"transfer {request.transfer_id} was granted for something else",
                 next_step="make a new transfer id",
             )
-        return self._store.unit.grant_for(request.transfer_id), grant.base_image_id
+        return self._store.grant_for(request.transfer_id), grant.base_image_id
 
     def revoke(self, transfer_id: TransferId) -> None:
         """Give a transfer up. Raises NotFound, WrongState (committed)."""
@@ -140,7 +140,7 @@ class Transfers:
         """Return the transfer that a peer opens (R1). Raises NotFound, NotPermitted."""
         with self._lock:
             transfer = self._known(message.transfer_id)
-        expected = self._store.unit.grant_for(message.transfer_id)
+        expected = self._store.grant_for(message.transfer_id)
         granted = (role, name) == (SENDER_ROLE, transfer.grant.peer)
         if not granted or not hmac.compare_digest(expected, message.grant):
             raise NotPermitted(
@@ -178,7 +178,7 @@ class Transfers:
 
     def _recover(self, transfer_id: TransferId) -> None:
         try:
-            log = self._store.unit.transfers.open(transfer_id)
+            log = self._store.transfers.open(transfer_id)
         except (Corruption, WrongState) as error:
             _log.error("transfer_log_unreadable", transfer=transfer_id, error=str(error))
             return
@@ -206,7 +206,7 @@ class Transfers:
         with transfer.lock:
             transfer.log.close()
         del self._transfers[transfer.transfer_id]
-        self._store.unit.transfers.remove(transfer.transfer_id)
+        self._store.transfers.remove(transfer.transfer_id)
 
     def close(self) -> None:
         """Stop the reaper, fence every lane, close every log."""

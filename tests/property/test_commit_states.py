@@ -43,7 +43,6 @@ from arraylift.sizes import KIB, MIB, SPAN_BYTES, spans_of
 from dedup_target.image_reader import ImageReader
 from dedup_target.ingest import Ingest
 from dedup_target.seal_queue import SealJob
-from dedup_target.storage_unit import StorageUnit
 from dedup_target.store import Store
 from dedup_target.transfers import GrantRequest, Transfers
 from tests.fakes.disk import FakeFiles, PowerCut
@@ -114,7 +113,7 @@ class Target:
 
     def __init__(self, files: Files, disk: IndexDisk) -> None:
         self.clock = Ticks()
-        self.store = Store(files, "/state", StorageUnit(files, "/state", opener=disk))
+        self.store = Store(files, "/state", opener=disk)
         self.store.seal_queue.submit = self._seal_at_once  # type: ignore[method-assign]
         self.images = ImageReader(self.store)
         self.transfers: Transfers | None = None

@@ -20,6 +20,7 @@ from dedup_target.container_format import (
     scan_frames,
 )
 from dedup_target.container_store import ContainerLimits, ContainerStore
+from dedup_target.directory_backend import DirectoryBackend
 from dedup_target.segment_index import Locator
 from tests.fakes.disk import FakeFiles
 from tests.unit.dedup_target.material import UNIT, Segment, append, make_segments, whole_container
@@ -118,9 +119,8 @@ class _OneContainer(FakeFiles):
 
 
 def _store_over(files: _OneContainer) -> ContainerStore:
-    return ContainerStore(
-        files, "/unit", UNIT, ContainerLimits(cache_bytes_max=0, directory_cache_bytes_max=0)
-    )
+    limits = ContainerLimits(cache_bytes_max=0, directory_cache_bytes_max=0)
+    return ContainerStore(DirectoryBackend(files, "/unit"), UNIT, limits)
 
 
 def test_every_flipped_bit_of_a_small_container_is_an_error_or_harmless() -> None:

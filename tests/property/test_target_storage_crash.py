@@ -18,7 +18,7 @@ from dedup_target.segment_index import SegmentIndex
 from dedup_target.storage_unit import StorageUnit
 from tests.fakes.disk import FakeFiles, PowerCut, every_power_cut
 from tests.fakes.index import MemorySegmentIndex
-from tests.unit.dedup_target.material import Segment, append, make_segments, manifest
+from tests.unit.dedup_target.material import Segment, append, make_segments, manifest, open_unit
 
 STATES_MAX = 24
 
@@ -69,7 +69,7 @@ def _store_image(unit: StorageUnit, notes: Notes, number: int, segments: list[Se
 
 
 def _run(files: Files, notes: Notes) -> None:
-    unit = StorageUnit(files, "/state", opener=notes.disk)
+    unit = open_unit(files, "/state", opener=notes.disk)
     first = make_segments(5, seed=1)
     old = _store_image(unit, notes, 1, first)
     # The second image shares three records; they lie twice, and the newer copy counts.
@@ -86,7 +86,7 @@ def _run(files: Files, notes: Notes) -> None:
 
 def _check(files: FakeFiles, index: MemorySegmentIndex, notes: Notes, where: str) -> set[bytes]:
     """Open what a crash left; returns the fingerprints that are present."""
-    unit = StorageUnit(files, "/state", opener=IndexDisk(index))
+    unit = open_unit(files, "/state", opener=IndexDisk(index))
     images = {image.image_id: image for image in unit.manifests.all()}
     assert unit.manifests.damaged == [], where
     assert notes.acknowledged - notes.removing <= images.keys(), where
@@ -155,7 +155,7 @@ def test_a_killed_process_then_a_power_cut_loses_nothing() -> None:
 
 
 def _next_life(files: FakeFiles, notes: Notes) -> None:
-    unit = StorageUnit(files, "/state", opener=notes.disk)
+    unit = open_unit(files, "/state", opener=notes.disk)
     shown = {image.image_id for image in unit.manifests.all()}
     try:
         _store_image(unit, notes, 9, make_segments(4, seed=9))

@@ -9,13 +9,18 @@ from dataclasses import dataclass
 import numpy as np
 from blake3 import blake3
 
+from arraylift.durable import Files
 from arraylift.ids import ContainerId, Fingerprint, KeyId, SourceState, TenantId, UnitId
 from arraylift.segments.segmentation import Segmentation
 from dedup_target.backup_manifest_format import BackupManifest
 from dedup_target.container_buffer import ContainerBuffer
 from dedup_target.container_format import Kind, SealedContainer
 from dedup_target.container_store import ContainerStore
+from dedup_target.directory_backend import DirectoryBackend
+from dedup_target.key_store import load_wrapping_key
 from dedup_target.manifest_format import ImageManifest
+from dedup_target.rebuild import IndexOpener
+from dedup_target.storage_unit import StorageUnit
 from dedup_target.transfer_format import Attempt, GrantParameters
 
 UNIT = UnitId("0123456789abcdef" * 2)
@@ -69,6 +74,18 @@ def fill(
         return store.seal(buffer)
     finally:
         store.release(buffer)
+
+
+def open_unit(files: Files, state: str, *, opener: IndexOpener | None = None) -> StorageUnit:
+    """The active unit of a state directory, without the rest of the target."""
+    for folder in (state, f"{state}/index"):
+        files.make_dirs(folder)
+        files.sweep(folder)
+    backend = DirectoryBackend(files, f"{state}/units/active")
+    wrapping_key = load_wrapping_key(files, state, [backend])
+    return StorageUnit(
+        backend, files=files, index_root=f"{state}/index", wrapping_key=wrapping_key, opener=opener
+    )
 
 
 def whole_container(frames: Sequence[Sequence[Segment]], container_id: int = 5) -> bytes:

@@ -29,6 +29,7 @@ from dedup_target import manifest_format
 from dedup_target.backup_manifest_format import BackupId
 from dedup_target.backup_manifest_store import BackupManifestStore
 from dedup_target.backups import Backups
+from dedup_target.directory_backend import DirectoryBackend
 from dedup_target.manifest_store import ManifestStore
 from tests.unit.dedup_target.material import TENANT, backup, manifest, toy_sealer
 
@@ -38,9 +39,9 @@ class Rig:
 
     def __init__(self, path: Path) -> None:
         self.failpoints = Failpoints()
-        files = RealFiles(self.failpoints)
-        self.images = ManifestStore(files, str(path), toy_sealer)
-        self.manifests = BackupManifestStore(files, str(path), toy_sealer)
+        backend = DirectoryBackend(RealFiles(self.failpoints), str(path))
+        self.images = ManifestStore(backend, toy_sealer)
+        self.manifests = BackupManifestStore(backend, toy_sealer)
         self.forgotten: list[str] = []
         tenant = SimpleNamespace(tenant=TENANT, name="default")
         store: Any = SimpleNamespace(

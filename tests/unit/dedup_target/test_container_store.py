@@ -12,14 +12,19 @@ from arraylift.errors import Corruption, NotFound, OutOfSpace, Overloaded
 from arraylift.ids import ContainerId
 from arraylift.sizes import CONTAINER_BYTES
 from dedup_target.container_format import HEADER_BYTES, RECORDS_MAX, Kind
-from dedup_target.container_store import IDS_SKIPPED_WITHOUT_MARK, ContainerLimits, ContainerStore
+from dedup_target.container_store import IDS_SKIPPED_WITHOUT_MARK, ContainerLimits, ContainerStore, name_of
+from dedup_target.directory_backend import DirectoryBackend
 from dedup_target.segment_index import Locator
 from tests.fakes.disk import FakeFiles
 from tests.unit.dedup_target.material import KEY_ID, TENANT, UNIT, Segment, append, fill, make_segments
 
 
 def _store(path: Path, **limits: float) -> ContainerStore:
-    return ContainerStore(RealFiles(), str(path), UNIT, ContainerLimits(**limits))  # type: ignore[arg-type]
+    return ContainerStore(
+        DirectoryBackend(RealFiles(), str(path)),
+        UNIT,
+        ContainerLimits(**limits),  # type: ignore[arg-type]
+    )
 
 
 def _locators(container: ContainerId, segments: list[Segment], offsets: list[int]) -> list[Locator]:
@@ -29,10 +34,10 @@ def _locators(container: ContainerId, segments: list[Segment], offsets: list[int
     ]
 
 
-def _flip(path: str, offset: int) -> None:
-    content = bytearray(Path(path).read_bytes())
+def _flip(path: Path, offset: int) -> None:
+    content = bytearray(path.read_bytes())
     content[offset] ^= 4
-    Path(path).write_bytes(content)
+    path.write_bytes(content)
 
 
 def test_what_is_sealed_reads_back_record_by_record_and_whole(tmp_path: Path) -> None:
@@ -84,7 +89,7 @@ def test_without_the_high_water_mark_ids_jump_far_ahead(tmp_path: Path, loss: st
     fill(store, [make_segments(1)])
     store.close()
     mark = tmp_path / "high-water.alu"
-    mark.unlink() if loss == "missing" else _flip(str(mark), 50)
+    mark.unlink() if loss == "missing" else _flip(mark, 50)
     assert fill(_store(tmp_path), [make_segments(1)]).container_id > IDS_SKIPPED_WITHOUT_MARK
 
 
@@ -117,7 +122,7 @@ def test_a_damaged_record_is_an_error_and_its_neighbours_are_not(tmp_path: Path)
     segments = make_segments(3)
     sealed = fill(store, [segments])
     offsets = sealed.directory["offset"].tolist()
-    _flip(store.path_of(sealed.container_id), offsets[1])
+    _flip(tmp_path / name_of(sealed.container_id), offsets[1])
     locators = _locators(sealed.container_id, segments, offsets)
     with pytest.raises(Corruption, match=f"container {sealed.container_id:016x} is damaged"):
         store.read_record(locators[1])
@@ -135,7 +140,7 @@ def test_frames_stand_in_for_a_damaged_header_or_directory(tmp_path: Path, place
     segments = make_segments(9)
     sealed = fill(store, [segments[:4], segments[4:]])
     end = int(sealed.directory["offset"][-1] + sealed.directory["stored_bytes"][-1])
-    _flip(store.path_of(sealed.container_id), 20 if place == "header" else end + 7)
+    _flip(tmp_path / name_of(sealed.container_id), 20 if place == "header" else end + 7)
     found = store.read_directory(sealed.container_id)
     assert found.damage
     assert found.directory.tobytes() == sealed.directory.tobytes()
@@ -171,8 +176,7 @@ def test_a_removed_container_is_gone_from_disk_and_cache(tmp_path: Path) -> None
 
 def test_a_full_disk_keeps_the_buffer_for_another_try() -> None:
     files = FakeFiles()
-    files.make_dirs("/unit")
-    store = ContainerStore(files, "/unit", UNIT)
+    store = ContainerStore(DirectoryBackend(files, "/unit"), UNIT)
     buffer = store.acquire(tenant=TENANT, key_id=KEY_ID, kind=Kind.DATA)
     segments = make_segments(30)
     append(buffer, segments)

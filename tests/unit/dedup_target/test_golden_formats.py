@@ -26,6 +26,7 @@ from dedup_target import (
     storage_unit,
 )
 from dedup_target.container_store import ContainerStore
+from dedup_target.directory_backend import DirectoryBackend
 from dedup_target.key_store import TenantKey
 from dedup_target.quarantine import Quarantine
 from dedup_target.segment_index import Locator
@@ -62,7 +63,7 @@ def _transfer_log(path: Path) -> bytes:
 
 
 def _quarantine(path: Path) -> bytes:
-    Quarantine(RealFiles(), str(path)).add(ContainerId(5), TENANT, [b"a" * 32], "checksum")
+    Quarantine(DirectoryBackend(RealFiles(), str(path))).add(ContainerId(5), TENANT, [b"a" * 32], "checksum")
     return (path / "quarantine" / f"{5:016x}.alq").read_bytes()
 
 
@@ -98,7 +99,7 @@ def test_the_container_reads(tmp_path: Path) -> None:
     folder = tmp_path / "containers" / "00000000"
     folder.mkdir(parents=True)
     (folder / f"{5:016x}.alc").write_bytes((GOLDEN / "container-v1.alc").read_bytes())
-    store = ContainerStore(RealFiles(), str(tmp_path), UNIT)
+    store = ContainerStore(DirectoryBackend(RealFiles(), str(tmp_path)), UNIT)
     sealed = store.read_directory(ContainerId(5))
     assert (sealed.tenant, sealed.key_id, sealed.kind.name) == (TENANT, KEY_ID, "DATA")
     flat = [segment for frame in FRAMES for segment in frame]
@@ -170,9 +171,9 @@ def test_the_key_reads() -> None:
 def test_quarantine_and_unit_read(tmp_path: Path) -> None:
     (tmp_path / "quarantine").mkdir()
     (tmp_path / "quarantine" / f"{5:016x}.alq").write_bytes((GOLDEN / "quarantine-v1.alq").read_bytes())
-    found = Quarantine(RealFiles(), str(tmp_path))
+    found = Quarantine(DirectoryBackend(RealFiles(), str(tmp_path)))
     assert found.bad_of(ContainerId(5)) == {Fingerprint(b"a" * 32)}
     assert found.reason(TENANT, b"a" * 32) == "checksum"
     (tmp_path / "high-water.alu").write_bytes((GOLDEN / "unit-v1-high-water.alu").read_bytes())
-    store = ContainerStore(RealFiles(), str(tmp_path), UNIT)
+    store = ContainerStore(DirectoryBackend(RealFiles(), str(tmp_path)), UNIT)
     assert store.acquire(tenant=TENANT, key_id=KEY_ID, kind=container_format.Kind.DATA).container_id == 257

@@ -12,13 +12,14 @@ from arraylift.grants import encode_secret, grant_for, load_grant_secret
 from arraylift.ids import TenantId, TransferId
 from arraylift.segments.fingerprint import key_id_of
 from dedup_target import key_store
+from dedup_target.directory_backend import DirectoryBackend
 from dedup_target.key_store import KeyStore, TenantKey, load_wrapping_key
 
 
 def _open(path: Path) -> KeyStore:
     files = RealFiles()
-    files.make_dirs(str(path / "unit"))
-    return KeyStore(files, str(path / "unit"), load_wrapping_key(files, str(path), str(path / "unit")))
+    backend = DirectoryBackend(files, str(path / "unit"))
+    return KeyStore(backend, load_wrapping_key(files, str(path), [backend]))
 
 
 def test_a_tenant_keeps_its_key(tmp_path: Path) -> None:

@@ -12,12 +12,13 @@ from arraylift.durable import RealFiles
 from arraylift.errors import AlreadyExists, ArrayliftError, Corruption, NotFound, WrongState
 from arraylift.ids import ImageId, TenantId
 from dedup_target import manifest_format
+from dedup_target.directory_backend import DirectoryBackend
 from dedup_target.manifest_store import ManifestStore
 from tests.unit.dedup_target.material import TENANT, manifest, toy_sealer
 
 
 def _store(path: Path) -> ManifestStore:
-    return ManifestStore(RealFiles(), str(path), toy_sealer)
+    return ManifestStore(DirectoryBackend(RealFiles(), str(path)), toy_sealer)
 
 
 def test_what_is_published_is_there_after_a_restart(tmp_path: Path) -> None:

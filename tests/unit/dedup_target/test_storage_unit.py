@@ -13,10 +13,12 @@ from arraylift.durable import RealFiles
 from arraylift.errors import Corruption, NotFound, WrongState
 from arraylift.ids import ContainerId, Fingerprint
 from dedup_target.container_format import SealedContainer
+from dedup_target.container_store import name_of
 from dedup_target.key_store import TenantKey
 from dedup_target.manifest_format import ImageManifest
-from dedup_target.rebuild import DamageMark
+from dedup_target.rebuild import DamageMark, Progress
 from dedup_target.storage_unit import StorageUnit
+from dedup_target.store import Store
 from tests.unit.dedup_target.material import Segment, append, grant, make_segments, manifest
 
 RECORDS = 20
@@ -27,7 +29,7 @@ class Stage:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.unit = StorageUnit(RealFiles(), str(path))
+        self.open()
         self.key = self.unit.keys.get_or_create("")
         self.stored: list[tuple[SealedContainer, list[Segment]]] = []
 
@@ -47,10 +49,24 @@ class Stage:
         for seed in range(first, first + count):
             self.store(make_segments(RECORDS, seed=seed))
 
+    def open(self, progress: Progress | None = None) -> None:
+        self.target = Store(RealFiles(), str(self.path), progress=progress)
+        self.unit = self.target.unit
+
+    def close(self) -> None:
+        self.target.close()
+
     def reopen(self) -> StorageUnit:
-        self.unit.close()
-        self.unit = StorageUnit(RealFiles(), str(self.path))
+        self.close()
+        self.open()
         return self.unit
+
+    @property
+    def index(self) -> Path:
+        return self.path / "index" / self.unit.unit_id
+
+    def container_path(self, container: ContainerId) -> Path:
+        return self.path / "units/active" / name_of(container)
 
     def check(self) -> None:
         """Every record is found and is what was stored; the index holds nothing else."""
@@ -68,7 +84,7 @@ class Stage:
 def stage(tmp_path: Path) -> Iterator[Stage]:
     made = Stage(tmp_path / "state")
     yield made
-    made.unit.close()
+    made.close()
 
 
 def _image(key: TenantKey, number: int, root: bytes) -> ImageManifest:
@@ -80,34 +96,34 @@ def test_what_was_stored_is_there_after_a_restart(stage: Stage) -> None:
     _, segments = stage.stored[0]
     image = _image(stage.key, 1, segments[0].fingerprint)
     stage.unit.manifests.publish(image)
-    stage.unit.transfers.create(grant()).close()
-    unit_id, transfer_grant = stage.unit.unit_id, stage.unit.grant_for(grant().transfer_id)
-    token = stage.unit.lock_token
+    stage.target.transfers.create(grant()).close()
+    unit_id, transfer_grant = stage.unit.unit_id, stage.target.grant_for(grant().transfer_id)
+    token = stage.target.lock_token
     unit = stage.reopen()
     stage.check()
     assert unit.manifests.all() == [image]
     assert unit.unit_id == unit_id
-    assert unit.grant_for(grant().transfer_id) == transfer_grant
-    assert unit.lock_token == token + 1
-    assert unit.transfers.list() == [grant().transfer_id]
+    assert stage.target.grant_for(grant().transfer_id) == transfer_grant
+    assert stage.target.lock_token == token + 1
+    assert stage.target.transfers.list() == [grant().transfer_id]
     assert unit.report.index.rebuilt == ""
     assert unit.report.index.containers_added == unit.report.roots_missing == 0
 
 
 def test_one_process_at_a_time(stage: Stage) -> None:
     with pytest.raises(WrongState, match="in use"):
-        StorageUnit(RealFiles(), str(stage.path))
+        Store(RealFiles(), str(stage.path))
 
 
 def test_a_failed_start_gives_everything_back(stage: Stage) -> None:
     stage.some(1)
-    stage.unit.close()
+    stage.close()
     wrapping = stage.path / "wrapping.key"
     wrapping.rename(stage.path / "away")
     with pytest.raises(WrongState, match=r"wrapping\.key"):
-        StorageUnit(RealFiles(), str(stage.path))
+        Store(RealFiles(), str(stage.path))
     (stage.path / "away").rename(wrapping)
-    stage.unit = StorageUnit(RealFiles(), str(stage.path))
+    stage.open()
     stage.check()
 
 
@@ -122,13 +138,22 @@ def test_containers_that_the_index_missed_are_added(stage: Stage) -> None:
 
 def test_an_index_that_is_gone_is_made_anew(stage: Stage) -> None:
     stage.some(40)
-    stage.unit.close()
-    shutil.rmtree(stage.path / "index")
+    stage.close()
+    shutil.rmtree(stage.index)
     steps: list[tuple[int, int]] = []
-    stage.unit = StorageUnit(
-        RealFiles(), str(stage.path), progress=lambda done, total: steps.append((done, total))
-    )
+    stage.open(progress=lambda done, total: steps.append((done, total)))
     assert steps == [(16, 40), (32, 40), (40, 40)]
+    stage.check()
+
+
+def test_an_index_from_before_units_had_their_own_is_dropped(stage: Stage) -> None:
+    stage.some(2)
+    stage.close()
+    stage.index.rename(stage.path / "old")
+    shutil.rmtree(stage.path / "index")
+    (stage.path / "old").rename(stage.path / "index")
+    stage.open()
+    assert [path.name for path in (stage.path / "index").iterdir()] == [stage.unit.unit_id]
     stage.check()
 
 
@@ -136,13 +161,13 @@ def test_an_index_without_its_log_is_brought_up(stage: Stage) -> None:
     stage.some(2)
     stage.reopen()
     stage.some(3)
-    shutil.copytree(stage.path / "index", stage.path / "crashed")
-    stage.unit.close()
+    shutil.copytree(stage.index, stage.path / "crashed")
+    stage.close()
     for log in (stage.path / "crashed").glob("*.log"):
         log.unlink()
-    shutil.rmtree(stage.path / "index")
-    (stage.path / "crashed").rename(stage.path / "index")
-    stage.unit = StorageUnit(RealFiles(), str(stage.path))
+    shutil.rmtree(stage.index)
+    (stage.path / "crashed").rename(stage.index)
+    stage.open()
     assert stage.unit.report.index.containers_added == 3
     stage.check()
 
@@ -150,9 +175,9 @@ def test_an_index_without_its_log_is_brought_up(stage: Stage) -> None:
 @pytest.mark.parametrize("removed", [False, True])
 def test_an_older_index_is_brought_up_or_made_anew(stage: Stage, removed: bool) -> None:
     stage.some(3)
-    stage.unit.close()
-    shutil.copytree(stage.path / "index", stage.path / "older")
-    stage.unit = StorageUnit(RealFiles(), str(stage.path))
+    stage.close()
+    shutil.copytree(stage.index, stage.path / "older")
+    stage.open()
     stage.store(stage.stored[0][1])  # the same content again, in a newer container
     stage.some(2)
     if removed:
@@ -160,10 +185,10 @@ def test_an_older_index_is_brought_up_or_made_anew(stage: Stage, removed: bool) 
         stage.unit.remove_container(sealed.container_id)
         assert stage.unit.containers.containers() == [2, 3, 4, 5, 6]
     stage.check()
-    stage.unit.close()
-    shutil.rmtree(stage.path / "index")
-    (stage.path / "older").rename(stage.path / "index")
-    stage.unit = StorageUnit(RealFiles(), str(stage.path))
+    stage.close()
+    shutil.rmtree(stage.index)
+    (stage.path / "older").rename(stage.index)
+    stage.open()
     report = stage.unit.report.index
     assert bool(report.rebuilt) is removed
     assert report.containers_gone == ((ContainerId(1),) if removed else ())
@@ -172,12 +197,12 @@ def test_an_older_index_is_brought_up_or_made_anew(stage: Stage, removed: bool) 
 
 def test_a_damaged_table_is_noticed_and_the_next_start_rebuilds(stage: Stage) -> None:
     stage.some(30)
-    stage.unit.close()
-    tables = sorted((stage.path / "index").glob("*.sst"), key=lambda path: path.stat().st_size)
+    stage.close()
+    tables = sorted((stage.index).glob("*.sst"), key=lambda path: path.stat().st_size)
     content = bytearray(tables[-1].read_bytes())
     content[300] ^= 1
     tables[-1].write_bytes(content)
-    stage.unit = StorageUnit(RealFiles(), str(stage.path))
+    stage.open()
     if not stage.unit.report.index.rebuilt:  # not met at start: a read meets it
         with pytest.raises(Corruption, match="it rebuilds the index"):
             stage.check()
@@ -199,9 +224,9 @@ def test_quarantined_records_are_absent_until_they_come_again(stage: Stage) -> N
         with pytest.raises(Corruption, match="its bytes are wrong"):
             stage.unit.locate(stage.key.tenant, [bad])
         stage.reopen()
-    stage.unit.close()
-    shutil.rmtree(stage.path / "index")
-    stage.unit = StorageUnit(RealFiles(), str(stage.path))
+    stage.close()
+    shutil.rmtree(stage.index)
+    stage.open()
     assert stage.unit.contains(stage.key.tenant, bad).tolist() == [False]
     again = stage.store([segments[3]])
     stage.unit.condemn_records(sealed.container_id, stage.key.tenant, [bad], "told twice")
@@ -214,9 +239,9 @@ def test_a_quarantined_copy_does_not_hide_a_healthy_one(stage: Stage) -> None:
     stage.store(segments)
     newer = stage.store(segments)
     stage.unit.condemn_records(newer.container_id, stage.key.tenant, [segments[0].fingerprint], "bad")
-    stage.unit.close()
-    shutil.rmtree(stage.path / "index")
-    stage.unit = StorageUnit(RealFiles(), str(stage.path))
+    stage.close()
+    shutil.rmtree(stage.index)
+    stage.open()
     stage.check()
 
 
@@ -233,7 +258,7 @@ def test_a_crash_after_quarantine_and_before_the_index_heals_at_start(stage: Sta
 def test_a_damaged_quarantine_file_is_made_anew(stage: Stage) -> None:
     stage.some(1)
     (sealed, segments) = stage.stored[0]
-    path = Path(stage.unit.containers.path_of(sealed.container_id))
+    path = stage.container_path(sealed.container_id)
     content = bytearray(path.read_bytes())
     content[int(sealed.directory["offset"][3])] ^= 1
     path.write_bytes(content)
@@ -248,10 +273,10 @@ def test_a_damaged_quarantine_file_is_made_anew(stage: Stage) -> None:
 def test_containers_that_cannot_be_read_are_told_and_block_nothing(stage: Stage) -> None:
     stage.some(2)
     sealed, segments = stage.stored.pop()
-    stage.unit.close()
-    Path(stage.unit.containers.path_of(sealed.container_id)).write_bytes(b"rubbish")
-    shutil.rmtree(stage.path / "index")
-    stage.unit = StorageUnit(RealFiles(), str(stage.path))
+    stage.close()
+    stage.container_path(sealed.container_id).write_bytes(b"rubbish")
+    shutil.rmtree(stage.index)
+    stage.open()
     assert stage.unit.report.index.containers_damaged == (sealed.container_id,)
     assert stage.unit.locate(stage.key.tenant, [stage.stored[0][1][0].fingerprint])
     with pytest.raises(Corruption, match="no container holds it"):
@@ -266,15 +291,15 @@ def test_an_image_whose_root_is_lost_is_told(stage: Stage) -> None:
 def test_a_lost_superblock_or_key_is_told(stage: Stage) -> None:
     stage.some(1)
     stage.unit.manifests.publish(_image(stage.key, 1, b"x" * 32))
-    stage.unit.close()
+    stage.close()
     superblock = stage.path / "units/active/unit.alu"
     kept = superblock.read_bytes()
     superblock.unlink()
     with pytest.raises(Corruption, match=r"unit\.alu is missing"):
-        StorageUnit(RealFiles(), str(stage.path))
+        Store(RealFiles(), str(stage.path))
     superblock.write_bytes(kept)
     (stage.path / f"units/active/keys/{stage.key.tenant:016x}.alk").unlink()
-    stage.unit = StorageUnit(RealFiles(), str(stage.path))
+    stage.open()
     assert stage.unit.report.damaged_manifests == 1
     with pytest.raises(NotFound):
         stage.unit.fingerprint_key(stage.key.tenant)
@@ -296,15 +321,15 @@ def test_a_crash_in_the_middle_of_a_rebuild_starts_it_again(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stage.some(20)
-    stage.unit.close()
-    (stage.path / "index.damaged").write_bytes(b"a read met damage")
+    stage.close()
+    (stage.path / f"index/{stage.unit.unit_id}.damaged").write_bytes(b"a read met damage")
 
     def stop(done: int, _total: int) -> None:
         raise KeyboardInterrupt(done)
 
     with pytest.raises(KeyboardInterrupt):
-        StorageUnit(RealFiles(), str(stage.path), progress=stop)
-    stage.unit = StorageUnit(RealFiles(), str(stage.path))
+        Store(RealFiles(), str(stage.path), progress=stop)
+    stage.open()
     assert stage.unit.report.index.rebuilt == ""
     assert stage.unit.report.index.containers_added == 4
     stage.check()

@@ -104,7 +104,7 @@ def test_a_transfer_that_nobody_continues_is_forgotten(target: Target) -> None:
     assert again.open_count == 1, "leases restart in full with the target"
     transfers.reap()
     assert transfers.open_count == 0
-    assert target.store.unit.transfers.list() == []
+    assert target.store.transfers.list() == []
     with pytest.raises(NotFound):
         transfers.revoke(ASKED.transfer_id)
 
