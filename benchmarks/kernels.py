@@ -37,6 +37,7 @@ from benchmarks.disks import Disk
 from benchmarks.material import KEY, Prepared, load_spans, prepare
 from dedup_target.container_format import Kind, SealedContainer
 from dedup_target.container_store import ContainerStore
+from dedup_target.directory_backend import DirectoryBackend
 from dedup_target.rocks_index import RocksSegmentIndex
 from primary_array.span_source import is_zero, read_fully
 
@@ -175,7 +176,7 @@ def _arrived(batch: Prepared, data: bytes) -> Arrived:
 @contextmanager
 def _storage(parent: Path) -> Iterator[tuple[ContainerStore, RocksSegmentIndex]]:
     with tempfile.TemporaryDirectory(prefix="kernels-", dir=parent) as directory:
-        store = ContainerStore(RealFiles(), directory, UnitId("0" * 32))
+        store = ContainerStore(DirectoryBackend(RealFiles(), directory), UnitId("0" * 32))
         index = RocksSegmentIndex(f"{directory}/index")
         try:
             yield store, index
