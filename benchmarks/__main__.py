@@ -21,12 +21,18 @@ from arraylift.errors import ArrayliftError, OutOfSpace
 from arraylift.exit_codes import exit_code
 from arraylift.exit_codes import report as report_error
 from arraylift.sizes import MIB, human, parse_size
-from benchmarks import disks, kernels, report
+from benchmarks import disks, index_memory, kernels, report
 from benchmarks.arraylift_peer import Arraylift
 from benchmarks.peers import PROGRAMS, Peer, version_of
 from benchmarks.rounds import measure
 
 QUICK_BYTES, DEFAULT_BYTES = 200 * MIB, 700 * MIB
+WHAT = {
+    "compare": "with other programs (default)",
+    "kernels": "time each stage alone",
+    "disks": "only make the disks",
+    "index": "memory and speed of the segment index",
+}
 ROOM = 14
 """Free bytes needed, in times the bytes of a guest's files: disks, and every peer's repository."""
 
@@ -48,8 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    what = parser.add_argument("what", nargs="?", choices=("compare", "kernels", "disks"), default="compare")
-    what.help = "compare with other programs (default); time each stage alone; only make the disks"
+    what = parser.add_argument("what", nargs="?", choices=WHAT, default="compare")
+    what.help = "; ".join(f"{name}: {about}" for name, about in WHAT.items())
     parser.add_argument(
         "--work", type=Path, default=_default_work(), help="where disks are kept: %(default)s"
     )
@@ -59,6 +65,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, choices=range(1, 10), metavar="1-9", help="2; 1 with --quick")
     parser.add_argument("--cold", action="store_true", help="empty the page cache before each measurement")
     parser.add_argument("--peers", default="restic,borg,cp", help="which to compare with: %(default)s")
+    parser.add_argument(
+        "--entries", type=int, default=index_memory.ENTRIES, help="entries of the index: %(default)s"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure there")
     return parser
 
@@ -79,8 +88,10 @@ def _default_work() -> Path:
 
 
 def _run(parsed: argparse.Namespace, console: Console, errors: Console) -> int:
-    count_bytes = parsed.size or (QUICK_BYTES if parsed.quick else DEFAULT_BYTES)
     parsed.work.mkdir(parents=True, exist_ok=True)
+    if parsed.what == "index":
+        return index_memory.run(console, parsed.work, entries=parsed.entries, json_path=parsed.json)
+    count_bytes = parsed.size or (QUICK_BYTES if parsed.quick else DEFAULT_BYTES)
     free = shutil.disk_usage(parsed.work).free
     if free < ROOM * count_bytes:
         raise OutOfSpace(

@@ -121,12 +121,21 @@ def cpu_seconds_of(pid: int) -> float:
     return sum(map(int, fields[11:15])) / _TICKS
 
 
+def memory_of(pid: int) -> int:
+    """Bytes that the process has in memory now."""
+    return _status_bytes(pid, "VmRSS:")
+
+
 def peak_memory_of(pid: int) -> int:
     """Most bytes that the process ever had in memory."""
+    return _status_bytes(pid, "VmHWM:")
+
+
+def _status_bytes(pid: int, field: str) -> int:
     for line in Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines():
-        if line.startswith("VmHWM:"):
+        if line.startswith(field):
             return int(line.split()[1]) * 1024
-    raise ArrayliftError(f"process {pid} has no peak of memory: it has ended")
+    raise ArrayliftError(f"process {pid} has no figures of memory: it has ended")
 
 
 # -- files --------------------------------------------------------------------------------------

@@ -7,7 +7,9 @@ Owns: every byte below ``<state>/index/<unit id>``. Implements SegmentIndex (I1-
      be there. A full disk heals: the database is opened again once there is room.
   R3 damage met while reading is told to ``on_damage`` before it is raised, so that the
      next start rebuilds.
-Why these options: docs/decisions/0005-index-knows-its-containers.md.
+  R4 a look-up of what is absent reads no table but by a filter's mistake: filters stay in
+     memory, and are sized so that they fit.
+Why these options: docs/decisions/0005-index-knows-its-containers.md, 0063-index-memory.md.
 Callers: any thread. Format: docs/formats/index-v1.md
 """
 
@@ -49,15 +51,30 @@ CONTAINERS_FAMILY = "containers"
 BATCH_RECORDS_MAX = 64 * 1024
 """Records in one WriteBatch: 4 MiB of log, 0.1 s; beyond it a batch gains nothing."""
 
-WRITE_BUFFER_BYTES = 64 * MIB
-BLOCK_CACHE_BYTES = 32 * MIB
+WRITE_BUFFER_BYTES = 32 * MIB
+"""One memory table: 300,000 entries, about 5 GiB of new data; two may exist."""
+BLOCK_CACHE_BYTES = 16 * MIB
+"""For blocks of entries alone, both families together. Keys are random: more would not hit more often."""
+TABLE_BYTES = 128 * MIB
+"""One file handle for each of these: about 30 a TiB of unique data."""
+FILTER_BITS, FILTER_BITS_MIN = 10, 4
+FILTER_BYTES_MAX = 1024 * MIB
+"""Filters and block indexes lie on the heap, whole, so that nothing can push them out: 1.45 bytes an
+entry. Beyond 13 TiB of unique data new tables get fewer bits a key, to stay inside this."""
 REOPEN_FREE_BYTES = 2 * WRITE_BUFFER_BYTES
 """A reopened database writes its log out as a table; with less room it would not open at all."""
 
 T = TypeVar("T")
 
 
-def _options() -> rocksdict.Options:
+def filter_bits(record_count: int) -> int:
+    """Bits a key that keep the filters of so many entries inside FILTER_BYTES_MAX (R4)."""
+    if record_count == 0:
+        return FILTER_BITS
+    return max(FILTER_BITS_MIN, min(FILTER_BITS, 8 * FILTER_BYTES_MAX // record_count))
+
+
+def _options(bits: int, cache: rocksdict.Cache) -> rocksdict.Options:
     options = rocksdict.Options(raw_mode=True)
     options.create_if_missing(True)
     options.create_missing_column_families(True)
@@ -67,15 +84,16 @@ def _options() -> rocksdict.Options:
     options.set_write_buffer_size(WRITE_BUFFER_BYTES)
     options.set_max_write_buffer_number(2)
     options.set_max_total_wal_size(2 * WRITE_BUFFER_BYTES)
-    options.set_max_open_files(512)
+    options.set_max_open_files(-1)  # a table that is not open has no filter in memory (R4)
+    options.set_target_file_size_base(TABLE_BYTES)
     options.set_compression_type(rocksdict.DBCompressionType.none())  # keys are random, values short
     options.set_keep_log_file_num(2)
     options.set_max_log_file_size(MIB)
     tables = rocksdict.BlockBasedOptions()
-    tables.set_bloom_filter(10, False)
+    tables.set_bloom_filter(bits, False)
     tables.set_format_version(5)
-    tables.set_block_cache(rocksdict.Cache(BLOCK_CACHE_BYTES))
-    tables.set_cache_index_and_filter_blocks(True)
+    tables.set_block_cache(cache)
+    tables.set_cache_index_and_filter_blocks(False)
     options.set_block_based_table_factory(tables)
     return options
 
@@ -94,17 +112,24 @@ class RocksSegmentIndex:
         self._family: rocksdict.ColumnFamily | None = None
         self._sync = rocksdict.WriteOptions()
         self._sync.sync = True
+        self._cache = rocksdict.Cache(BLOCK_CACHE_BYTES)
         self._open()
         try:
             self._marks = self._read_marks()
+            self._totals = sum_marks(self._marks.values())
+            if filter_bits(self._totals.record_count) != FILTER_BITS:  # known only now
+                self._drop_handle()
+                self._open(filter_bits(self._totals.record_count))
         except BaseException:
             self.close()
             raise
-        self._totals = sum_marks(self._marks.values())
 
-    def _open(self) -> None:
+    def _open(self, bits: int = FILTER_BITS) -> None:
+        # Families are named even where there is one: without them rocksdict takes the options that
+        # the database was made with, whose cache and filters it cannot read back.
+        options = _options(bits, self._cache), {CONTAINERS_FAMILY: _options(bits, self._cache)}
         try:
-            self._database = rocksdict.Rdict(self._path, _options(), {CONTAINERS_FAMILY: _options()})
+            self._database = rocksdict.Rdict(self._path, *options)
         except Exception as error:  # noqa: BLE001 - rocksdict raises nothing narrower
             raise _translate(error, self._path, reading=True) from None
         self._containers = self._database.get_column_family(CONTAINERS_FAMILY)
@@ -248,7 +273,7 @@ class RocksSegmentIndex:
     def _reopen(self) -> None:
         """Get a fresh handle. Raises OutOfSpace, Corruption; then the next call tries again."""
         self._drop_handle()
-        self._open()
+        self._open(filter_bits(self._totals.record_count))
         self._marks = self._read_marks()
         self._totals = sum_marks(self._marks.values())
         self._failed, self._full = "", False

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import random
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -211,3 +213,73 @@ def test_errors_are_ours(tmp_path: Path) -> None:
     rocks_index.destroy(str(tmp_path / "index"))
     rocks_index.destroy(str(tmp_path / "index"))
     RocksSegmentIndex(str(tmp_path / "index")).close()
+
+
+def test_filters_are_sized_from_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bits = rocks_index.filter_bits
+    tib = 64 << 20  # segments of 16 KiB
+    assert bits(0) == bits(1) == bits(tib) == bits(12 * tib) == rocks_index.FILTER_BITS
+    for records in (16 * tib, 24 * tib, 30 * tib):
+        assert bits(records) < rocks_index.FILTER_BITS
+        assert records * bits(records) / 8 <= rocks_index.FILTER_BYTES_MAX
+    assert bits(1000 * tib) == rocks_index.FILTER_BITS_MIN
+
+    index = RocksSegmentIndex(str(tmp_path / "index"))
+    _add(index, 1, 2)
+    index.close()
+    monkeypatch.setattr(rocks_index, "FILTER_BYTES_MAX", 2 * RECORDS * 6 // 8)
+    asked: list[int] = []
+    make = rocks_index._options
+
+    def noted(bits: int, cache: rocksdict.Cache) -> rocksdict.Options:
+        asked.append(bits)
+        return make(bits, cache)
+
+    monkeypatch.setattr(rocks_index, "_options", noted)
+    assert _consistent(tmp_path / "index") == {1, 2}
+    assert asked == [rocks_index.FILTER_BITS] * 2 + [6] * 2, "known once the marks are read"
+
+
+def test_filters_and_cache_are_there_at_every_start(tmp_path: Path) -> None:
+    """rocksdict prefers the options that it finds on disk where it may, and those have neither."""
+    path, records = str(tmp_path / "index"), 3000
+    index = RocksSegmentIndex(path)
+    index.add_containers([sealed_of(1, make_segments(records, bytes_max=9))])
+    index.close()
+    index = RocksSegmentIndex(path)
+    for database in (index._database, index._containers):
+        assert database.property_int_value("rocksdb.block-cache-capacity") == rocks_index.BLOCK_CACHE_BYTES
+    in_memory = index._database.property_int_value("rocksdb.estimate-table-readers-mem")
+    assert in_memory is not None
+    assert in_memory >= records * rocks_index.FILTER_BITS / 8
+    index.close()
+
+
+ITERATING = {"iter", "items", "keys", "values", "columns", "entities", "snapshot"}
+
+
+def _iterations(source: str) -> list[tuple[str, str]]:
+    """(function, expression) of every iteration over a database that a module could make."""
+    found = []
+    for function in ast.walk(ast.parse(source)):
+        if not isinstance(function, ast.FunctionDef):
+            continue
+        for node in ast.walk(function):
+            if isinstance(node, ast.Attribute) and node.attr in ITERATING:
+                text = ast.unparse(node)
+                if not text.startswith(("self._marks.", "(added or {}).")):  # dicts
+                    found.append((function.name, text))
+            elif isinstance(node, ast.For | ast.comprehension):
+                text = ast.unparse(node.iter)
+                if re.search(r"_(database|containers)\b", text) and "self._iterate(" not in text:
+                    found.append((function.name, text))
+    return found
+
+
+def test_nothing_iterates_but_the_checked_iteration() -> None:
+    """RocksDB's own iteration stops in silence at damage (I4); no other module imports it."""
+    for offender in ("self._database.items()", "self._containers.keys()", "list(self._database.iter())"):
+        assert _iterations(f"def f(self):\n    return {offender}"), offender
+    assert _iterations("def f(self):\n    for key in self._database:\n        pass")
+    source = Path(rocks_index.__file__).read_text(encoding="utf-8")
+    assert _iterations(source) == [("_iterate", "family().iter")]
