@@ -8,6 +8,8 @@ Invariants:
      present, every reused fingerprint is looked up again, under the lock that guards
      condemning; what is gone is voided and the sender asked to resume (law 7).
   M4 only the lane's own attempt commits, and no newer one begins before the log says so.
+  M5 of a base's nodes only those above changes are read and built anew; the others are what
+     its root promises (REF), which nothing is believed to do once something may be lost.
 Callers: the handler thread of the lane that sent Commit, alone on its transfer.
 """
 
@@ -23,7 +25,9 @@ from arraylift.exchange.messages import Commit, Committed, Figures
 from arraylift.ids import Fingerprint, ImageId
 from arraylift.logs import get_logger
 from arraylift.segments.codecs import Codec
-from arraylift.segments.tree import Leaves, build, encode_leaf, no_leaves
+from arraylift.segments.tree import Leaves, build, encode_leaf, holes_of, no_leaves
+from arraylift.segments.tree_update import update
+from arraylift.segments.tree_view import TreeView
 from arraylift.sizes import spans_of
 from dedup_target.attempt import Attempt
 from dedup_target.container_buffer import ContainerBuffer
@@ -42,16 +46,16 @@ def commit(transfer: Transfer, attempt: Attempt, message: Commit, clock: Clock) 
     done = transfer.receipt()
     if done is not None:
         return done
-    leaves = _leaves(transfer, message.inherit_base)
-    writer = _NodeWriter(transfer)
-    root = _write_nodes(transfer, leaves, writer)
-    store = transfer.store
+    inherit = message.inherit_base
+    _check_covered(transfer, inherit)
+    store, writer = transfer.store, _NodeWriter(transfer)
+    root = _write_nodes(transfer, inherit, writer, whole=not store.all_healthy)
     # In this order: an Open holds its transfer's lock while a damaged base is condemned.
     with transfer.lock, store.commit_lock:
         attempt.check()  # M4
         if store.generation != attempt.generation:
-            _recheck(transfer, message.inherit_base)
-            root = _write_nodes(transfer, leaves, writer)  # those that are gone, once more
+            _recheck(transfer, inherit)
+            root = _write_nodes(transfer, inherit, writer, whole=True)  # those that are gone, once more
         figures = message.figures
         figures.bytes_stored = transfer.bytes_stored + writer.bytes_stored
         manifest = _manifest(transfer, root, figures, clock)
@@ -63,38 +67,35 @@ def commit(transfer: Transfer, attempt: Attempt, message: Commit, clock: Clock) 
     return Committed(root, manifest.image_id, figures)
 
 
-def _leaves(transfer: Transfer, inherit: bool) -> Leaves:
-    """Join what was offered with what is inherited (M2)."""
-    state = transfer.log.state
-    covered, spans = state.covered, spans_of(transfer.opened.image_bytes)
-    leaves = no_leaves(spans)
+def _check_covered(transfer: Transfer, inherit: bool) -> None:
+    """Raise InvalidRequest unless every span is offered or inherited (M2)."""
+    covered, image_bytes = transfer.log.state.covered, transfer.opened.image_bytes
+    missing = ~covered
     if inherit:
-        base = transfer.base_leaves
-        if base is None or transfer.base is None:
+        base = transfer.base_tree
+        if base is None:
             raise InvalidRequest("the transfer has no base to inherit spans from")
-        kept = min(len(base), spans)
-        leaves[:kept] = base[:kept]
-        sizes = (transfer.base.manifest.image_bytes, transfer.opened.image_bytes)
-        missing = np.zeros(spans, dtype=np.bool_)
-        missing[len(base) :] = True
-        if sizes[0] != sizes[1]:
-            missing[spans_of(min(sizes)) - 1] = True  # its length differs between the two
-        missing &= ~covered
-    else:
-        missing = ~covered
+        missing[: base.spans] = False
+        if base.info.image_bytes != image_bytes:
+            last = spans_of(min(base.info.image_bytes, image_bytes)) - 1
+            missing[last] = not covered[last]  # its length differs between the two
     if missing.any():
         raise InvalidRequest(
-            f"{int(missing.sum())} of {spans} spans were neither offered nor inherited",
+            f"{int(missing.sum())} of {len(covered)} spans were neither offered nor inherited",
             next_step="open the transfer again and offer what durable_spans does not list",
         )
-    leaves[covered] = state.leaves[covered]
-    return leaves
 
 
-def _write_nodes(transfer: Transfer, leaves: Leaves, writer: _NodeWriter) -> Fingerprint:
-    """Store every node that the index does not know; returns the root."""
+def _write_nodes(transfer: Transfer, inherit: bool, writer: _NodeWriter, *, whole: bool) -> Fingerprint:
+    """Store every node that the index does not know; returns the root.
+
+    Inner nodes above unchanged spans are the base's, unless ``whole`` has all of them built and
+    looked up (M5).
+    """
     state = transfer.log.state
-    own = np.flatnonzero(state.covered & state.leaves.any(axis=1))
+    covered = np.flatnonzero(state.covered)
+    rows = state.leaves[covered]
+    own = covered[~holes_of(rows)]
     known = transfer.store.contains(transfer.tenant, state.leaves[own].tobytes())
     absent = set(own[~known].tolist())
     if absent:
@@ -103,14 +104,31 @@ def _write_nodes(transfer: Transfer, leaves: Leaves, writer: _NodeWriter) -> Fin
             for span, lengths, fingerprints in transfer.log.iter_leaves()
             if span in absent
         )
-    opened = transfer.opened
-    nodes = list(
-        build(leaves, image_bytes=opened.image_bytes, segmentation=opened.segmentation, key=transfer.key)
-    )
+    opened, base = transfer.opened, transfer.base_tree if inherit else None
+    with transfer.believing_base():
+        if base is None or whole:
+            leaves, how = _joined(transfer, base), opened.segmentation
+            made = build(leaves, image_bytes=opened.image_bytes, segmentation=how, key=transfer.key)
+        else:
+            size = opened.image_bytes
+            made = update(base, image_bytes=size, changed=covered, leaves=rows, key=transfer.key)
+        nodes = list(made)
     present = transfer.store.contains(transfer.tenant, b"".join(node[0] for node in nodes))
     writer.write(node for node, known_node in zip(nodes, present, strict=True) if not known_node)
     writer.finish()
     return nodes[-1][0]
+
+
+def _joined(transfer: Transfer, base: TreeView | None) -> Leaves:
+    """The leaves of all spans, offered and inherited."""
+    state = transfer.log.state
+    if base is None:
+        return state.leaves
+    leaves = no_leaves(len(state.covered))
+    kept = min(base.spans, len(leaves))
+    leaves[:kept] = base.leaves_of(0, kept)
+    leaves[state.covered] = state.leaves[state.covered]
+    return leaves
 
 
 class _NodeWriter:

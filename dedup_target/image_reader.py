@@ -1,6 +1,7 @@
 """Open images and read ranges of them ([0056]).
 
-Owns: a small cache of opened images: their leaf fingerprints, 32 bytes a span.
+Owns: a small cache of opened images: of each the part of its tree that was read, at most 32
+bytes a span. Opening reads the root node alone; a range reads the nodes above it, once.
 Limits: IMAGES_OPEN_MAX images; a read works on SPANS_AT_ONCE spans.
 Callers: any thread.
 """
@@ -17,7 +18,8 @@ import numpy as np
 from arraylift.errors import InvalidRequest
 from arraylift.ids import Fingerprint, ImageId, TenantId
 from arraylift.segments.fingerprint import FingerprintKey, unpack
-from arraylift.segments.tree import Leaf, Leaves, decode_leaf, load_leaves
+from arraylift.segments.tree import Leaf, Leaves, decode_leaf
+from arraylift.segments.tree_view import TreeView
 from arraylift.sizes import SPAN_BYTES, span_length, spans_of
 from dedup_target.manifest_format import ImageManifest
 from dedup_target.segment_reader import SegmentReader
@@ -29,11 +31,16 @@ SPANS_AT_ONCE = 4
 
 @dataclass(frozen=True, slots=True)
 class OpenImage:
-    """An image whose tree has been read down to its leaves."""
+    """An image, and its tree as far as it has been read."""
 
     manifest: ImageManifest
     key: FingerprintKey
-    leaves: Leaves
+    tree: TreeView
+
+    @property
+    def leaves(self) -> Leaves:
+        """Fingerprints of all leaves, 32 bytes a span. Raises Corruption."""
+        return self.tree.leaves
 
     @property
     def tenant(self) -> TenantId:
@@ -65,7 +72,7 @@ class ImageReader:
             if known is not None:
                 self._open.move_to_end(image_id)
                 return known
-        image = self._load(self._store.manifests.get(image_id))
+        image = self.view(self._store.manifests.get(image_id))
         with self._lock:
             self._open[image_id] = image
             while len(self._open) > IMAGES_OPEN_MAX:
@@ -77,17 +84,19 @@ class ImageReader:
         with self._lock:
             self._open.pop(image_id, None)
 
-    def _load(self, manifest: ImageManifest) -> OpenImage:
+    def view(self, manifest: ImageManifest) -> OpenImage:
+        """Open an image outside the cache: nothing of it was read before. Raises Corruption."""
         key = FingerprintKey(self._store.keys.by_id(manifest.tenant).key)
-        _, leaves = load_leaves(
+        tree = TreeView(
             Fingerprint(manifest.root), lambda wanted: self.reader.nodes(manifest.tenant, key, wanted)
         )
-        return OpenImage(manifest, key, leaves)
+        return OpenImage(manifest, key, tree)
 
     def leaves(self, image: OpenImage, spans: list[int]) -> list[Leaf | None]:
         """Return the segments of each span, None for a hole."""
-        solid = [span for span in spans if image.leaves[span].any()]
-        fingerprints = [Fingerprint(image.leaves[span].tobytes()) for span in solid]
+        rows = image.tree.leaves_at(np.array(spans, dtype=np.int64))
+        named = {span: Fingerprint(row.tobytes()) for span, row in zip(spans, rows, strict=True) if row.any()}
+        solid, fingerprints = list(named), list(named.values())
         nodes = self.reader.nodes(image.tenant, image.key, fingerprints)
         size = image.manifest.image_bytes
         found = {

@@ -129,22 +129,20 @@ class LaneIngest:
         return leaves
 
     def _same_as_base(self, offer: Offer, leaves: list[bytes]) -> list[bool]:
-        base = self._transfer.base_leaves
-        if base is None or not self._transfer.store.all_healthy:
+        base = None
+        if self._transfer.store.all_healthy:
+            base = self._transfer.base_rows(offer.spans.astype(np.int64))
+        if base is None:
             return [False] * len(leaves)
-        known = len(base)
-        return [
-            span < known and base[span].tobytes() == leaf
-            for span, leaf in zip(offer.spans.tolist(), leaves, strict=True)
-        ]
+        return [row == leaf for row, leaf in zip(_listed(base[0]), leaves, strict=True)]
 
     def _sample_mismatches(self, offer: Offer, same: list[bool]) -> np.ndarray:
-        base = self._transfer.base_leaves
         odd = [span for span, equal in zip(offer.spans.tolist(), same, strict=True) if not equal]
         for first, count in offer.hole_runs.tolist():
-            for span in range(first, first + count):
-                if base is None or span >= len(base) or base[span].any():
-                    odd.append(span)
+            spans = np.arange(first, first + count)
+            base = self._transfer.base_rows(spans)
+            equal = ~base[0].any(axis=1) & base[1] if base is not None else np.zeros(count, dtype=np.bool_)
+            odd.extend(spans[~equal].tolist())
         return np.array(odd, dtype="<u4")
 
     def _wanted(self, offer: Offer, same: list[bool], entry: _Open) -> Flags | None:

@@ -9,13 +9,16 @@ Invariants:
      and indexed (ingest.py G2).
   X4 what an earlier attempt made durable is believed only while nothing of the store may be
      lost; else it is looked up before the next attempt builds on it.
+  X5 a base whose tree turns out damaged on the way ends the attempt with Conflict: the next
+     one judges the base anew (X2), as what was found is in quarantine by then.
 Callers: handler threads of its lanes; ``lock`` guards attempt, log and lease.
 """
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -23,6 +26,7 @@ import numpy as np
 from arraylift.clock import Clock
 from arraylift.errors import (
     ArrayliftError,
+    Conflict,
     Corruption,
     InvalidRequest,
     LeaseLost,
@@ -30,11 +34,12 @@ from arraylift.errors import (
     WrongState,
 )
 from arraylift.exchange.coverage import Coverage
-from arraylift.exchange.messages import Base, Committed, Figures, Limits, Open, Opened
+from arraylift.exchange.messages import Base, Committed, Figures, Flags, Limits, Open, Opened
 from arraylift.ids import TenantId, TransferId
 from arraylift.logs import get_logger
 from arraylift.segments.fingerprint import FingerprintKey
-from arraylift.segments.tree import Leaves
+from arraylift.segments.tree import Leaves, no_leaves
+from arraylift.segments.tree_view import Places, TreeView
 from arraylift.sizes import spans_of
 from dedup_target.attempt import Attempt
 from dedup_target.image_reader import ImageReader, OpenImage
@@ -107,11 +112,35 @@ class Transfer:
         return self._opened
 
     @property
-    def base_leaves(self) -> Leaves | None:
-        """Leaves of the base, if its segmentation is the transfer's."""
+    def base_tree(self) -> TreeView | None:
+        """The base's tree, if its segmentation is the transfer's."""
         if self.base is None or self.base.manifest.segmentation != self.opened.segmentation:
             return None
-        return self.base.leaves
+        return self.base.tree
+
+    def base_rows(self, spans: Places) -> tuple[Leaves, Flags] | None:
+        """Leaf fingerprints that the base has for these spans, and whether it has them at all; None without
+        a base. Reads the nodes above them. Raises Conflict (X5)."""
+        base = self.base_tree
+        if base is None:
+            return None
+        inside = spans < base.spans
+        rows = no_leaves(len(spans))
+        with self.believing_base():
+            rows[inside] = base.leaves_at(spans[inside])
+        return rows, inside
+
+    @contextlib.contextmanager
+    def believing_base(self) -> Iterator[None]:
+        """Turn a node of the base that cannot be read into Conflict (X5)."""
+        try:
+            yield
+        except Corruption as error:
+            raise Conflict(
+                f"the base cannot be read: {error.message}",
+                subject=f"transfer {self.transfer_id}",
+                next_step="open the transfer again: the base is then judged anew",
+            ) from error
 
     # -- lease ----------------------------------------------------------------------------------
 
@@ -189,7 +218,10 @@ class Transfer:
 
     def base_is_whole(self) -> bool:
         """Look the base up once more; forget it if it has lost anything (X2)."""
-        if self.base is not None and self._images.lost_spans(self.base):
+        try:
+            if self.base is not None and self._images.lost_spans(self.base):
+                self.base = None
+        except Corruption:
             self.base = None
         return self.base is not None
 

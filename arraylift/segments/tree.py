@@ -8,7 +8,8 @@ Invariants:
   T3 decoding refuses whatever encoding would not have produced.
 Shape: one leaf a span; inner nodes of fan-out 256; the fewest levels that span the
 image; a root node that adds size and segmentation. The list of leaf fingerprints
-(32 bytes a span) is how trees are held in memory: 3.2 MB for 100 GiB.
+(32 bytes a span) is what a tree is built from: 3.2 MB for 100 GiB. ``tree_view`` reads
+trees, ``tree_update`` builds one on another, ``tree_diff`` compares two.
 Format: docs/formats/segment-tree-v1.md. Callers: any thread.
 """
 
@@ -30,9 +31,6 @@ from arraylift.sizes import IMAGE_BYTES_MAX, SEGMENTS_PER_SPAN_MAX, spans_of
 FAN_OUT = 256
 NODE_BYTES_MAX = 16 * 1024
 """No encoded node is larger: a full leaf has 256 entries of 36 bytes."""
-
-_FETCH_NODES_MAX = 256
-"""Nodes asked for at once while reading a tree: 2 MiB of encodings."""
 
 _LEAF, _INNER, _ROOT = 1, 2, 3
 _VERSION = 1
@@ -119,7 +117,7 @@ def build(
         height += 1
         above = []
         for start in range(0, len(level), FAN_OUT):
-            node = _encode_inner(level[start : start + FAN_OUT])
+            node = encode_inner(level[start : start + FAN_OUT])
             fingerprint = key.node(node) if node else ZERO_FINGERPRINT
             if node:
                 yield fingerprint, node
@@ -137,7 +135,7 @@ def root_of(
     return root
 
 
-def _encode_inner(children: Leaves) -> bytes:
+def encode_inner(children: Leaves) -> bytes:
     """Encode up to 256 children; empty bytes for a subtree that is one hole (T2)."""
     present = ~holes_of(np.ascontiguousarray(children))
     if not present.any():
@@ -148,7 +146,8 @@ def _encode_inner(children: Leaves) -> bytes:
     return _HEAD.pack(_INNER, _VERSION, len(children)) + packed + children[present].tobytes()
 
 
-def _decode_inner(node: bytes, child_count: int) -> Leaves:
+def decode_inner(node: bytes, child_count: int) -> Leaves:
+    """Decode an inner node at a place of ``child_count`` children. Raises Corruption (T3)."""
     if _head(node, _INNER) != child_count:
         raise Corruption(f"an inner node does not have the {child_count} children of its place")
     bitmap = np.frombuffer(node, np.uint8, _BITMAP_BYTES, _HEAD.size) if len(node) > _HEAD.size + 32 else None
@@ -203,32 +202,7 @@ def height_of(spans: int) -> int:
     return height
 
 
-# -- reading ------------------------------------------------------------------------------------
-
-
-def load_leaves(root: Fingerprint, fetch: Fetch) -> tuple[Root, Leaves]:
-    """Read a whole tree down to its leaf fingerprints.
-
-    Reads spans/255 nodes, level by level, holes not at all. Raises what ``fetch``
-    raises, and Corruption (T3).
-    """
-    (node,) = fetch([root])
-    info = decode_root(node)
-    level = np.frombuffer(info.top, dtype=np.uint8).reshape(1, FINGERPRINT_BYTES)
-    for depth in range(info.height - 1, -1, -1):
-        width = -(-spans_of(info.image_bytes) // FAN_OUT**depth)
-        level = _descend(level, width, fetch)
-    return info, level
-
-
-def _descend(level: Leaves, width: int, fetch: Fetch) -> Leaves:
-    below = no_leaves(width)
-    solid = np.flatnonzero(~holes_of(np.ascontiguousarray(level)))
-    for first in range(0, len(solid), _FETCH_NODES_MAX):
-        places = solid[first : first + _FETCH_NODES_MAX]
-        nodes = fetch([Fingerprint(level[place].tobytes()) for place in places])
-        for place, node in zip(places, nodes, strict=True):
-            start = int(place) * FAN_OUT
-            count = min(FAN_OUT, width - start)
-            below[start : start + count] = _decode_inner(node, count)
-    return below
+def width_of(spans: int, level: int) -> int:
+    """Nodes on a level of a tree of that many spans; level 0 is the leaves."""
+    per_node: int = FAN_OUT**level
+    return -(-spans // per_node)

@@ -15,7 +15,8 @@ from arraylift.ids import Fingerprint
 from arraylift.segments.codecs import Codec, compress_lz4, compress_zstandard, decompress
 from arraylift.segments.fingerprint import FingerprintKey, unpack
 from arraylift.segments.segmentation import DEFAULT_SEGMENTATION, Policy, Segmentation, Segmenter
-from arraylift.segments.tree import build, decode_leaf, encode_leaf, holes_of, load_leaves, no_leaves
+from arraylift.segments.tree import build, decode_leaf, encode_leaf, holes_of, no_leaves
+from arraylift.segments.tree_view import TreeView
 from arraylift.sizes import KIB, MIB, SPAN_BYTES, span_length, spans_of
 
 KEY = FingerprintKey(bytes(32))
@@ -77,7 +78,8 @@ def read(root: Fingerprint, found: dict[bytes, bytes]) -> bytes:
     def fetch(names: Sequence[Fingerprint]) -> list[bytes]:
         return [found[name] for name in names]
 
-    info, leaves = load_leaves(root, fetch)
+    view = TreeView(root, fetch)
+    info, leaves = view.info, view.leaves
     out = []
     for span, hole in enumerate(holes_of(leaves)):
         length = span_length(span, info.image_bytes)

@@ -17,6 +17,7 @@ from arraylift.segments import tree
 from arraylift.segments.fingerprint import FingerprintKey
 from arraylift.segments.segmentation import DEFAULT_SEGMENTATION, Policy, Segmentation
 from arraylift.segments.tree import FAN_OUT, Leaves, Root
+from arraylift.segments.tree_view import TreeView
 from arraylift.sizes import IMAGE_BYTES_MAX, SPAN_BYTES, spans_of
 
 KEY = FingerprintKey(bytes(range(32)))
@@ -64,8 +65,8 @@ def load(nodes: list[tuple[bytes, bytes]]) -> tuple[Root, Leaves, int]:
         assert len(names) <= 256
         return [stored[name] for name in names]
 
-    info, leaves = tree.load_leaves(Fingerprint(nodes[-1][0]), fetch)
-    return info, leaves, fetched
+    view = TreeView(Fingerprint(nodes[-1][0]), fetch)
+    return view.info, view.leaves, fetched
 
 
 def check_round_trip(leaves: Leaves, short: int) -> None:
@@ -185,13 +186,13 @@ def test_mutated_leaves_are_refused_or_canonical(data: st.DataObject, count: int
 def test_mutated_inner_nodes_are_refused_or_canonical(data: st.DataObject, count: int, share: float) -> None:
     leaves = leaves_of(count, count, share, [])
     leaves[0, 0] |= 1
-    changed = data.draw(mutations(tree._encode_inner(leaves)))
+    changed = data.draw(mutations(tree.encode_inner(leaves)))
     for children in {count, data.draw(st.integers(1, FAN_OUT))}:
         try:
-            found = tree._decode_inner(changed, children)
+            found = tree.decode_inner(changed, children)
         except Corruption:
             continue
-        assert tree._encode_inner(found) == changed
+        assert tree.encode_inner(found) == changed
 
 
 @given(data=st.data(), image_bytes=st.integers(1, IMAGE_BYTES_MAX), policy=st.sampled_from(Policy))
@@ -214,7 +215,7 @@ def test_noise_is_never_more_than_corruption(node: bytes, children: int, span_by
     for kind in (b"\x01\x01", b"\x02\x01", b"\x03\x01", b""):
         for decode in (
             lambda data: tree.decode_leaf(data, span_bytes),
-            lambda data: tree._decode_inner(data, children),
+            lambda data: tree.decode_inner(data, children),
             tree.decode_root,
         ):
             with contextlib.suppress(Corruption):
@@ -224,12 +225,12 @@ def test_noise_is_never_more_than_corruption(node: bytes, children: int, span_by
 def test_a_named_hole_is_refused() -> None:
     """Absence is the only way to say it, or one tree would have two roots (T1, T3)."""
     leaves = leaves_of(3, 1, 1.0, [])
-    node = bytearray(tree._encode_inner(leaves))
+    node = bytearray(tree.encode_inner(leaves))
     node[-32:] = bytes(32)
     with pytest.raises(Corruption, match="names a hole"):
-        tree._decode_inner(bytes(node), 3)
+        tree.decode_inner(bytes(node), 3)
     leaves[2] = 0
-    assert np.array_equal(tree._decode_inner(tree._encode_inner(leaves), 3), leaves)
+    assert np.array_equal(tree.decode_inner(tree.encode_inner(leaves), 3), leaves)
 
 
 def test_nodes_do_not_stand_in_for_each_other() -> None:
@@ -238,24 +239,24 @@ def test_nodes_do_not_stand_in_for_each_other() -> None:
     by_kind = {node[0]: node for _, node in nodes}
     for wrong in (by_kind[2], tree.encode_leaf(b"\1\0\0\0", bytes(32))):
         with pytest.raises(Corruption):
-            tree.load_leaves(Fingerprint(bytes(32)), functools.partial(lambda node, _: [node], wrong))
+            TreeView(Fingerprint(bytes(32)), functools.partial(lambda node, _: [node], wrong)).load(0, 300)
     with pytest.raises(Corruption):
-        tree.load_leaves(Fingerprint(nodes[-1][0]), lambda names: [by_kind[3]] * len(names))
+        TreeView(Fingerprint(nodes[-1][0]), lambda names: [by_kind[3]] * len(names)).load(0, 300)
     inner = [node for _, node in nodes if node[0] == 2]
     with pytest.raises(Corruption, match="children of its place"):
-        tree._decode_inner(inner[0], 44)
+        tree.decode_inner(inner[0], 44)
 
 
 def test_a_bit_past_the_children_is_refused() -> None:
     """Even where the node has a fingerprint for it."""
     leaves = leaves_of(3, 1, 1.0, [])
-    node = bytearray(tree._encode_inner(leaves))
+    node = bytearray(tree.encode_inner(leaves))
     node[4] |= 1 << 3
     for changed in (bytes(node), bytes(node) + b"f" * 32):
         with pytest.raises(Corruption, match="bitmap"):
-            tree._decode_inner(changed, 3)
+            tree.decode_inner(changed, 3)
     assert (
-        tree._decode_inner(bytes(node[:2] + b"\x04\x00" + node[4:]) + b"f" * 32, 4)[3].tobytes() == b"f" * 32
+        tree.decode_inner(bytes(node[:2] + b"\x04\x00" + node[4:]) + b"f" * 32, 4)[3].tobytes() == b"f" * 32
     )
 
 

@@ -19,9 +19,9 @@ from arraylift.segments.tree import (
     decode_root,
     encode_leaf,
     holes_of,
-    load_leaves,
     no_leaves,
 )
+from arraylift.segments.tree_view import TreeView
 from arraylift.sizes import SPAN_BYTES, spans_of
 from tests.unit.segments import blake3_reference
 from tests.unit.segments.golden_bytes import named, stretch
@@ -121,7 +121,8 @@ def test_images_are_written_as_the_golden_ones(image: dict[str, Any]) -> None:
 def test_golden_images_are_read(image: dict[str, Any]) -> None:
     stored = {bytes.fromhex(one["fingerprint"]): bytes.fromhex(one["node"]) for one in image["nodes"]}
     root = Fingerprint(bytes.fromhex(image["nodes"][-1]["fingerprint"]))
-    info, leaves = load_leaves(root, lambda names: [stored[name] for name in names])
+    view = TreeView(root, lambda names: [stored[name] for name in names])
+    info, leaves = view.info, view.leaves
     assert info.image_bytes == image["image_bytes"]
     assert info.segmentation == DEFAULT_SEGMENTATION
     plain = named(image["image"])
@@ -144,7 +145,8 @@ def test_a_tall_tree_is_the_golden_one() -> None:
     nodes = list(build(leaves, image_bytes=tall["image_bytes"], segmentation=how, key=FingerprintKey(KEY)))
     assert as_text(nodes) == tall["nodes"]
     stored: dict[bytes, bytes] = dict(nodes)
-    info, found = load_leaves(nodes[-1][0], lambda names: [stored[name] for name in names])
-    assert np.array_equal(found, leaves)
+    view = TreeView(nodes[-1][0], lambda names: [stored[name] for name in names])
+    info = view.info
+    assert np.array_equal(view.leaves, leaves)
     assert info == decode_root(nodes[-1][1])
     assert info.height == 2
