@@ -96,6 +96,18 @@ class SealedContainer:
     file_bytes: int
     damage: str = ""
     """Not empty: the directory was rebuilt from frames; says what is wrong."""
+    kept: npt.NDArray[np.bool_] | None = None
+    """Which slots the directory still has, where rows were left out; None: all."""
+
+    @property
+    def slot_count(self) -> int:
+        """Records of the container, left out or not."""
+        return len(self.directory) if self.kept is None else len(self.kept)
+
+    @property
+    def slots(self) -> npt.NDArray[np.intp]:
+        """The slot of each row of the directory."""
+        return np.arange(len(self.directory)) if self.kept is None else np.flatnonzero(self.kept)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ Invariants:
   Y2 the result has the same fingerprints as one made from nothing.
   Y3 a crash in the middle leaves an index that the next start finishes.
 Callers: the storage unit, once, before anything else uses the index.
-Format: docs/formats/index-v1.md
+Format: docs/formats/index-v2.md
 """
 
 from __future__ import annotations
@@ -180,5 +180,6 @@ def _without(sealed: SealedContainer, bad: frozenset[bytes]) -> SealedContainer:
     """The container without its quarantined records: they must not hide a healthy older copy."""
     if not bad:
         return sealed
-    keep = [fingerprint not in bad for fingerprint in sealed.directory["fingerprint"].tolist()]
-    return replace(sealed, directory=sealed.directory[np.array(keep, dtype=np.bool_)])
+    fingerprints = sealed.directory["fingerprint"].tolist()
+    kept = np.array([fingerprint not in bad for fingerprint in fingerprints], dtype=np.bool_)
+    return replace(sealed, directory=sealed.directory[kept], kept=kept)

@@ -10,7 +10,7 @@ Owns: every byte below ``<state>/index/<unit id>``. Implements SegmentIndex (I1-
   R4 a look-up of what is absent reads no table but by a filter's mistake: filters stay in
      memory, and are sized so that they fit.
 Why these options: docs/decisions/0005-index-knows-its-containers.md, 0063-index-memory.md.
-Callers: any thread. Format: docs/formats/index-v1.md
+Callers: any thread. Format: docs/formats/index-v2.md
 """
 
 from __future__ import annotations
@@ -32,11 +32,14 @@ from arraylift.sizes import MIB
 from dedup_target.container_format import SealedContainer
 from dedup_target.segment_index import (
     KEY_BYTES,
-    MARK,
-    VALUE,
+    VALUE_BYTES,
     ContainerMark,
+    Entries,
     IndexTotals,
     Locator,
+    decode_mark,
+    encode_mark,
+    entries_of,
     keys_of,
     locator_of,
     mark_of,
@@ -146,16 +149,23 @@ class RocksSegmentIndex:
         values = self._get(keys_of(tenant, np.frombuffer(packed, dtype="V32")))
         return np.fromiter((value is not None for value in values), dtype=np.bool_, count=len(values))
 
+    def find_many(self, tenant: TenantId, packed: Buffer) -> Entries:
+        return entries_of(self._get(keys_of(tenant, np.frombuffer(packed, dtype="V32"))))
+
     def indexed_containers(self) -> set[ContainerId]:
         with self._lock:
             return set(self._marks)
+
+    def marks(self) -> dict[ContainerId, ContainerMark]:
+        with self._lock:
+            return self._marks.copy()
 
     def totals(self) -> IndexTotals:
         return self._totals
 
     def entries(self) -> Iterator[tuple[TenantId, Fingerprint, Locator]]:
         for key, value in self._iterate(lambda: self._database):
-            if len(key) != KEY_BYTES or len(value) != VALUE.size:
+            if len(key) != KEY_BYTES or len(value) != VALUE_BYTES:
                 raise self._damaged(f"an entry has {len(key)} and {len(value)} bytes")
             yield TenantId(int.from_bytes(key[:8], "big")), Fingerprint(key[8:]), locator_of(value)
 
@@ -178,7 +188,7 @@ class RocksSegmentIndex:
                 for key, value in zip(keys, values_of(one), strict=True):
                     put(key, value)
                 mark = marks[one.container_id] = mark_of(one)
-                put(_mark_key(one.container_id), MARK.pack(*mark), self._family)
+                put(_mark_key(one.container_id), encode_mark(mark), self._family)
                 records += len(one.directory)
             if marks:
                 self._write(batch, added=marks)
@@ -322,9 +332,12 @@ class RocksSegmentIndex:
     def _read_marks(self) -> dict[ContainerId, ContainerMark]:
         marks = {}
         for key, value in self._iterate(lambda: self._containers):
-            if len(key) != 8 or len(value) != MARK.size:
-                raise self._damaged(f"a container mark has {len(key)} and {len(value)} bytes")
-            marks[ContainerId(int.from_bytes(key, "big"))] = ContainerMark._make(MARK.unpack(value))
+            mark = decode_mark(value)
+            if mark is None:
+                raise _corrupt(self._path, "it is of another release, whose format this one does not read")
+            if len(key) != 8:
+                raise self._damaged(f"the key of a container mark has {len(key)} bytes")
+            marks[ContainerId(int.from_bytes(key, "big"))] = mark
         return marks
 
     def _iterate(self, family: Callable[[], rocksdict.Rdict]) -> Iterator[tuple[bytes, bytes]]:

@@ -8,7 +8,7 @@ Invariants, which the contract suite holds every implementation to:
   I3 removing takes only entries that still point at what is removed.
   I4 iteration ends with all entries or with an error, never early in silence.
 Callers: any thread; writes are serialised inside.
-Format: docs/formats/index-v1.md
+Format: docs/formats/index-v2.md
 """
 
 from __future__ import annotations
@@ -16,25 +16,41 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from arraylift.durable import Buffer
 from arraylift.ids import ContainerId, Fingerprint, TenantId
-from dedup_target.container_format import SealedContainer
+from dedup_target.container_format import RECORDS_MAX, SealedContainer
 
-VALUE = struct.Struct("<QIIIB")
-MARK = struct.Struct("<QBIQQQ")
+VERSION = 2
 KEY_BYTES = 40
 
-_VALUES = np.dtype(
-    [("container", "<u8"), ("offset", "<u4"), ("stored", "<u4"), ("plain", "<u4"), ("codec", "u1")]
+ENTRY = np.dtype(
+    [
+        ("container", "<u8"),
+        ("offset", "<u4"),
+        ("stored_bytes", "<u4"),
+        ("plain_bytes", "<u4"),
+        ("codec", "u1"),
+        ("slot", "<u2"),
+    ]
 )
-_KEYS = np.dtype([("tenant", ">u8"), ("fingerprint", "V32")])
+"""One value, as it lies in the index; containers are numbered from 1, so 0 says "absent"."""
+VALUE_BYTES = ENTRY.itemsize
 
-assert _VALUES.itemsize == VALUE.size
+Entries = npt.NDArray[Any]
+"""Shape (n,), dtype ENTRY."""
+
+_LOCATOR = struct.Struct("<QIIIB")
+_MARK = struct.Struct("<BQBIIQQQ")
+_KEYS = np.dtype([("tenant", ">u8"), ("fingerprint", "V32")])
+_ABSENT = bytes(VALUE_BYTES)
+
+assert VALUE_BYTES == 23
+assert np.iinfo(ENTRY["slot"]).max >= RECORDS_MAX - 1, "a slot has room for every record"
 assert _KEYS.itemsize == KEY_BYTES
 
 
@@ -74,6 +90,9 @@ class ContainerMark(NamedTuple):
     tenant: TenantId
     kind: int
     record_count: int
+    """Records that were indexed; quarantined ones may be left out."""
+    slot_count: int
+    """Records that it has."""
     file_bytes: int
     stored_bytes: int
     plain_bytes: int
@@ -88,6 +107,11 @@ class SegmentIndex(Protocol):
 
     def contains_many(self, tenant: TenantId, packed: Buffer) -> npt.NDArray[np.bool_]:
         """Shape (n,) for 32 n bytes of fingerprints. Raises Corruption."""
+        ...
+
+    def find_many(self, tenant: TenantId, packed: Buffer) -> Entries:
+        """Entries of n fingerprints (32 n bytes), ``container`` 0 where there is none; for those who
+        look up by the ten thousand. Raises Corruption."""
         ...
 
     def add_containers(self, sealed: Sequence[SealedContainer]) -> None:
@@ -109,6 +133,10 @@ class SegmentIndex(Protocol):
 
     def indexed_containers(self) -> set[ContainerId]:
         """Containers that have a mark."""
+        ...
+
+    def marks(self) -> dict[ContainerId, ContainerMark]:
+        """A copy of all marks."""
         ...
 
     def totals(self) -> IndexTotals:
@@ -142,12 +170,17 @@ def keys_of(tenant: int, fingerprints: npt.NDArray[np.void]) -> list[bytes]:
 def values_of(sealed: SealedContainer) -> list[bytes]:
     """Values of all records of a container, in slot order."""
     directory = sealed.directory
-    values = np.empty(len(directory), dtype=_VALUES)
+    values = np.empty(len(directory), dtype=ENTRY)
     values["container"], values["offset"] = sealed.container_id, directory["offset"]
-    values["stored"], values["plain"] = directory["stored_bytes"], directory["plain_bytes"]
-    values["codec"] = directory["codec"]
-    listed: list[bytes] = values.view(f"V{VALUE.size}").tolist()
+    values["stored_bytes"], values["plain_bytes"] = directory["stored_bytes"], directory["plain_bytes"]
+    values["codec"], values["slot"] = directory["codec"], sealed.slots
+    listed: list[bytes] = values.view(f"V{VALUE_BYTES}").tolist()
     return listed
+
+
+def entries_of(values: Iterable[bytes | None]) -> Entries:
+    """Decode many values at once; None becomes an absent entry."""
+    return np.frombuffer(b"".join([value or _ABSENT for value in values]), dtype=ENTRY)
 
 
 def mark_of(sealed: SealedContainer) -> ContainerMark:
@@ -157,6 +190,7 @@ def mark_of(sealed: SealedContainer) -> ContainerMark:
         sealed.tenant,
         sealed.kind,
         len(directory),
+        sealed.slot_count,
         sealed.file_bytes,
         int(directory["stored_bytes"].sum(dtype=np.uint64)),
         int(directory["plain_bytes"].sum(dtype=np.uint64)),
@@ -165,7 +199,19 @@ def mark_of(sealed: SealedContainer) -> ContainerMark:
 
 def locator_of(value: bytes) -> Locator:
     """Decode one value."""
-    return Locator._make(VALUE.unpack(value))
+    return Locator._make(_LOCATOR.unpack_from(value))
+
+
+def encode_mark(mark: ContainerMark) -> bytes:
+    """The value of a mark."""
+    return _MARK.pack(VERSION, *mark)
+
+
+def decode_mark(value: bytes) -> ContainerMark | None:
+    """Decode a mark; None if another release wrote it."""
+    if len(value) != _MARK.size or value[0] != VERSION:
+        return None
+    return ContainerMark._make(_MARK.unpack(value)[1:])
 
 
 def sum_marks(marks: Iterable[ContainerMark]) -> IndexTotals:

@@ -73,6 +73,22 @@ def test_finds_what_was_added_where_it_lies(make: Callable[[], SegmentIndex]) ->
     assert index.contains_many(TENANT, b"").dtype == np.bool_
 
 
+def test_many_are_found_at_once_with_their_slots(make: Callable[[], SegmentIndex]) -> None:
+    index, segments = make(), make_segments(20)
+    sealed = sealed_of(5, segments)
+    kept = np.arange(20) % 3 > 0  # as if every third were quarantined
+    index.add_containers([replace(sealed, directory=sealed.directory[kept], kept=kept)])
+    found = index.find_many(TENANT, b"".join(fingerprints(segments)))
+    assert found["container"].tolist() == [5 if here else 0 for here in kept]
+    assert found["slot"][kept].tolist() == np.flatnonzero(kept).tolist()
+    for name in ("offset", "stored_bytes", "plain_bytes", "codec"):
+        assert found[name][kept].tolist() == sealed.directory[name][kept].tolist()
+    mark = index.marks()[ContainerId(5)]
+    assert (mark.record_count, mark.slot_count) == (int(kept.sum()), 20)
+    assert len(index.find_many(TENANT, b"")) == 0
+    assert index.find_many(OTHER, segments[1].fingerprint)["container"].tolist() == [0]
+
+
 def test_tenants_do_not_see_each_other(make: Callable[[], SegmentIndex]) -> None:
     index, segments = make(), make_segments(4)
     index.add_containers([sealed_of(5, segments), sealed_of(6, segments[:1], OTHER)])

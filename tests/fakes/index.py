@@ -18,8 +18,10 @@ from arraylift.ids import ContainerId, Fingerprint, TenantId
 from dedup_target.container_format import SealedContainer
 from dedup_target.segment_index import (
     ContainerMark,
+    Entries,
     IndexTotals,
     Locator,
+    entries_of,
     keys_of,
     locator_of,
     mark_of,
@@ -34,7 +36,7 @@ class MemorySegmentIndex:
 
     def __init__(self, on_batch: Callable[[MemorySegmentIndex], None] | None = None) -> None:
         self._lock = threading.RLock()
-        self._entries: dict[bytes, Locator] = {}
+        self._entries: dict[bytes, bytes] = {}
         self._marks: dict[ContainerId, ContainerMark] = {}
         self._on_batch = on_batch
         self._closed = False
@@ -49,19 +51,24 @@ class MemorySegmentIndex:
     def get_many(self, tenant: TenantId, fingerprints: Sequence[bytes]) -> list[Locator | None]:
         self._check_open()
         prefix = prefix_of(tenant)
-        return [self._entries.get(prefix + fingerprint) for fingerprint in fingerprints]
+        values = [self._entries.get(prefix + fingerprint) for fingerprint in fingerprints]
+        return [None if value is None else locator_of(value) for value in values]
 
     def contains_many(self, tenant: TenantId, packed: Buffer) -> npt.NDArray[np.bool_]:
         self._check_open()
         keys = keys_of(tenant, np.frombuffer(packed, dtype="V32"))
         return np.array([key in self._entries for key in keys], dtype=np.bool_)
 
+    def find_many(self, tenant: TenantId, packed: Buffer) -> Entries:
+        self._check_open()
+        return entries_of(map(self._entries.get, keys_of(tenant, np.frombuffer(packed, dtype="V32"))))
+
     def add_containers(self, sealed: Sequence[SealedContainer]) -> None:
         self._check_open()
         with self._lock:
             for one in sealed:
                 keys = keys_of(one.tenant, one.directory["fingerprint"])
-                self._entries.update(zip(keys, map(locator_of, values_of(one)), strict=True))
+                self._entries.update(zip(keys, values_of(one), strict=True))
                 self._marks[one.container_id] = mark_of(one)
             self._batch_done()
 
@@ -81,13 +88,16 @@ class MemorySegmentIndex:
     def indexed_containers(self) -> set[ContainerId]:
         return set(self._marks)
 
+    def marks(self) -> dict[ContainerId, ContainerMark]:
+        return self._marks.copy()
+
     def totals(self) -> IndexTotals:
         return sum_marks(self._marks.values())
 
     def entries(self) -> Iterator[tuple[TenantId, Fingerprint, Locator]]:
         self._check_open()
-        for key, locator in sorted(self._entries.items()):
-            yield TenantId(int.from_bytes(key[:8], "big")), Fingerprint(key[8:]), locator
+        for key, value in sorted(self._entries.items()):
+            yield TenantId(int.from_bytes(key[:8], "big")), Fingerprint(key[8:]), locator_of(value)
 
     def count(self) -> int:
         return len(self._entries)
@@ -98,8 +108,8 @@ class MemorySegmentIndex:
     def _forget(self, tenant: TenantId, container: ContainerId, fingerprints: Sequence[bytes]) -> int:
         prefix, count = prefix_of(tenant), 0
         for fingerprint in fingerprints:
-            locator = self._entries.get(prefix + fingerprint)
-            if locator is not None and locator.container == container:
+            value = self._entries.get(prefix + fingerprint)
+            if value is not None and locator_of(value).container == container:
                 del self._entries[prefix + fingerprint]
                 count += 1
         return count

@@ -283,3 +283,22 @@ def test_nothing_iterates_but_the_checked_iteration() -> None:
     assert _iterations("def f(self):\n    for key in self._database:\n        pass")
     source = Path(rocks_index.__file__).read_text(encoding="utf-8")
     assert _iterations(source) == [("_iterate", "family().iter")]
+
+
+def test_an_index_of_another_version_is_refused_so_that_it_is_made_anew(tmp_path: Path) -> None:
+    """Version 1: marks of 37 bytes that begin with the tenant, values of 21 bytes."""
+    index = RocksSegmentIndex(str(tmp_path / "index"))
+    _add(index, 5)
+    key = (5).to_bytes(8, "big")
+    current = index._containers[key]
+    index.close()
+    assert isinstance(current, bytes)
+    for number, old in enumerate((current[1:15] + current[19:], b"\x03" + current[1:], current[:-1])):
+        path = str(tmp_path / f"old{number}")
+        index = RocksSegmentIndex(path)
+        index._containers[key] = old
+        index.close()
+        told: list[str] = []
+        with pytest.raises(Corruption, match="another release"):
+            RocksSegmentIndex(path, on_damage=told.append)
+        assert not told
