@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from datetime import UTC, datetime
 from typing import Protocol
 
 
@@ -26,6 +27,14 @@ class SystemClock:
 
     def wall_ns(self) -> int:
         return time.time_ns()
+
+
+def utc_text(nanoseconds: int) -> str:
+    """UTC nanoseconds as people write a time."""
+    try:
+        return datetime.fromtimestamp(nanoseconds // 10**9, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    except (ValueError, OverflowError, OSError):  # beyond the year 9999
+        return f"{nanoseconds} ns"
 
 
 SYSTEM_CLOCK: Clock = SystemClock()

@@ -73,13 +73,16 @@ def decode_json(magic: bytes, data: bytes, *, what: str, keys: frozenset[str]) -
     return parse_json(body, what=what, keys=keys)
 
 
-def parse_json(body: bytes, *, what: str, keys: frozenset[str]) -> dict[str, Any]:
-    """Parse a checked body. A missing or unknown key is Corruption: additions come with a flag."""
+def parse_json(
+    body: bytes, *, what: str, keys: frozenset[str], optional: frozenset[str] = frozenset()
+) -> dict[str, Any]:
+    """Parse a checked body. A missing or unknown key is Corruption: additions come with a flag, or are
+    ``optional``: left out where they say nothing, so that older releases read what they know."""
     try:
         value = json.loads(body)
     except ValueError as error:
         raise _damaged(what, f"its body is not JSON: {error}") from error
-    if not isinstance(value, dict) or value.keys() != keys:
+    if not isinstance(value, dict) or value.keys() - optional != keys:
         raise _damaged(what, "its body does not have the fields of its version")
     return value
 

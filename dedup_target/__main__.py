@@ -25,6 +25,7 @@ from dedup_target.doubt import settle_doubt
 from dedup_target.housekeeping import Housekeeping
 from dedup_target.image_reader import ImageReader
 from dedup_target.ingest import Ingest
+from dedup_target.lock_clock import LockClock
 from dedup_target.send_image import ImageSender
 from dedup_target.service.admin import AdminEdge
 from dedup_target.service.images import ImageEdge
@@ -38,6 +39,8 @@ def build(settings: TargetSettings, tls: TlsMaterial) -> daemon.Built:
     limits = ContainerLimits(cache_bytes_max=settings.container_cache_bytes)
     store = Store(files, state, limits=limits)
     images = ImageReader(store)
+    newest = max((image.committed_at_ns for image in store.manifests.all()), default=None)
+    lock_clock = LockClock(files, state, SYSTEM_CLOCK, newest_image_ns=newest)
     transfers = Transfers(
         store, images, limits=Limits(), lease_seconds=settings.lease_seconds, clock=SYSTEM_CLOCK
     )
@@ -61,10 +64,11 @@ def build(settings: TargetSettings, tls: TlsMaterial) -> daemon.Built:
     services = [
         service_of(
             image_pb2_grpc.add_ImageServiceServicer_to_server,
-            ImageEdge(store, images, sender, Backups(store, images)),
+            ImageEdge(store, images, sender, Backups(store, images, lock_clock)),
         ),
         service_of(
-            target_admin_pb2_grpc.add_TargetAdminServiceServicer_to_server, AdminEdge(store, transfers)
+            target_admin_pb2_grpc.add_TargetAdminServiceServicer_to_server,
+            AdminEdge(store, transfers, lock_clock),
         ),
         exchange_service(
             lambda opening, peer: Ingest(

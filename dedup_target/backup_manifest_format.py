@@ -39,6 +39,8 @@ _KEYS = frozenset(
         "vm_name",
     }
 )
+_OPTIONAL = frozenset({"lock_until_ns"})
+"""There only while it says something: an older release refuses a locked manifest, and so keeps it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,7 @@ class BackupManifest:
     snapshot_at_ns: int
     images: tuple[tuple[str, ImageId], ...]
     attributes: bytes
+    lock_until_ns: int | None = None
 
 
 def check(manifest: BackupManifest) -> None:
@@ -73,6 +76,8 @@ def check(manifest: BackupManifest) -> None:
         raise InvalidRequest(f"a backup has at most {ATTRIBUTES_BYTES_MAX} bytes of attributes")
     if not 0 <= manifest.snapshot_at_ns < 1 << 63:
         raise InvalidRequest(f"{manifest.snapshot_at_ns} is no time of a snapshot")
+    if manifest.lock_until_ns is not None and not 0 < manifest.lock_until_ns < 1 << 63:
+        raise InvalidRequest(f"{manifest.lock_until_ns} is no time of a lock")
 
 
 def encode(manifest: BackupManifest, sealer: Sealer) -> bytes:
@@ -87,7 +92,7 @@ def decode(data: bytes, sealer: Sealer, *, what: str) -> BackupManifest:
     Raises Corruption (B1), WrongState for a newer format, NotFound for an unknown tenant.
     """
     body, seal = envelope.decode(MAGIC, data, what=what)
-    fields = envelope.parse_json(body, what=what, keys=_KEYS)
+    fields = envelope.parse_json(body, what=what, keys=_KEYS, optional=_OPTIONAL)
     try:
         manifest = _from_fields(fields)
         check(manifest)
@@ -107,7 +112,9 @@ def _damaged(what: str, why: str) -> Corruption:
 
 
 def _to_fields(manifest: BackupManifest) -> dict[str, Any]:
+    lock = {} if manifest.lock_until_ns is None else {"lock_until_ns": manifest.lock_until_ns}
     return {
+        **lock,
         "attributes": base64.b64encode(manifest.attributes).decode(),
         "backup_id": manifest.backup_id,
         "images": [list(pair) for pair in manifest.images],
@@ -120,8 +127,9 @@ def _to_fields(manifest: BackupManifest) -> dict[str, Any]:
 
 
 def _from_fields(fields: dict[str, Any]) -> BackupManifest:
-    if not isinstance(fields["snapshot_at_ns"], int) or isinstance(fields["snapshot_at_ns"], bool):
-        raise TypeError("the time is not a whole number")
+    times = [fields["snapshot_at_ns"], fields.get("lock_until_ns", 1)]
+    if not all(isinstance(one, int) and not isinstance(one, bool) for one in times):
+        raise TypeError("a time is not a whole number")
     return BackupManifest(
         backup_id=BackupId(fields["backup_id"]),
         tenant=TenantId(int(fields["tenant"], 16)),
@@ -131,4 +139,5 @@ def _from_fields(fields: dict[str, Any]) -> BackupManifest:
         snapshot_at_ns=fields["snapshot_at_ns"],
         images=tuple((disk_name, ImageId(image_id)) for disk_name, image_id in fields["images"]),
         attributes=base64.b64decode(fields["attributes"], validate=True),
+        lock_until_ns=fields.get("lock_until_ns"),
     )

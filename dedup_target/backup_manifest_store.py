@@ -36,6 +36,7 @@ class BackupKey:
     backup_id: BackupId
     snapshot_at_ns: int
     image_ids: tuple[ImageId, ...]
+    lock_until_ns: int | None = None
 
     @property
     def order(self) -> tuple[int, str]:
@@ -124,5 +125,8 @@ def _name_of(backup_id: BackupId) -> str:
 
 def _key(manifest: BackupManifest) -> BackupKey:
     return BackupKey(
-        manifest.backup_id, manifest.snapshot_at_ns, tuple(image_id for _, image_id in manifest.images)
+        manifest.backup_id,
+        manifest.snapshot_at_ns,
+        tuple(image_id for _, image_id in manifest.images),
+        manifest.lock_until_ns,
     )

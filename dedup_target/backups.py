@@ -4,6 +4,8 @@ Invariants:
   K1 a backup manifest is published over images that exist, all of its tenant.
   K2 an image goes only while no backup manifest names it; a manifest goes before its images.
   K3 while a manifest cannot be read, no image goes: it may be named there.
+  K4 what is locked does not go, whoever asks; a lock is durable in the manifest, and only grows (law 16).
+     A backup is locked once its images are: a crash in between leaves images that are.
 Callers: any thread; one change at a time.
 """
 
@@ -12,6 +14,7 @@ from __future__ import annotations
 import threading
 from dataclasses import replace
 
+from arraylift.clock import utc_text
 from arraylift.errors import AlreadyExists, InvalidRequest, NotFound, WrongState
 from arraylift.ids import ImageId, TenantId
 from arraylift.logs import get_logger
@@ -19,6 +22,7 @@ from dedup_target import backup_manifest_format
 from dedup_target.backup_manifest_format import BackupId, BackupManifest
 from dedup_target.backup_manifest_store import BackupKey, BackupManifestStore
 from dedup_target.image_reader import ImageReader
+from dedup_target.lock_clock import LockClock
 from dedup_target.store import Store
 
 PAGE_BYTES_MAX = 2 << 20
@@ -30,8 +34,9 @@ _log = get_logger("backups")
 class Backups:
     """The backups of one target."""
 
-    def __init__(self, store: Store, images: ImageReader) -> None:
+    def __init__(self, store: Store, images: ImageReader, lock_clock: LockClock) -> None:
         self._store = store
+        self._lock_clock = lock_clock
         self._manifests: BackupManifestStore = store.unit.backups
         self._images = images
         self._changing = threading.Lock()
@@ -58,7 +63,7 @@ class Backups:
             known = self._manifests.read(manifest.backup_id)
         except NotFound:
             return False
-        if known != manifest:
+        if replace(known, lock_until_ns=None) != manifest:
             raise AlreadyExists(
                 f"backup {manifest.backup_id} exists, with another content",
                 subject=f"backup {manifest.backup_id}",
@@ -96,7 +101,9 @@ class Backups:
     def remove(self, backup_id: BackupId) -> None:
         """Remove the manifest, then its images (K2). Raises NotFound, WrongState (locked)."""
         with self._changing:
-            image_ids = self._manifests.key(backup_id).image_ids
+            key = self._manifests.key(backup_id)
+            self._lock_clock.check_unlocked(f"backup {backup_id}", key.lock_until_ns)
+            image_ids = key.image_ids
             for image_id in image_ids:
                 self._check_unlocked(image_id)
             self._manifests.remove(backup_id)
@@ -125,13 +132,40 @@ class Backups:
             self._check_unlocked(image_id)
             self._remove_image(image_id)
 
+    # -- locks ------------------------------------------------------------------------------
+
+    def lock_image(self, image_id: ImageId, until_ns: int) -> None:
+        """Raises NotFound, InvalidRequest (a past or absurd time), WrongState (shorter than now; K4)."""
+        with self._changing:
+            self._lock_images([image_id], until_ns)
+
+    def lock_backup(self, backup_id: BackupId, until_ns: int) -> None:
+        """Lock its images, then the backup (K4). Raises as ``lock_image``, Corruption."""
+        with self._changing:
+            manifest = self._manifests.read(backup_id)
+            self._lock_clock.check_extension(f"backup {backup_id}", manifest.lock_until_ns, until_ns)
+            self._lock_images([image_id for _, image_id in manifest.images], until_ns)
+            if manifest.lock_until_ns != until_ns:
+                self._manifests.publish(replace(manifest, lock_until_ns=until_ns))
+        _log.info("backup_locked", backup=backup_id, until=utc_text(until_ns))
+
+    def _lock_images(self, image_ids: list[ImageId], until_ns: int) -> None:
+        # Under the lock of commits and moves: a move takes the manifest, lock and all, or waits.
+        with self._store.commit_lock:
+            images = [self._store.manifests.get(image_id) for image_id in image_ids]
+            for image in images:
+                self._lock_clock.check_extension(f"image {image.image_id}", image.lock_until_ns, until_ns)
+            for image in images:
+                if image.lock_until_ns != until_ns:
+                    self._store.manifests.replace(replace(image, lock_until_ns=until_ns))
+                    _log.info("image_locked", image=image.image_id, until=utc_text(until_ns))
+
     def _check_unlocked(self, image_id: ImageId) -> None:
         try:
             image = self._store.manifests.get(image_id)
         except NotFound:
             return
-        if image.lock_until_ns is not None:  # no clock of this release may judge a lock: it holds
-            raise WrongState(f"image {image_id} is locked", subject=f"image {image_id}")
+        self._lock_clock.check_unlocked(f"image {image_id}", image.lock_until_ns)
 
     def _remove_image(self, image_id: ImageId) -> None:
         try:

@@ -21,4 +21,5 @@ def image_to_pb(manifest: ImageManifest) -> pb.Image:
         committed_at_ns=manifest.committed_at_ns,
         figures=shared.figures_to_pb(Figures(**manifest.figures)),
         base_image_id=manifest.base_image_id or "",
+        lock_until_ns=manifest.lock_until_ns or 0,
     )

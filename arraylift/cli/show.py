@@ -6,13 +6,13 @@ Callers: main thread.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from typing import Any
 
 from google.protobuf.message import Message
 from rich.table import Table
 from rich.text import Text
 
+from arraylift.clock import utc_text
 from arraylift.errors import InvalidRequest
 from arraylift.sizes import human, parse_size
 from arraylift.v1 import common_pb2
@@ -63,7 +63,7 @@ def moment(nanoseconds: int) -> str:
     """Return UTC nanoseconds as people write a time; empty for 0."""
     if not nanoseconds:
         return ""
-    return datetime.fromtimestamp(nanoseconds // 10**9, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    return utc_text(nanoseconds)
 
 
 def ratio(whole: int, part: int) -> str:

@@ -7,17 +7,19 @@ import grpc
 from arraylift.errors import InvalidRequest
 from arraylift.ids import ImageId, TransferId, check_id, check_name
 from arraylift.v1 import target_admin_pb2 as pb
-from arraylift.v1 import target_admin_pb2_grpc as pb_grpc
+from dedup_target.lock_clock import LockClock
+from dedup_target.service.keeping import LockClockEdge
 from dedup_target.store import Store
 from dedup_target.transfers import GrantRequest, Transfers
 
 
-class AdminEdge(pb_grpc.TargetAdminServiceServicer):
+class AdminEdge(LockClockEdge):
     """Serves one target."""
 
-    def __init__(self, store: Store, transfers: Transfers) -> None:
+    def __init__(self, store: Store, transfers: Transfers, lock_clock: LockClock) -> None:
         self._store = store
         self._transfers = transfers
+        self._lock_clock = lock_clock
 
     def CreateGrant(
         self, request: pb.CreateGrantRequest, context: grpc.ServicerContext
@@ -49,6 +51,7 @@ class AdminEdge(pb_grpc.TargetAdminServiceServicer):
     ) -> pb.GetTargetStatsResponse:
         images = self._store.manifests.all()
         totals = self._store.index.totals()
+        lock_time = self._lock_clock.now()
         return pb.GetTargetStatsResponse(
             image_count=len(images),
             logical_bytes=sum(image.image_bytes for image in images),
@@ -59,4 +62,7 @@ class AdminEdge(pb_grpc.TargetAdminServiceServicer):
             free_bytes=self._store.free_bytes(),
             open_transfer_count=self._transfers.open_count,
             quarantined_count=self._store.unit.quarantine.record_count,
+            lock_clock_ns=lock_time.time_ns,
+            lock_clock_lags=lock_time.lags,
+            cache_bytes=self._store.containers.stats().cache_bytes,
         )

@@ -9,15 +9,15 @@ import grpc
 from arraylift.errors import InvalidRequest, NotFound
 from arraylift.ids import ImageId, TenantId, check_id
 from arraylift.v1 import image_pb2 as pb
-from arraylift.v1 import image_pb2_grpc as pb_grpc
 from dedup_target.backup_manifest_format import BackupId, BackupManifest
 from dedup_target.backups import Backups
 from dedup_target.key_store import DEFAULT_TENANT
+from dedup_target.service.keeping import ImageLocksEdge
 
 PAGE_SIZE_MAX = 1000
 
 
-class BackupsEdge(pb_grpc.ImageServiceServicer):
+class BackupsEdge(ImageLocksEdge):
     """The half of ImageService that changes something; ``images`` has the other."""
 
     def __init__(self, backups: Backups) -> None:
@@ -73,4 +73,5 @@ def _manifest(manifest: BackupManifest) -> pb.BackupManifest:
         snapshot_at_ns=manifest.snapshot_at_ns,
         images=[pb.BackupImage(disk_name=name, image_id=image_id) for name, image_id in manifest.images],
         attributes=manifest.attributes,
+        lock_until_ns=manifest.lock_until_ns or 0,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +31,9 @@ from dedup_target.backup_manifest_format import BackupId
 from dedup_target.backup_manifest_store import BackupManifestStore
 from dedup_target.backups import Backups
 from dedup_target.directory_backend import DirectoryBackend
+from dedup_target.lock_clock import DAY_NS, LockClock
 from dedup_target.manifest_store import ManifestStore
+from tests.unit.dedup_target.hand_clock import START_NS, HandClock
 from tests.unit.dedup_target.material import TENANT, backup, manifest, toy_sealer
 
 
@@ -48,9 +51,12 @@ class Rig:
             manifests=self.images,
             keys=SimpleNamespace(by_name=lambda _name: tenant),
             unit=SimpleNamespace(backups=self.manifests),
+            commit_lock=threading.RLock(),
         )
         reader: Any = SimpleNamespace(forget=self.forgotten.append)
-        self.backups = Backups(store, reader)
+        self.clock = HandClock()
+        lock_clock = LockClock(files, str(path), self.clock, newest_image_ns=None)
+        self.backups = Backups(store, reader, lock_clock)
 
     def image_numbers(self) -> list[int]:
         return sorted(int(image.image_id, 16) for image in self.images.all())
@@ -113,35 +119,51 @@ def test_an_image_that_a_backup_names_stays(rig: Rig) -> None:
         rig.backups.delete_image(image(3))
 
 
-def test_a_locked_image_and_its_backup_stay(rig: Rig) -> None:
+def test_a_locked_image_and_its_backup_stay_until_the_lock_ends(rig: Rig, tmp_path: Path) -> None:
+    until = START_NS + 10 * DAY_NS
     rig.backups.publish(backup(1, images=(1, 2)))
-    for number in (2, 3):
-        rig.images.replace(replace(manifest(number), lock_until_ns=1))
+    rig.backups.lock_image(image(3), until)
+    rig.backups.lock_backup(backup(1).backup_id, until)
+    again = Rig(tmp_path)
+    locked = replace(backup(1, images=(1, 2)), lock_until_ns=until)
+    assert again.manifests.read(backup(1).backup_id) == locked
+    assert {one.lock_until_ns for one in again.images.all()} == {until}
+    for one in (rig, again):
+        with pytest.raises(WrongState, match="locked until 2026"):
+            one.backups.remove(backup(1).backup_id)
+        with pytest.raises(WrongState, match="locked until 2026"):
+            one.backups.delete_image(image(3))
+        assert one.image_numbers() == [1, 2, 3]
+    rig.backups.publish(backup(1, images=(1, 2)))  # a replay changes nothing
+    assert rig.manifests.read(backup(1).backup_id) == locked
+    rig.clock.pass_seconds(10 * 86_400)
+    rig.backups.remove(backup(1).backup_id)
+    rig.backups.delete_image(image(3))
+    assert rig.image_numbers() == []
+
+
+def test_one_locked_image_keeps_its_backup(rig: Rig) -> None:
+    rig.backups.publish(backup(1, images=(1, 2)))
+    rig.backups.lock_image(image(2), START_NS + DAY_NS)
     with pytest.raises(WrongState, match="locked"):
         rig.backups.remove(backup(1).backup_id)
-    with pytest.raises(WrongState, match="locked"):
-        rig.backups.delete_image(image(3))
     assert rig.image_numbers() == [1, 2, 3]
-    assert rig.manifests.read(backup(1).backup_id) == backup(1)
 
 
-@pytest.mark.parametrize("step", ["remove.after", "fsync_dir.before"])
-def test_the_manifest_goes_before_the_images(rig: Rig, tmp_path: Path, step: str) -> None:
+def test_a_lock_only_grows(rig: Rig) -> None:
     rig.backups.publish(backup(1, images=(1, 2)))
-    rig.failpoints.arm(f"backup-manifest-remove.{step}=eio")
-    with pytest.raises(StoreFailed):
-        rig.backups.remove(backup(1).backup_id)
-    assert Rig(tmp_path).image_numbers() == [1, 2, 3]
-
-
-@pytest.mark.parametrize("step", ["create.before", "write.before"])
-def test_a_full_disk_leaves_no_backup(rig: Rig, tmp_path: Path, step: str) -> None:
-    rig.failpoints.arm(f"backup-manifest.{step}=enospc")
-    with pytest.raises(ArrayliftError):
-        rig.backups.publish(backup(1))
-    assert rig.backups.page(10, "") == ([], "")
-    rig.backups.publish(backup(1))
-    assert Rig(tmp_path).backups.page(10, "") == ([backup(1)], "")
+    rig.backups.lock_image(image(1), START_NS + 5 * DAY_NS)
+    rig.backups.lock_image(image(1), START_NS + 5 * DAY_NS)
+    with pytest.raises(WrongState, match="never shortened"):
+        rig.backups.lock_image(image(1), START_NS + 4 * DAY_NS)
+    with pytest.raises(WrongState, match="never shortened"):
+        rig.backups.lock_backup(backup(1).backup_id, START_NS + 4 * DAY_NS)
+    assert rig.images.get(image(2)).lock_until_ns is None, "all of it or nothing"
+    for absurd in (START_NS, 0, -1, START_NS + 40_000 * DAY_NS):
+        with pytest.raises(InvalidRequest):
+            rig.backups.lock_image(image(3), absurd)
+    with pytest.raises(NotFound):
+        rig.backups.lock_image(image(9), START_NS + DAY_NS)
 
 
 def test_while_a_manifest_cannot_be_read_no_image_goes(rig: Rig, tmp_path: Path) -> None:

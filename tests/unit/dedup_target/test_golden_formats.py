@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from dedup_target import (
     container_format,
     container_store,
     key_store,
+    lock_clock,
     manifest_format,
     storage_unit,
 )
@@ -31,6 +33,7 @@ from dedup_target.key_store import TenantKey
 from dedup_target.quarantine import Quarantine
 from dedup_target.segment_index import Locator
 from dedup_target.transfer_log import TransferLogs
+from tests.unit.dedup_target.hand_clock import SECOND_NS, START_NS, HandClock
 from tests.unit.dedup_target.material import (
     KEY_ID,
     TENANT,
@@ -51,6 +54,7 @@ FRAMES = [
 ]
 WRAPPING_KEY = bytes(range(32))
 TENANT_KEY = bytes(range(32, 64))
+LOCKED = replace(backup(1), lock_until_ns=1_900_000_000_000_000_000)
 KEY = TenantKey(TenantId(0xA1B2C3D4E5F60718), "acme", TENANT_KEY, key_id_of(TENANT_KEY))
 
 
@@ -77,10 +81,20 @@ def _high_water(_path: Path) -> bytes:
     return envelope.encode(container_store.HIGH_WATER_MAGIC, body)
 
 
+def _lock_clock(path: Path) -> bytes:
+    clock = HandClock(START_NS - 61 * SECOND_NS)
+    made = lock_clock.LockClock(RealFiles(), str(path), clock, newest_image_ns=None)
+    clock.lie_ns = 61 * SECOND_NS
+    made.now()
+    return (path / "lock-clock.ald").read_bytes()
+
+
 WRITERS: dict[str, Callable[[Path], bytes]] = {
     "container-v1.alc": lambda _: whole_container(FRAMES),
     "manifest-v1.alm": lambda _: manifest_format.encode(manifest(1), toy_sealer),
     "backup-manifest-v1.alb": lambda _: backup_manifest_format.encode(backup(1), toy_sealer),
+    "backup-manifest-v1-locked.alb": lambda _: backup_manifest_format.encode(LOCKED, toy_sealer),
+    "lock-clock-v1.ald": _lock_clock,
     "transfer-log-v1.alt": _transfer_log,
     "key-v1.alk": lambda _: key_store.encode_key(KEY, WRAPPING_KEY),
     "key-v1-secret.key": lambda _: grants.encode_secret(WRAPPING_KEY),
@@ -148,6 +162,13 @@ def test_the_backup_manifest_reads() -> None:
     data = (GOLDEN / "backup-manifest-v1.alb").read_bytes()
     assert backup_manifest_format.decode(data, toy_sealer, what="golden") == backup(1)
     assert json.loads(data[32:-32])["backup_id"] == backup(1).backup_id
+
+
+def test_the_locked_backup_manifest_and_the_lock_clock_read() -> None:
+    data = (GOLDEN / "backup-manifest-v1-locked.alb").read_bytes()
+    assert backup_manifest_format.decode(data, toy_sealer, what="golden") == LOCKED
+    data = (GOLDEN / "lock-clock-v1.ald").read_bytes()
+    assert lock_clock.decode(data) == (START_NS, 61 * SECOND_NS)
 
 
 def test_the_transfer_log_reads(tmp_path: Path) -> None:
