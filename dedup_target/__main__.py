@@ -32,6 +32,9 @@ from dedup_target.service.images import ImageEdge
 from dedup_target.store import Store
 from dedup_target.transfers import Transfers
 
+LOCK_CLOCK_SECONDS = 60.0
+"""How often it is looked at, so that a jump is told when it happens."""
+
 
 def build(settings: TargetSettings, tls: TlsMaterial) -> daemon.Built:
     """Open the unit, load transfers, join the services to them."""
@@ -51,6 +54,7 @@ def build(settings: TargetSettings, tls: TlsMaterial) -> daemon.Built:
     doubter.start()
 
     house = Housekeeping()
+    house.add("lock-clock", LOCK_CLOCK_SECONDS, lambda _stopping: lock_clock.tick())
     house.start()
 
     def close() -> None:

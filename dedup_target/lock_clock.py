@@ -81,6 +81,10 @@ class LockClock:
         with self._lock:
             return self._follow()
 
+    def tick(self) -> None:
+        """Look at the clocks, so that what is to be told is told."""
+        self.now()
+
     def confirm(self, wall_ns: int) -> LockTime:
         """Another daemon tells its time: if it is ours, go by it. Raises WrongState if it is not (L3)."""
         ours = self._clock.wall_ns()

@@ -52,9 +52,14 @@ class LockClockMachine(RuleBasedStateMachine):
     def the_wall_clock_is_set(self, lie_ns: int) -> None:
         self.clock.lie_ns = lie_ns
 
-    @rule(by_ns=st.integers(-2 * DAY_NS, 2 * DAY_NS))
-    def the_wall_clock_is_nudged(self, by_ns: int) -> None:
-        self.clock.lie_ns += by_ns
+    @rule(hours=st.sampled_from([20, 23, 1, -20]), times=st.integers(1, 4), restart=st.booleans())
+    def the_wall_clock_creeps(self, hours: int, times: int, restart: bool) -> None:
+        """Each time less than what is not believed; does it add up?"""
+        for _ in range(times):
+            self.clock.lie_ns += hours * 3600 * SECOND_NS
+            if restart:
+                self.reopen()
+            self.opened.now()
 
     @rule(down_seconds=st.sampled_from([0, 60, 3600, 86_400, 30 * 86_400]))
     def the_daemon_is_stopped_and_started(self, down_seconds: int) -> None:
@@ -107,4 +112,4 @@ class LockClockMachine(RuleBasedStateMachine):
 
 
 TestLockClock = LockClockMachine.TestCase
-TestLockClock.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestLockClock.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)

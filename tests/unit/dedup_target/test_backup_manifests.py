@@ -42,7 +42,8 @@ class Rig:
 
     def __init__(self, path: Path) -> None:
         self.failpoints = Failpoints()
-        backend = DirectoryBackend(RealFiles(self.failpoints), str(path))
+        files = RealFiles(self.failpoints)
+        backend = DirectoryBackend(files, str(path))
         self.images = ManifestStore(backend, toy_sealer)
         self.manifests = BackupManifestStore(backend, toy_sealer)
         self.forgotten: list[str] = []
