@@ -20,7 +20,6 @@ from arraylift.errors import (
     Corruption,
     InvalidRequest,
     NotFound,
-    StoreFailed,
     WrongState,
 )
 from arraylift.failpoints import Failpoints
