@@ -19,8 +19,10 @@ from dataclasses import replace
 
 from arraylift.errors import AlreadyExists, ArrayliftError, NotFound, WrongState
 from arraylift.exchange.messages import Figures
+from arraylift.ids import VmId
 from arraylift.logs import get_logger
 from arraylift.sizes import spans_of
+from arraylift.vm.types import DiskSnapshot, SnapshotRequest, VmSnapshot
 from backup_server import documents
 from backup_server.engine import Outcome
 from backup_server.inventory import Inventory, VmSide
@@ -36,8 +38,8 @@ from backup_server.job_rules import (
     transfer_id,
 )
 from backup_server.job_run import PUBLISH, JobRun
-from backup_server.model import Backup, BackupDisk, DiskSnapshot, Receipt, VmSnapshot
-from backup_server.ports import HostRef, Peers, SnapshotOrder, Target
+from backup_server.model import Backup, BackupDisk, Receipt
+from backup_server.ports import HostRef, Peers, Target
 from backup_server.registry import Registry
 from backup_server.server_db import ServerDb
 
@@ -94,8 +96,8 @@ class BackupJob:
 
     def _snapshot(self, run: JobRun, side: VmSide, at: HostRef) -> VmSnapshot:
         order = _order(run.job)
-        asked = SnapshotOrder(
-            vm_id=run.job.vm_id,
+        asked = SnapshotRequest(
+            vm_id=VmId(run.job.vm_id),
             name=run.job.job_id,  # W1
             level_min=order.level_min,
             lease_seconds=run.pacing.lease_seconds,
@@ -163,7 +165,7 @@ class BackupJob:
         """The image that a restored VM's disk was made from, until the disk has images of its own (W4)."""
         order, draft = _order(run.job), run.result("attributes", Backup)
         assert draft is not None, "it comes before the grants"
-        restored_by = draft.config.tags.get(RESTORE_TAG, "")
+        restored_by = dict(draft.config.tags).get(RESTORE_TAG, "")
         if order.full or not restored_by:
             return ""
         own = self._db.backups(vm=run.job.vm_id)

@@ -1,104 +1,16 @@
-"""Edge: the server's values to and from the generated classes."""
+"""Edge: the server's own values to and from messages; VMs are in ``arraylift.vm.convert``."""
 
 from __future__ import annotations
 
 from google.protobuf.message import DecodeError
 
 from arraylift.errors import Corruption
-from arraylift.exchange import convert as shared
-from arraylift.v1 import backup_pb2, common_pb2, image_pb2, vm_pb2
+from arraylift.exchange import convert as exchange
+from arraylift.v1 import backup_pb2, common_pb2, image_pb2
+from arraylift.vm import convert as shared
 from backup_server.engine import JobView
 from backup_server.job_rules import Failure, JobState
-from backup_server.model import (
-    Backup,
-    BackupDisk,
-    Disk,
-    DiskSnapshot,
-    Level,
-    Network,
-    Vm,
-    VmConfig,
-    VmSnapshot,
-)
-
-
-def config_to_pb(config: VmConfig) -> vm_pb2.VmConfig:
-    return vm_pb2.VmConfig(
-        name=config.name,
-        uuid=config.uuid,
-        cpus=config.cpus,
-        memory_bytes=config.memory_bytes,
-        disks=map(disk_to_pb, config.disks),
-        networks=[vm_pb2.NetworkInterface(mac=one.mac, network=one.network) for one in config.networks],
-        tags=config.tags,
-        firmware=config.firmware,
-    )
-
-
-def config_from_pb(config: vm_pb2.VmConfig) -> VmConfig:
-    return VmConfig(
-        name=config.name,
-        uuid=config.uuid,
-        cpus=config.cpus,
-        memory_bytes=config.memory_bytes,
-        disks=tuple(
-            Disk(disk.name, disk.array, disk.array_address, disk.volume_name, disk.size_bytes)
-            for disk in config.disks
-        ),
-        networks=tuple(Network(mac=one.mac, network=one.network) for one in config.networks),
-        tags=dict(config.tags),
-        firmware=config.firmware,
-    )
-
-
-def disk_to_pb(disk: Disk) -> vm_pb2.Disk:
-    return vm_pb2.Disk(
-        name=disk.name,
-        array=disk.array,
-        array_address=disk.array_address,
-        volume_name=disk.volume_name,
-        size_bytes=disk.size_bytes,
-    )
-
-
-def vm_from_pb(vm: vm_pb2.Vm) -> Vm:
-    return Vm(
-        vm_id=vm.vm_id,
-        config=config_from_pb(vm.config),
-        running=vm.power == vm_pb2.POWER_STATE_ON,
-        host=vm.host,
-    )
-
-
-def level_from_pb(level: int) -> Level:
-    """An unknown level promises nothing."""
-    return Level(level) if level in {one.value for one in Level} else Level.UNSPECIFIED
-
-
-def snapshot_from_pb(snapshot: vm_pb2.VmSnapshot) -> VmSnapshot:
-    return VmSnapshot(
-        vm_snapshot_id=snapshot.vm_snapshot_id,
-        vm_id=snapshot.vm_id,
-        name=snapshot.name,
-        level=level_from_pb(snapshot.level),
-        frozen_ns=snapshot.frozen_ns,
-        created_at_ns=snapshot.created_at_ns,
-        config=config_from_pb(snapshot.config),
-        disks=tuple(
-            DiskSnapshot(
-                disk_name=disk.disk_name,
-                array=disk.array,
-                array_address=disk.array_address,
-                volume_name=disk.volume_name,
-                snapshot_id=disk.snapshot_id,
-                size_bytes=disk.size_bytes,
-            )
-            for disk in snapshot.disks
-        ),
-    )
-
-
-# -- backups ------------------------------------------------------------------------------------
+from backup_server.model import Backup, BackupDisk
 
 
 def backup_to_pb(backup: Backup) -> backup_pb2.Backup:
@@ -116,12 +28,12 @@ def backup_to_pb(backup: Backup) -> backup_pb2.Backup:
                 image_id=disk.image_id,
                 size_bytes=disk.size_bytes,
                 root=disk.root,
-                figures=shared.figures_to_pb(disk.figures),
+                figures=exchange.figures_to_pb(disk.figures),
                 array=disk.array,
             )
             for disk in backup.disks
         ],
-        config=config_to_pb(backup.config),
+        config=shared.config_to_pb(backup.config),
         incremental=backup.incremental,
     )
 
@@ -133,7 +45,7 @@ def _backup_from_pb(backup: backup_pb2.Backup, target: str) -> Backup:
         vm_name=backup.vm_name,
         target=target,
         snapshot_at_ns=backup.snapshot_at_ns,
-        level=level_from_pb(backup.level),
+        level=shared.level_reached(backup.level),
         frozen_ns=backup.frozen_ns,
         disks=tuple(
             BackupDisk(
@@ -141,12 +53,12 @@ def _backup_from_pb(backup: backup_pb2.Backup, target: str) -> Backup:
                 image_id=disk.image_id,
                 size_bytes=disk.size_bytes,
                 root=disk.root,
-                figures=shared.figures_from_pb(disk.figures),
+                figures=exchange.figures_from_pb(disk.figures),
                 array=disk.array,
             )
             for disk in backup.disks
         ),
-        config=config_from_pb(backup.config),
+        config=shared.config_from_pb(backup.config),
         incremental=backup.incremental,
     )
 
@@ -210,7 +122,7 @@ def job_to_pb(view: JobView) -> backup_pb2.Job:
         ],
         spans_done=view.spans_done,
         spans_total=view.spans_total,
-        figures=shared.figures_to_pb(view.figures),
+        figures=exchange.figures_to_pb(view.figures),
         frozen_ns=outcome.frozen_ns,
         error=failure_to_pb(job.failure),
         error_text=job.failure.message if job.failure is not None else "",

@@ -2,9 +2,11 @@
 
 Invariants:
   J1 ``load(type, dump(value)) == value`` for values of ``model`` and ``job_rules``.
-  J2 a document that lacks a field, has one too many or one of another type raises Corruption.
+  J2 a document that lacks a field, has one too many or one of another type raises Corruption; one
+     that lacks a field with a default was written before there was that field.
 A field's type is str, int, bool, bytes, an enum, another dataclass, Figures, tuple[X, ...],
-dict[str, str], or one of these ``| None``. Bytes are hex; enums are their numbers or strings.
+dict[str, str], Tags, or one of these ``| None``. Bytes are hex; enums are their numbers or strings;
+tags are an object.
 Callers: any thread. Format: docs/formats/server-db-v1.md
 """
 
@@ -15,16 +17,17 @@ import enum
 import json
 from functools import cache
 from types import NoneType, UnionType
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, NewType, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from arraylift.errors import Corruption
+from arraylift.vm.types import Tags
 
 T = TypeVar("T")
 
 
 def dump(value: object) -> str:
     """Return the value as JSON."""
-    return json.dumps(_to_plain(value), separators=(",", ":"), ensure_ascii=False)
+    return json.dumps(_to_plain(type(value), value), separators=(",", ":"), ensure_ascii=False)
 
 
 def load(kind: type[T], text: str, *, what: str) -> T:
@@ -40,48 +43,66 @@ def load(kind: type[T], text: str, *, what: str) -> T:
     return value
 
 
-def _to_plain(value: object) -> Any:
-    if isinstance(value, bytes):
-        return value.hex()
-    if isinstance(value, enum.Enum):
-        return value.value
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {each.name: _to_plain(getattr(value, each.name)) for each in dataclasses.fields(value)}
-    if isinstance(value, tuple | list):
-        return [_to_plain(item) for item in value]
-    if isinstance(value, dict):
-        return {str(name): _to_plain(item) for name, item in value.items()}
-    assert value is None or isinstance(value, str | int | bool), f"{type(value)} is no part of a document"
-    return value
-
-
 @cache
 def _hints(kind: type[Any]) -> dict[str, Any]:
     return get_type_hints(kind)
 
 
+def _bare(kind: Any) -> Any:
+    """The type without ``| None`` and without the names that ids have."""
+    if get_origin(kind) in {UnionType, Union}:
+        (kind,) = (one for one in get_args(kind) if one is not NoneType)
+    return kind.__supertype__ if isinstance(kind, NewType) else kind
+
+
+def _to_plain(kind: Any, value: Any) -> Any:
+    if value is None:
+        return None
+    kind = _bare(kind)
+    if kind == Tags:
+        return dict(value)
+    if get_origin(kind) is tuple:
+        return [_to_plain(get_args(kind)[0], item) for item in value]
+    if isinstance(value, bytes):
+        return value.hex()
+    if isinstance(value, enum.Enum):
+        return value.value
+    if dataclasses.is_dataclass(value):
+        return {name: _to_plain(hint, getattr(value, name)) for name, hint in _hints(kind).items()}
+    assert isinstance(value, str | int | bool | dict), f"{type(value)} is no part of a document"
+    return value
+
+
 def _from_plain(kind: Any, plain: Any) -> Any:
+    if plain is None and NoneType in get_args(kind):
+        return None
+    kind = _bare(kind)
     origin, arguments = get_origin(kind), get_args(kind)
-    if origin in {UnionType, Union}:
-        if plain is None and NoneType in arguments:
-            return None
-        (kind,) = (one for one in arguments if one is not NoneType)
-        return _from_plain(kind, plain)
+    if kind == Tags:
+        return tuple(sorted((_of(str, key), _of(str, tag)) for key, tag in _of(dict, plain).items()))
     if origin is tuple:
         return tuple(_from_plain(arguments[0], item) for item in _of(list, plain))
     if origin is dict:
         return {name: _from_plain(arguments[1], item) for name, item in _of(dict, plain).items()}
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-        make: Any = kind
-        hints = _hints(kind)
-        if _of(dict, plain).keys() != hints.keys():
-            raise ValueError(f"{kind} has the fields {sorted(hints)}, not {sorted(plain)}")
-        return make(**{name: _from_plain(hints[name], plain[name]) for name in hints})
+        return _object(kind, _of(dict, plain))
     if kind is bytes:
         return bytes.fromhex(_of(str, plain))
     if issubclass(kind, enum.Enum):
         return kind(plain)
     return _of(kind, plain)
+
+
+def _object(kind: Any, plain: dict[str, Any]) -> Any:
+    hints = _hints(kind)
+    needed = {one.name for one in dataclasses.fields(kind) if not _has_default(one)}
+    if not needed <= plain.keys() <= hints.keys():  # J2
+        raise ValueError(f"{kind} has the fields {sorted(hints)}, not {sorted(plain)}")
+    return kind(**{name: _from_plain(hints[name], plain[name]) for name in plain})
+
+
+def _has_default(one: dataclasses.Field[Any]) -> bool:
+    return one.default is not dataclasses.MISSING or one.default_factory is not dataclasses.MISSING
 
 
 def _of(kind: type[T], plain: Any) -> T:

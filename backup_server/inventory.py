@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterable
 from typing import Protocol, TypeVar
 
 from arraylift.errors import ArrayliftError, NotFound, PeerUnavailable, WrongState
-from backup_server.model import Disk, Located, Vm, VmConfig, VmSnapshot
-from backup_server.ports import Center, Host, HostRef, Peers, SnapshotOrder
+from arraylift.vm.types import Disk, SnapshotRequest, Vm, VmConfig, VmSnapshot
+from backup_server.model import Located
+from backup_server.ports import Center, Host, HostRef, Peers
 from backup_server.registry import Registry
 
 _VM_ID = re.compile(r"[0-9a-f]{32}")
@@ -29,7 +30,7 @@ class VmSide(Protocol):
         """By id or name. Raises NotFound."""
         ...
 
-    def take_snapshot(self, order: SnapshotOrder, at: HostRef) -> VmSnapshot: ...
+    def take_snapshot(self, order: SnapshotRequest, at: HostRef) -> VmSnapshot: ...
     def identify(self, snapshot: VmSnapshot, at: HostRef) -> VmSnapshot: ...
     def renew(self, snapshot: VmSnapshot, at: HostRef) -> None: ...
     def release(self, vm_id: str, vm_snapshot_id: str, at: HostRef) -> None:
@@ -93,7 +94,7 @@ class ThroughCenter:
     def find(self, vm: str) -> Located:
         return _by_id_or_name(vm, lambda vm_id, name: self._center.find_vm(vm_id=vm_id, name=name))
 
-    def take_snapshot(self, order: SnapshotOrder, at: HostRef) -> VmSnapshot:  # noqa: ARG002
+    def take_snapshot(self, order: SnapshotRequest, at: HostRef) -> VmSnapshot:  # noqa: ARG002
         return self._center.prepare_backup(order)
 
     def identify(self, snapshot: VmSnapshot, at: HostRef) -> VmSnapshot:  # noqa: ARG002
@@ -159,7 +160,7 @@ class Direct:
     def _host(self, at: HostRef) -> Host:
         return self._peers.host(at)
 
-    def take_snapshot(self, order: SnapshotOrder, at: HostRef) -> VmSnapshot:
+    def take_snapshot(self, order: SnapshotRequest, at: HostRef) -> VmSnapshot:
         return self._host(at).create_snapshot(order)
 
     def identify(self, snapshot: VmSnapshot, at: HostRef) -> VmSnapshot:

@@ -24,7 +24,7 @@ from arraylift.errors import (
     PeerUnavailable,
     WrongState,
 )
-from backup_server.model import Level, Network, VmConfig, VmSnapshot
+from arraylift.vm.types import ConsistencyLevel, NetworkInterface, VmConfig, VmSnapshot
 
 JOBS_RUNNING_MAX = 4
 """Jobs that run at once; the others wait in the order of their start."""
@@ -77,7 +77,7 @@ class BackupOrder:
     target: str
     full: bool
     direct: bool
-    level_min: Level
+    level_min: ConsistencyLevel
     exclude_disks: tuple[str, ...]
 
 
@@ -263,7 +263,7 @@ def restored_config(config: VmConfig, *, name: str, job_id: str, keep_identity: 
     networks = config.networks
     if not keep_identity:
         networks = tuple(
-            Network(mac=new_mac(job_id, index), network=network.network)
+            NetworkInterface(mac=new_mac(job_id, index), network=network.network)
             for index, network in enumerate(networks)
         )
     return replace(
@@ -272,5 +272,5 @@ def restored_config(config: VmConfig, *, name: str, job_id: str, keep_identity: 
         uuid=config.uuid if keep_identity else new_uuid(job_id),
         disks=(),
         networks=networks,
-        tags={**config.tags, RESTORE_TAG: job_id},
+        tags=tuple(sorted({**dict(config.tags), RESTORE_TAG: job_id}.items())),
     )

@@ -1,20 +1,21 @@
-"""What the backup server speaks of: VMs, their snapshots, backups, peers. Values only, no I/O.
+"""What the backup server speaks of beside VMs (``arraylift.vm.types``): backups, peers, transfers.
 
-The fields are those of protos/arraylift/v1/vm.proto and backup.proto, which document them. Sizes in
-bytes, times in UTC nanoseconds since 1970. All of it can be written as JSON (``documents``).
-Callers: any thread.
+The fields are those of protos/arraylift/v1/backup.proto, which documents them. Sizes in bytes, times
+in UTC nanoseconds since 1970. All of it can be written as JSON (``documents``).
+Callers: any thread; values only.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import IntEnum
 
 from arraylift.exchange.messages import Figures
+from arraylift.vm.types import ConsistencyLevel, Vm, VmConfig
 
 
 class PeerKind(IntEnum):
-    """Numbers are those of the proto, here and below."""
+    """Numbers are those of the proto."""
 
     ARRAY = 1
     TARGET = 2
@@ -25,15 +26,6 @@ class PeerKind(IntEnum):
     def word(self) -> str:
         """As people say it."""
         return "virtual center" if self is PeerKind.VCENTER else self.name.lower()
-
-
-class Level(IntEnum):
-    """How consistent a VM snapshot is; higher is better."""
-
-    UNSPECIFIED = 0
-    CRASH = 1
-    FILESYSTEM = 2
-    APPLICATION = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,81 +41,12 @@ class RegisteredPeer:
 
 
 @dataclass(frozen=True, slots=True)
-class Disk:
-    """A disk of a VM: a volume of an array."""
-
-    name: str
-    array: str
-    array_address: str
-    volume_name: str
-    size_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class Network:
-    """A network interface of a VM."""
-
-    mac: str
-    network: str
-
-
-@dataclass(frozen=True, slots=True)
-class VmConfig:
-    """The VM attributes: what is needed to make the VM again ([0041])."""
-
-    name: str
-    uuid: str
-    cpus: int
-    memory_bytes: int
-    disks: tuple[Disk, ...] = ()
-    networks: tuple[Network, ...] = ()
-    tags: dict[str, str] = field(default_factory=dict)
-    firmware: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Vm:
-    """A VM as its host or its virtual center lists it."""
-
-    vm_id: str
-    config: VmConfig
-    running: bool
-    host: str
-
-
-@dataclass(frozen=True, slots=True)
 class Located:
     """A VM and the VmService that has it."""
 
     vm: Vm
     host: str
     host_address: str
-
-
-@dataclass(frozen=True, slots=True)
-class DiskSnapshot:
-    """A volume snapshot on an array, by the name of its disk."""
-
-    disk_name: str
-    array: str
-    array_address: str
-    volume_name: str
-    snapshot_id: str
-    size_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class VmSnapshot:
-    """Snapshots of a VM's disks, taken at one instant."""
-
-    vm_snapshot_id: str
-    vm_id: str
-    name: str
-    level: Level
-    frozen_ns: int
-    created_at_ns: int
-    config: VmConfig
-    disks: tuple[DiskSnapshot, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +80,7 @@ class Backup:
     vm_name: str
     target: str
     snapshot_at_ns: int
-    level: Level
+    level: ConsistencyLevel
     frozen_ns: int
     disks: tuple[BackupDisk, ...]
     config: VmConfig

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from arraylift.clock import Clock
 from arraylift.errors import ArrayliftError, Conflict, InvalidRequest, NotFound
 from arraylift.ids import check_name, random_id
+from arraylift.vm.types import Vm
 from backup_server.backups import Backups
 from backup_server.engine import Engine
 from backup_server.inventory import Inventory, VmSide
 from backup_server.job_rules import BackupOrder, Job, JobKind, JobState, RestoreOrder
-from backup_server.model import PeerKind, Vm
+from backup_server.model import PeerKind
 from backup_server.registry import Registry
 from backup_server.restore_job import check_name_is_free
 
@@ -69,7 +70,7 @@ class Orders:
             key, equals, value = choice.tag.partition("=")
             if choice.tag and (not key or not equals):
                 raise InvalidRequest(f"{choice.tag[:80]!r} is no tag", next_step="write key=value")
-            found = [vm for vm in side.vms() if not choice.tag or vm.config.tags.get(key) == value]
+            found = [vm for vm in side.vms() if not choice.tag or (key, value) in vm.config.tags]
         if not found:
             raise NotFound("there is no such VM", subject=choice.tag or "VMs", next_step="list the VMs")
         if len(found) > VMS_MAX:

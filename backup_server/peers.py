@@ -20,7 +20,7 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from arraylift.errors import Cancelled, Corruption, DeadlineExceeded, PeerUnavailable, WrongState
-from arraylift.exchange import convert as shared
+from arraylift.exchange import convert as exchange
 from arraylift.logs import get_logger
 from arraylift.pki import TlsMaterial
 from arraylift.rpc import channel as rpc
@@ -39,19 +39,11 @@ from arraylift.v1 import (
     volume_pb2,
     volume_pb2_grpc,
 )
+from arraylift.vm import convert as shared
+from arraylift.vm.types import Disk, SnapshotRequest, Vm, VmConfig, VmSnapshot
 from backup_server import convert
-from backup_server.model import (
-    Backup,
-    Disk,
-    Located,
-    Receipt,
-    RegisteredPeer,
-    TransferNews,
-    Vm,
-    VmConfig,
-    VmSnapshot,
-)
-from backup_server.ports import HostRef, SnapshotOrder
+from backup_server.model import Backup, Located, Receipt, RegisteredPeer, TransferNews
+from backup_server.ports import HostRef
 
 MANIFESTS_PER_PAGE = 200
 
@@ -201,7 +193,7 @@ class _GrpcTransfer:
 
     def __next__(self) -> TransferNews:
         news = next(self._stream)
-        figures = shared.figures_from_pb(news.figures)
+        figures = exchange.figures_from_pb(news.figures)
         receipt = None
         if news.receipt_id:
             births = getattr(news, "change_source", 0) == backup_logic_pb2.CHANGE_SOURCE_BIRTHS
@@ -227,16 +219,16 @@ class GrpcCenter(_Caller):
 
     def vms(self) -> list[Vm]:
         answer = self._ask("ListManagedVms", virtual_center_pb2.ListManagedVmsRequest())
-        return [convert.vm_from_pb(vm) for vm in answer.vms]
+        return [shared.vm_from_pb(vm) for vm in answer.vms]
 
     def find_vm(self, *, vm_id: str = "", name: str = "") -> Located:
         request = virtual_center_pb2.GetManagedVmRequest(vm_id=vm_id, name=name)
         answer = self._ask("GetManagedVm", request)
-        return Located(convert.vm_from_pb(answer.vm), answer.host.name, answer.host.address)
+        return Located(shared.vm_from_pb(answer.vm), answer.host.name, answer.host.address)
 
-    def prepare_backup(self, order: SnapshotOrder) -> VmSnapshot:
-        request = virtual_center_pb2.PrepareBackupRequest(**_order(order))
-        return convert.snapshot_from_pb(self._ask("PrepareBackup", request, slow=True).snapshot)
+    def prepare_backup(self, order: SnapshotRequest) -> VmSnapshot:
+        request = shared.snapshot_request_to_pb(order, virtual_center_pb2.PrepareBackupRequest)
+        return shared.snapshot_from_pb(self._ask("PrepareBackup", request, slow=True).snapshot)
 
     def renew_snapshot(self, vm_id: str, vm_snapshot_id: str) -> None:
         request = virtual_center_pb2.RenewSnapshotRequest(vm_id=vm_id, vm_snapshot_id=vm_snapshot_id)
@@ -255,13 +247,13 @@ class GrpcCenter(_Caller):
 
     def provision_vm(self, vm_id: str, config: VmConfig, host: str) -> HostRef:
         request = virtual_center_pb2.ProvisionVmRequest(
-            vm_id=vm_id, config=convert.config_to_pb(config), host=host
+            vm_id=vm_id, config=shared.config_to_pb(config), host=host
         )
         answer = self._ask("ProvisionVm", request, slow=True)
         return HostRef(answer.host.name, answer.host.address)
 
     def attach_volume(self, vm_id: str, disk: Disk) -> None:
-        request = virtual_center_pb2.AttachVmVolumeRequest(vm_id=vm_id, disk=convert.disk_to_pb(disk))
+        request = virtual_center_pb2.AttachVmVolumeRequest(vm_id=vm_id, disk=shared.disk_to_pb(disk))
         self._ask("AttachVmVolume", request, slow=True)
 
     def power_vm(self, vm_id: str, *, on: bool) -> None:
@@ -282,22 +274,22 @@ class GrpcHost(_Caller):
         return self.call(vm_pb2_grpc.VmServiceStub, method, request, seconds=seconds)
 
     def vms(self) -> list[Vm]:
-        return [convert.vm_from_pb(vm) for vm in self._ask("ListVms", vm_pb2.ListVmsRequest()).vms]
+        return [shared.vm_from_pb(vm) for vm in self._ask("ListVms", vm_pb2.ListVmsRequest()).vms]
 
     def find_vm(self, *, vm_id: str = "", name: str = "") -> Vm:
-        return convert.vm_from_pb(self._ask("GetVm", vm_pb2.GetVmRequest(vm_id=vm_id, name=name)).vm)
+        return shared.vm_from_pb(self._ask("GetVm", vm_pb2.GetVmRequest(vm_id=vm_id, name=name)).vm)
 
-    def create_snapshot(self, order: SnapshotOrder) -> VmSnapshot:
-        request = vm_pb2.CreateVmSnapshotRequest(**_order(order))
-        return convert.snapshot_from_pb(self._ask("CreateVmSnapshot", request, slow=True).snapshot)
+    def create_snapshot(self, order: SnapshotRequest) -> VmSnapshot:
+        request = shared.snapshot_request_to_pb(order, vm_pb2.CreateVmSnapshotRequest)
+        return shared.snapshot_from_pb(self._ask("CreateVmSnapshot", request, slow=True).snapshot)
 
     def snapshot(self, vm_snapshot_id: str) -> VmSnapshot:
         request = vm_pb2.GetVmSnapshotRequest(vm_snapshot_id=vm_snapshot_id)
-        return convert.snapshot_from_pb(self._ask("GetVmSnapshot", request).snapshot)
+        return shared.snapshot_from_pb(self._ask("GetVmSnapshot", request).snapshot)
 
     def snapshots(self, vm_id: str) -> list[VmSnapshot]:
         answer = self._ask("ListVmSnapshots", vm_pb2.ListVmSnapshotsRequest(vm_id=vm_id))
-        return [convert.snapshot_from_pb(snapshot) for snapshot in answer.snapshots]
+        return [shared.snapshot_from_pb(snapshot) for snapshot in answer.snapshots]
 
     def renew_snapshot(self, vm_snapshot_id: str) -> None:
         self._ask("RenewVmSnapshot", vm_pb2.RenewVmSnapshotRequest(vm_snapshot_id=vm_snapshot_id))
@@ -307,11 +299,11 @@ class GrpcHost(_Caller):
         self._ask("DeleteVmSnapshot", request, slow=True)
 
     def create_vm(self, vm_id: str, config: VmConfig) -> None:
-        request = vm_pb2.CreateVmRequest(vm_id=vm_id, config=convert.config_to_pb(config))
+        request = vm_pb2.CreateVmRequest(vm_id=vm_id, config=shared.config_to_pb(config))
         self._ask("CreateVm", request, slow=True)
 
     def attach_volume(self, vm_id: str, disk: Disk) -> None:
-        request = vm_pb2.AttachVolumeRequest(vm_id=vm_id, disk=convert.disk_to_pb(disk))
+        request = vm_pb2.AttachVolumeRequest(vm_id=vm_id, disk=shared.disk_to_pb(disk))
         self._ask("AttachVolume", request, slow=True)
 
     def power_vm(self, vm_id: str, *, on: bool) -> None:
@@ -447,13 +439,3 @@ def _in_order(pieces: Iterator[Any], at: int, what: str) -> Iterator[tuple[bytes
             raise Corruption(f"{what} sent bytes of {piece.offset} where {at} was due", subject=what)
         at += len(piece.data) + piece.zero_bytes
         yield piece.data, piece.zero_bytes
-
-
-def _order(order: SnapshotOrder) -> dict[str, Any]:
-    return {
-        "vm_id": order.vm_id,
-        "name": order.name,
-        "level_min": int(order.level_min),
-        "lease_seconds": order.lease_seconds,
-        "exclude_disks": order.exclude_disks,
-    }

@@ -12,28 +12,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
-from backup_server.model import (
-    Backup,
-    Disk,
-    Level,
-    Located,
-    RegisteredPeer,
-    TransferNews,
-    Vm,
-    VmConfig,
-    VmSnapshot,
-)
-
-
-@dataclass(frozen=True, slots=True)
-class SnapshotOrder:
-    """A VM snapshot as it is asked for; idempotent by VM and name."""
-
-    vm_id: str
-    name: str
-    level_min: Level
-    lease_seconds: int
-    exclude_disks: tuple[str, ...]
+from arraylift.vm.types import Disk, SnapshotRequest, Vm, VmConfig, VmSnapshot
+from backup_server.model import Backup, Located, RegisteredPeer, TransferNews
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +29,7 @@ class Center(Protocol):
 
     def vms(self) -> list[Vm]: ...
     def find_vm(self, *, vm_id: str = "", name: str = "") -> Located: ...
-    def prepare_backup(self, order: SnapshotOrder) -> VmSnapshot: ...
+    def prepare_backup(self, order: SnapshotRequest) -> VmSnapshot: ...
     def renew_snapshot(self, vm_id: str, vm_snapshot_id: str) -> None: ...
     def release_snapshot(self, vm_id: str, vm_snapshot_id: str) -> None: ...
     def place_vm(self, config: VmConfig, arrays: list[str]) -> str:
@@ -72,7 +52,7 @@ class Host(Protocol):
 
     def vms(self) -> list[Vm]: ...
     def find_vm(self, *, vm_id: str = "", name: str = "") -> Vm: ...
-    def create_snapshot(self, order: SnapshotOrder) -> VmSnapshot: ...
+    def create_snapshot(self, order: SnapshotRequest) -> VmSnapshot: ...
     def snapshot(self, vm_snapshot_id: str) -> VmSnapshot: ...
     def snapshots(self, vm_id: str) -> list[VmSnapshot]: ...
     def renew_snapshot(self, vm_snapshot_id: str) -> None: ...

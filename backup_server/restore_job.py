@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from arraylift.errors import AlreadyExists, Conflict, NotFound
 from arraylift.exchange.messages import Figures
 from arraylift.sizes import spans_of
+from arraylift.vm.types import Disk, VmConfig
 from backup_server import documents
 from backup_server.engine import Outcome
 from backup_server.inventory import Inventory, VmSide
@@ -33,7 +34,7 @@ from backup_server.job_rules import (
     transfer_id,
 )
 from backup_server.job_run import JobRun
-from backup_server.model import Backup, Disk, PeerKind, Receipt, RegisteredPeer, VmConfig
+from backup_server.model import Backup, PeerKind, Receipt, RegisteredPeer
 from backup_server.ports import Array, HostRef, Peers
 from backup_server.registry import Registry
 from backup_server.server_db import ServerDb

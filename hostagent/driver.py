@@ -14,7 +14,8 @@ from __future__ import annotations
 from typing import Protocol
 
 from arraylift.ids import VmId
-from hostagent.vm_types import ConsistencyLevel, Disk, GuestFile, Vm
+from arraylift.vm.types import ConsistencyLevel, Disk
+from hostagent.vm_types import GuestFile, VmRecord
 
 
 class Driver(Protocol):
@@ -25,21 +26,21 @@ class Driver(Protocol):
         """As the virtual center shows it."""
         ...
 
-    def resume(self, vm: Vm) -> None:
+    def resume(self, vm: VmRecord) -> None:
         """Take a VM over from a process before this one; thaw it (D3). Once each, before any call."""
         ...
 
-    def start(self, vm: Vm) -> None:
+    def start(self, vm: VmRecord) -> None:
         """Power on. No effect on a running VM. Raises WrongState, PeerUnavailable."""
         ...
 
-    def stop(self, vm: Vm, *, grace_seconds: float, force: bool) -> None:
+    def stop(self, vm: VmRecord, *, grace_seconds: float, force: bool) -> None:
         """Power off: ask the guest, force after ``grace_seconds``; ``force`` does not ask."""
         ...
 
     def is_running(self, vm_id: VmId) -> bool: ...
 
-    def freeze(self, vm: Vm, *, timeout_seconds: float) -> ConsistencyLevel:
+    def freeze(self, vm: VmRecord, *, timeout_seconds: float) -> ConsistencyLevel:
         """Have the guest hold its writes back; returns the level reached (D1).
 
         Raises DeadlineExceeded, WrongState. REQUIRES a ``thaw`` afterwards, in any case.
@@ -50,33 +51,33 @@ class Driver(Protocol):
         """Let the guest go on (D2)."""
         ...
 
-    def attach(self, vm: Vm, disk: Disk) -> None:
+    def attach(self, vm: VmRecord, disk: Disk) -> None:
         """Show a disk to the guest; idempotent."""
         ...
 
-    def detach(self, vm: Vm, disk: Disk) -> None:
+    def detach(self, vm: VmRecord, disk: Disk) -> None:
         """Take a disk away; idempotent. Nothing is written to it afterwards."""
         ...
 
-    def forget(self, vm: Vm) -> None:
+    def forget(self, vm: VmRecord) -> None:
         """The VM is deleted: keep nothing of it. REQUIRES that it is off."""
         ...
 
-    def put_file(self, vm: Vm, disk: Disk, path: str, *, source: str, mode: int) -> GuestFile:
+    def put_file(self, vm: VmRecord, disk: Disk, path: str, *, source: str, mode: int) -> GuestFile:
         """Make or replace a guest's file by the local file ``source``; ``mode`` 0 keeps the old one's.
 
         Raises NotFound (directory), WrongState (off; no file system), InvalidRequest, OutOfSpace.
         """
         ...
 
-    def get_file(self, vm: Vm, disk: Disk, path: str, *, into: str) -> GuestFile:
+    def get_file(self, vm: VmRecord, disk: Disk, path: str, *, into: str) -> GuestFile:
         """Copy a guest's file into the local file ``into``. Raises NotFound, WrongState."""
         ...
 
-    def list_files(self, vm: Vm, disk: Disk, path: str) -> list[GuestFile]:
+    def list_files(self, vm: VmRecord, disk: Disk, path: str) -> list[GuestFile]:
         """A directory, by name. Raises NotFound, WrongState, Overloaded (too many entries)."""
         ...
 
-    def remove_file(self, vm: Vm, disk: Disk, path: str) -> None:
+    def remove_file(self, vm: VmRecord, disk: Disk, path: str) -> None:
         """Raises NotFound, WrongState (a directory)."""
         ...

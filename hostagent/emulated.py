@@ -22,11 +22,12 @@ from arraylift.clock import Clock
 from arraylift.errors import ArrayliftError, NotFound, WrongState
 from arraylift.ids import VmId
 from arraylift.logs import get_logger
+from arraylift.vm.types import ConsistencyLevel, Disk
 from hostagent.debugfs import ExtFiles, find_program
 from hostagent.disk_copy import DiskCopies, DiskCopy
 from hostagent.guest_gate import GuestGate
 from hostagent.partitions import find_ext
-from hostagent.vm_types import ConsistencyLevel, Disk, GuestFile, Vm
+from hostagent.vm_types import GuestFile, VmRecord
 
 DEFAULT_MODE = 0o644
 
@@ -47,17 +48,17 @@ class EmulatedDriver:
 
     # -- power ----------------------------------------------------------------------------------
 
-    def resume(self, vm: Vm) -> None:
+    def resume(self, vm: VmRecord) -> None:
         self._gate(vm).start()
 
-    def start(self, vm: Vm) -> None:
+    def start(self, vm: VmRecord) -> None:
         gate = self._gate(vm)
         if not gate.running:
             with gate.quiet():
                 self._copies.settle(vm.vm_id)  # M2
             gate.start()
 
-    def stop(self, vm: Vm, *, grace_seconds: float, force: bool) -> None:
+    def stop(self, vm: VmRecord, *, grace_seconds: float, force: bool) -> None:
         gate = self._gate(vm)
         gate.stop(grace_seconds=0 if force else grace_seconds)
         with gate.quiet():
@@ -76,7 +77,7 @@ class EmulatedDriver:
 
     # -- freeze ---------------------------------------------------------------------------------
 
-    def freeze(self, vm: Vm, *, timeout_seconds: float) -> ConsistencyLevel:
+    def freeze(self, vm: VmRecord, *, timeout_seconds: float) -> ConsistencyLevel:
         self._gate(vm).freeze(timeout_seconds)
         return ConsistencyLevel.FILESYSTEM if self._copies.is_settled(vm.vm_id) else ConsistencyLevel.CRASH
 
@@ -88,18 +89,18 @@ class EmulatedDriver:
 
     # -- disks ----------------------------------------------------------------------------------
 
-    def attach(self, vm: Vm, disk: Disk) -> None:
+    def attach(self, vm: VmRecord, disk: Disk) -> None:
         with self._lock:
             self._detached.get(vm.vm_id, set()).discard(_place(disk))
 
-    def detach(self, vm: Vm, disk: Disk) -> None:
+    def detach(self, vm: VmRecord, disk: Disk) -> None:
         with self._gate(vm).quiet():
             with self._lock:
                 # An operation that waits at the gate may know of the disk from before.
                 self._detached.setdefault(vm.vm_id, set()).add(_place(disk))
             self._copies.drop(vm.vm_id, disk.volume_name)
 
-    def forget(self, vm: Vm) -> None:
+    def forget(self, vm: VmRecord) -> None:
         self._copies.drop(vm.vm_id)
         with self._lock:
             self._gates.pop(vm.vm_id, None)
@@ -116,7 +117,7 @@ class EmulatedDriver:
 
     # -- files ----------------------------------------------------------------------------------
 
-    def put_file(self, vm: Vm, disk: Disk, path: str, *, source: str, mode: int) -> GuestFile:
+    def put_file(self, vm: VmRecord, disk: Disk, path: str, *, source: str, mode: int) -> GuestFile:
         with self._opened(vm, disk, change=True) as (copy, files):
             old = files.stat(path)
             if path == "/" or (old is not None and not stat.S_ISREG(old.mode)):
@@ -146,7 +147,7 @@ class EmulatedDriver:
             self._write_back(vm, disk, copy)
             return made
 
-    def get_file(self, vm: Vm, disk: Disk, path: str, *, into: str) -> GuestFile:
+    def get_file(self, vm: VmRecord, disk: Disk, path: str, *, into: str) -> GuestFile:
         with self._opened(vm, disk, change=False) as (_, files):
             found = _existing(vm, files, path)
             if not stat.S_ISREG(found.mode):
@@ -154,13 +155,13 @@ class EmulatedDriver:
             files.dump(path, os.path.relpath(into, self._copies.folder))
             return found
 
-    def list_files(self, vm: Vm, disk: Disk, path: str) -> list[GuestFile]:
+    def list_files(self, vm: VmRecord, disk: Disk, path: str) -> list[GuestFile]:
         with self._opened(vm, disk, change=False) as (_, files):
             if not stat.S_ISDIR(_existing(vm, files, path).mode):
                 raise WrongState(f"{path} is no directory", subject=vm.subject)
             return files.entries(path)
 
-    def remove_file(self, vm: Vm, disk: Disk, path: str) -> None:
+    def remove_file(self, vm: VmRecord, disk: Disk, path: str) -> None:
         with self._opened(vm, disk, change=True) as (copy, files):
             found = _existing(vm, files, path)
             if not (stat.S_ISREG(found.mode) or stat.S_ISLNK(found.mode)):
@@ -169,7 +170,7 @@ class EmulatedDriver:
             self._write_back(vm, disk, copy)
 
     @contextmanager
-    def _opened(self, vm: Vm, disk: Disk, *, change: bool) -> Iterator[tuple[DiskCopy, ExtFiles]]:
+    def _opened(self, vm: VmRecord, disk: Disk, *, change: bool) -> Iterator[tuple[DiskCopy, ExtFiles]]:
         """The disk's copy and the file system in it, as one operation of the guest."""
         find_program("debugfs")  # before gigabytes are read for nothing
         gate = self._gate(vm)
@@ -196,12 +197,12 @@ class EmulatedDriver:
                     )
                 yield copy, ExtFiles(copy.folder, copy.image_name, found.offset)
 
-    def _write_back(self, vm: Vm, disk: Disk, copy: DiskCopy) -> None:
+    def _write_back(self, vm: VmRecord, disk: Disk, copy: DiskCopy) -> None:
         with self._gate(vm).writing():  # M1
             written = self._copies.write_back(copy, vm.vm_id, disk.array_address, disk.volume_name)
         _log.info("guest_disk_changed", vm=vm.vm_id, disk=disk.name, bytes_written=written)
 
-    def _gate(self, vm: Vm) -> GuestGate:
+    def _gate(self, vm: VmRecord) -> GuestGate:
         with self._lock:
             gate = self._gates.get(vm.vm_id)
             if gate is None:
@@ -213,12 +214,12 @@ def _place(disk: Disk) -> tuple[str, str]:
     return disk.array_address, disk.volume_name
 
 
-def _existing(vm: Vm, files: ExtFiles, path: str) -> GuestFile:
+def _existing(vm: VmRecord, files: ExtFiles, path: str) -> GuestFile:
     found = files.stat(path)
     if found is None:
         raise NotFound(f"{vm.subject} has no {path}", subject=vm.subject)
     return found
 
 
-def _not_a_file(vm: Vm, path: str) -> WrongState:
+def _not_a_file(vm: VmRecord, path: str) -> WrongState:
     return WrongState(f"{path} of {vm.subject} is no regular file", subject=vm.subject)

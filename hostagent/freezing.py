@@ -17,8 +17,9 @@ from arraylift.clock import Clock
 from arraylift.errors import ArrayliftError
 from arraylift.failpoints import FAILPOINTS
 from arraylift.logs import get_logger
+from arraylift.vm.types import ConsistencyLevel
 from hostagent.driver import Driver
-from hostagent.vm_types import FREEZE_SECONDS_MAX, ConsistencyLevel, Vm
+from hostagent.vm_types import FREEZE_SECONDS_MAX, VmRecord
 
 QUIESCE_SHARE = 0.5
 """Part of the time that the guest has to come to a stop; the rest is for the snapshots."""
@@ -29,7 +30,7 @@ _log = get_logger("freezing")
 class FrozenGuest:
     """What is known of one freeze; ``level`` and ``frozen_ns`` are final when the block has ended."""
 
-    def __init__(self, driver: Driver, vm: Vm, clock: Clock, seconds_max: float) -> None:
+    def __init__(self, driver: Driver, vm: VmRecord, clock: Clock, seconds_max: float) -> None:
         self._driver, self._vm, self._clock = driver, vm, clock
         self._seconds_max = seconds_max
         self._lock = threading.Lock()
@@ -82,7 +83,7 @@ class FrozenGuest:
 
 @contextmanager
 def frozen_guest(
-    driver: Driver, vm: Vm, clock: Clock, *, seconds_max: float = FREEZE_SECONDS_MAX
+    driver: Driver, vm: VmRecord, clock: Clock, *, seconds_max: float = FREEZE_SECONDS_MAX
 ) -> Iterator[FrozenGuest]:
     """Freeze a running guest for the block; one that is off needs no freeze."""
     guest = FrozenGuest(driver, vm, clock, seconds_max)

@@ -17,11 +17,12 @@ from arraylift.durable import Files, RandomFile
 from arraylift.errors import Corruption, InvalidRequest, NotFound, Overloaded, WrongState
 from arraylift.ids import VmId, random_id
 from arraylift.sizes import EXTENT_BYTES_MAX
+from arraylift.vm.types import Disk
 from hostagent.driver import Driver
 from hostagent.machines import usable
 from hostagent.vm_rules import check_file_bytes, check_guest_path
 from hostagent.vm_store import VmStore
-from hostagent.vm_types import GUEST_FILE_BYTES_MAX, Disk, GuestFile, Vm
+from hostagent.vm_types import GUEST_FILE_BYTES_MAX, GuestFile, VmRecord
 
 TRANSFERS_MAX = 8
 MODE_MAX = 0o7777
@@ -73,7 +74,7 @@ class GuestFiles:
         vm, disk = self._where(vm_id, disk_name)
         self._driver.remove_file(vm, disk, check_guest_path(path))
 
-    def _where(self, vm_id: VmId, disk_name: str) -> tuple[Vm, Disk]:
+    def _where(self, vm_id: VmId, disk_name: str) -> tuple[VmRecord, Disk]:
         vm = usable(self._store.vms.get(vm_id))
         for disk in vm.config.disks:
             if disk_name in {"", disk.name}:

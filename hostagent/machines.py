@@ -30,19 +30,12 @@ from arraylift.failpoints import FAILPOINTS
 from arraylift.ids import VmId
 from arraylift.logs import get_logger
 from arraylift.outcome import attempt
+from arraylift.vm.types import GRACE_SECONDS, GRACE_SECONDS_MAX, Disk, VmConfig
 from hostagent.driver import Driver
 from hostagent.locks import KeyedLocks
 from hostagent.vm_rules import check_config, check_disk, complete_config, request_digest
 from hostagent.vm_store import VmStore
-from hostagent.vm_types import (
-    GRACE_SECONDS,
-    GRACE_SECONDS_MAX,
-    VMS_MAX,
-    Disk,
-    Vm,
-    VmConfig,
-    VmState,
-)
+from hostagent.vm_types import VMS_MAX, VmRecord, VmState
 from hostagent.volumes import VolumeFacts, Volumes
 
 SETTLE_SECONDS = 5.0
@@ -56,7 +49,7 @@ _REFUSED = (AlreadyExists, InvalidRequest, NotFound, OutOfSpace, Overloaded, Wro
 _log = get_logger("machines")
 
 
-def usable(vm: Vm) -> Vm:
+def usable(vm: VmRecord) -> VmRecord:
     """Return the VM, or raise: nobody was told of one that is being made."""
     if vm.state is VmState.MAKING:
         raise NotFound(f"there is no VM {vm.vm_id}", subject=vm.subject)
@@ -95,26 +88,26 @@ class Machines:
 
     # -- looks ----------------------------------------------------------------------------------
 
-    def get(self, vm_id: VmId) -> Vm:
+    def get(self, vm_id: VmId) -> VmRecord:
         """Raises NotFound."""
         vm = self._store.get(vm_id)
         return vm if vm.state is VmState.DELETING else usable(vm)
 
-    def get_named(self, name: str) -> Vm:
+    def get_named(self, name: str) -> VmRecord:
         """Raises NotFound."""
         for vm in self.listed():
             if vm.config.name == name:
                 return vm
         raise NotFound(f"there is no VM {name!r} on this host", subject=f"VM {name}")
 
-    def listed(self) -> list[Vm]:
+    def listed(self) -> list[VmRecord]:
         """All VMs, by name."""
         told = (vm for vm in self._store.all() if vm.state is not VmState.MAKING)
         return sorted(told, key=lambda vm: vm.config.name)
 
     # -- making ---------------------------------------------------------------------------------
 
-    def create(self, vm_id: VmId, config: VmConfig) -> Vm:
+    def create(self, vm_id: VmId, config: VmConfig) -> VmRecord:
         """Make a VM with its volumes; the same request again returns it.
 
         Raises InvalidRequest, AlreadyExists, NotFound (volume), Overloaded, OutOfSpace, PeerUnavailable.
@@ -141,7 +134,9 @@ class Machines:
                     )
                 return usable(known)
             made = tuple(disk.name for disk in config.disks if not disk.volume_name)
-            vm = Vm(vm_id, complete_config(config, secrets.token_bytes), VmState.MAKING, 0, digest, made)
+            vm = VmRecord(
+                vm_id, complete_config(config, secrets.token_bytes), VmState.MAKING, 0, digest, made
+            )
             self._reserve(vm)
             try:
                 FAILPOINTS.hit("vm.making")
@@ -162,7 +157,7 @@ class Machines:
         _log.info("vm_made", vm=vm_id, name=vm.config.name, disks=len(vm.config.disks))
         return vm
 
-    def _reserve(self, vm: Vm) -> None:
+    def _reserve(self, vm: VmRecord) -> None:
         """Take name and volumes, durably (H1, H2). Raises AlreadyExists, Overloaded."""
         with self._names:
             others = [
@@ -184,7 +179,7 @@ class Machines:
             self._store.put(vm)
             self._making.add(vm.vm_id)
 
-    def _ready_disk(self, vm: Vm, disk: Disk) -> Disk:
+    def _ready_disk(self, vm: VmRecord, disk: Disk) -> Disk:
         if disk.name in vm.made_volumes:
             self._volumes.create(disk.array_address, disk.volume_name, disk.size_bytes)
             return disk
@@ -198,7 +193,7 @@ class Machines:
             )
         return found
 
-    def _undo(self, vm: Vm) -> None:
+    def _undo(self, vm: VmRecord) -> None:
         """Delete the volumes that were made for it, then its record (H1). Under the VM's lock."""
         settled = self._settled.get(vm.vm_id, 0.0) <= self._clock.monotonic()
         for disk in vm.config.disks:
@@ -209,7 +204,7 @@ class Machines:
             self._settled.pop(vm.vm_id, None)
             _log.info("vm_undone", vm=vm.vm_id)
 
-    def _unsettle(self, vm: Vm) -> None:
+    def _unsettle(self, vm: VmRecord) -> None:
         self._settled[vm.vm_id] = self._clock.monotonic() + SETTLE_SECONDS
 
     # -- deletion -------------------------------------------------------------------------------
@@ -231,7 +226,7 @@ class Machines:
                     FAILPOINTS.hit("vm.deleting")
             self._finish_delete(vm)
 
-    def _check_deletable(self, vm: Vm) -> None:
+    def _check_deletable(self, vm: VmRecord) -> None:
         for disk in vm.config.disks:
             found = self._volumes.find(disk.array_address, disk.volume_name)
             if found is not None and found.snapshot_count:
@@ -241,7 +236,7 @@ class Machines:
                     next_step="delete them first, or keep the volumes",
                 )
 
-    def _finish_delete(self, vm: Vm) -> None:
+    def _finish_delete(self, vm: VmRecord) -> None:
         if vm.state is VmState.DELETING:
             for disk in vm.config.disks:
                 self._volumes.delete(disk.array_address, disk.volume_name)
@@ -272,7 +267,7 @@ class Machines:
 
     # -- power ----------------------------------------------------------------------------------
 
-    def power_on(self, vm_id: VmId) -> Vm:
+    def power_on(self, vm_id: VmId) -> VmRecord:
         """Raises NotFound, WrongState (a disk is missing), PeerUnavailable."""
         with self._locks.hold(vm_id):
             vm = usable(self._store.get(vm_id))
@@ -293,7 +288,7 @@ class Machines:
                 self._driver.stop(vm, grace_seconds=0, force=True)
                 raise
 
-    def power_off(self, vm_id: VmId, *, grace_seconds: int = 0, force: bool = False) -> Vm:
+    def power_off(self, vm_id: VmId, *, grace_seconds: int = 0, force: bool = False) -> VmRecord:
         """Raises NotFound, InvalidRequest, PeerUnavailable (a disk has still to be written)."""
         if grace_seconds > GRACE_SECONDS_MAX:
             raise InvalidRequest(f"the grace is at most {GRACE_SECONDS_MAX} s")
@@ -306,7 +301,7 @@ class Machines:
 
     # -- disks ----------------------------------------------------------------------------------
 
-    def attach(self, vm_id: VmId, disk: Disk) -> Vm:
+    def attach(self, vm_id: VmId, disk: Disk) -> VmRecord:
         """Add an existing volume as the last disk; idempotent.
 
         Raises NotFound, AlreadyExists (name; the volume is another VM's), InvalidRequest, PeerUnavailable.
@@ -335,7 +330,7 @@ class Machines:
             self._driver.attach(vm, disk)
             return vm
 
-    def detach(self, vm_id: VmId, disk_name: str) -> Vm:
+    def detach(self, vm_id: VmId, disk_name: str) -> VmRecord:
         """Take a disk away; its volume stays. Idempotent. Raises NotFound (VM)."""
         with self._locks.hold(vm_id):
             vm = usable(self._store.get(vm_id))
@@ -350,7 +345,7 @@ class Machines:
                 self._driver.attach(vm, gone[0])
                 raise
 
-    def _put(self, vm: Vm, state: VmState) -> Vm:
+    def _put(self, vm: VmRecord, state: VmState) -> VmRecord:
         """Make a change durable (H3)."""
         vm = replace(vm, state=state, revision=vm.revision + 1)
         self._store.put(vm)
@@ -364,7 +359,7 @@ def _same_volume(one: Disk, other: Disk) -> bool:
     return same_array and one.volume_name == other.volume_name
 
 
-def _refuse_shared(owner: Vm, disk: Disk) -> None:
+def _refuse_shared(owner: VmRecord, disk: Disk) -> None:
     if any(_same_volume(known, disk) for known in owner.config.disks):
         raise AlreadyExists(
             f"volume {disk.volume_name!r} is a disk of {owner.subject}",

@@ -17,7 +17,7 @@ from typing import Protocol
 from arraylift.errors import ArrayliftError, NotFound
 from arraylift.logs import get_logger
 from arraylift.outcome import attempt
-from hostagent.vm_types import Vm
+from hostagent.vm_types import VmRecord
 
 REPORT_SECONDS = 5.0
 _TOKEN_SHIFT = 32
@@ -41,7 +41,7 @@ class Center(Protocol):
 
     def register(self, facts: HostFacts) -> None: ...
 
-    def report(self, facts: HostFacts, sequence: int, vms: list[Vm], memory_free_bytes: int) -> None:
+    def report(self, facts: HostFacts, sequence: int, vms: list[VmRecord], memory_free_bytes: int) -> None:
         """Raises NotFound (register first), PeerUnavailable."""
         ...
 
@@ -53,7 +53,7 @@ class Reporter:
         self,
         center: Center,
         facts: HostFacts,
-        inventory: Callable[[], list[Vm]],
+        inventory: Callable[[], list[VmRecord]],
         *,
         token: int,
         seconds: float = REPORT_SECONDS,

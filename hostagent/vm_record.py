@@ -13,30 +13,21 @@ from typing import Any, TypeVar
 from arraylift import envelope
 from arraylift.errors import Corruption, InvalidRequest
 from arraylift.ids import SnapshotId, VmId, VmSnapshotId, check_id
-from hostagent.vm_types import (
-    ConsistencyLevel,
-    Disk,
-    DiskSnapshot,
-    NetworkInterface,
-    SnapshotState,
-    Vm,
-    VmConfig,
-    VmSnapshot,
-    VmState,
-)
+from arraylift.vm.types import ConsistencyLevel, Disk, DiskSnapshot, NetworkInterface, VmConfig
+from hostagent.vm_types import SnapshotRecord, SnapshotState, VmRecord, VmState
 
 VM_MAGIC = b"ALVMRECD"
 SNAPSHOT_MAGIC = b"ALVMSNAP"
 
-_VM_KEYS = frozenset(field.name for field in fields(Vm))
-_SNAPSHOT_KEYS = frozenset(field.name for field in fields(VmSnapshot))
+_VM_KEYS = frozenset(field.name for field in fields(VmRecord))
+_SNAPSHOT_KEYS = frozenset(field.name for field in fields(SnapshotRecord))
 _CONFIG_KEYS = frozenset(field.name for field in fields(VmConfig))
 _TYPES = {"int": int, "str": str}
 
 T = TypeVar("T", Disk, NetworkInterface, DiskSnapshot)
 
 
-def encode_vm(vm: Vm) -> bytes:
+def encode_vm(vm: VmRecord) -> bytes:
     """Return the whole file of a VM."""
     return envelope.encode(
         VM_MAGIC,
@@ -53,11 +44,11 @@ def encode_vm(vm: Vm) -> bytes:
     )
 
 
-def decode_vm(data: bytes, *, what: str) -> Vm:
+def decode_vm(data: bytes, *, what: str) -> VmRecord:
     """Raises Corruption (V1), WrongState (a newer format)."""
     value = envelope.decode_json(VM_MAGIC, data, what=what, keys=_VM_KEYS)
     try:
-        return Vm(
+        return VmRecord(
             vm_id=VmId(check_id(value["vm_id"], "VM id")),
             config=_config(value["config"]),
             state=VmState(value["state"]),
@@ -69,7 +60,7 @@ def decode_vm(data: bytes, *, what: str) -> Vm:
         raise _senseless(what, error) from error
 
 
-def encode_snapshot(snapshot: VmSnapshot) -> bytes:
+def encode_snapshot(snapshot: SnapshotRecord) -> bytes:
     """Return the whole file of a VM snapshot."""
     return envelope.encode(
         SNAPSHOT_MAGIC,
@@ -91,7 +82,7 @@ def encode_snapshot(snapshot: VmSnapshot) -> bytes:
     )
 
 
-def decode_snapshot(data: bytes, *, what: str) -> VmSnapshot:
+def decode_snapshot(data: bytes, *, what: str) -> SnapshotRecord:
     """Raises Corruption (V1), WrongState (a newer format)."""
     value = envelope.decode_json(SNAPSHOT_MAGIC, data, what=what, keys=_SNAPSHOT_KEYS)
     try:
@@ -99,7 +90,7 @@ def decode_snapshot(data: bytes, *, what: str) -> VmSnapshot:
         disks = tuple(_plain(DiskSnapshot, disk) for disk in value["disks"])
         for disk in disks:
             SnapshotId(check_id(disk.snapshot_id, "snapshot id"))
-        return VmSnapshot(
+        return SnapshotRecord(
             vm_snapshot_id=VmSnapshotId(check_id(value["vm_snapshot_id"], "VM snapshot id")),
             vm_id=VmId(check_id(value["vm_id"], "VM id")),
             name=_typed(value["name"], str),

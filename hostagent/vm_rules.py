@@ -16,21 +16,16 @@ from arraylift.envelope import canonical_json
 from arraylift.errors import InvalidRequest
 from arraylift.ids import check_name
 from arraylift.sizes import IMAGE_BYTES_MAX
+from arraylift.vm.types import DISKS_MAX, NETWORKS_MAX, TAGS_MAX, Disk, NetworkInterface, VmConfig
 from hostagent.vm_record import config_to_json
 from hostagent.vm_types import (
     ARRAYS_PER_VM_MAX,
     CPUS_MAX,
-    DISKS_MAX,
     FIRMWARES,
     GUEST_FILE_BYTES_MAX,
     MEMORY_BYTES_MAX,
     MEMORY_BYTES_MIN,
-    NETWORKS_MAX,
     TAG_VALUE_BYTES_MAX,
-    TAGS_MAX,
-    Disk,
-    NetworkInterface,
-    VmConfig,
 )
 
 SECTOR_BYTES = 512

@@ -38,6 +38,14 @@ from arraylift.failpoints import FAILPOINTS
 from arraylift.ids import VmId, VmSnapshotId, check_name, random_id
 from arraylift.logs import get_logger
 from arraylift.outcome import attempt
+from arraylift.vm.types import (
+    LEASE_SECONDS,
+    LEASE_SECONDS_MAX,
+    LEASE_SECONDS_MIN,
+    ConsistencyLevel,
+    Disk,
+    DiskSnapshot,
+)
 from hostagent.driver import Driver
 from hostagent.freezing import FrozenGuest, frozen_guest
 from hostagent.locks import KeyedLocks
@@ -45,16 +53,10 @@ from hostagent.machines import usable
 from hostagent.vm_store import VmStore
 from hostagent.vm_types import (
     FREEZE_SECONDS_MAX,
-    LEASE_SECONDS,
-    LEASE_SECONDS_MAX,
-    LEASE_SECONDS_MIN,
     VM_SNAPSHOTS_PER_VM_MAX,
-    ConsistencyLevel,
-    Disk,
-    DiskSnapshot,
+    SnapshotRecord,
     SnapshotState,
-    Vm,
-    VmSnapshot,
+    VmRecord,
 )
 from hostagent.volumes import TakenSnapshot, Volumes
 
@@ -117,10 +119,10 @@ class VmSnapshots:
         vm_id: VmId,
         name: str,
         *,
-        level_min: ConsistencyLevel = ConsistencyLevel.CRASH,
+        level_min: ConsistencyLevel = ConsistencyLevel.UNSPECIFIED,
         lease_seconds: int = 0,
         exclude_disks: Sequence[str] = (),
-    ) -> VmSnapshot:
+    ) -> SnapshotRecord:
         """Take one, or return the one of that name with its lease restarted.
 
         Raises NotFound, WrongState (level; nothing is left), PeerUnavailable, Overloaded, OutOfSpace.
@@ -156,14 +158,14 @@ class VmSnapshots:
         )
         return ready
 
-    def get(self, vm_snapshot_id: VmSnapshotId) -> VmSnapshot:
+    def get(self, vm_snapshot_id: VmSnapshotId) -> SnapshotRecord:
         """Raises NotFound, also for one whose lease has lapsed."""
         found = self._store.snapshots.get(vm_snapshot_id)
         if found.state is not SnapshotState.READY:
             raise NotFound(f"there is no {found.subject} any more", subject=found.subject)
         return found
 
-    def listed(self, vm_id: VmId | None) -> list[VmSnapshot]:
+    def listed(self, vm_id: VmId | None) -> list[SnapshotRecord]:
         """Those that are READY, oldest first; of one VM or of all."""
         ready = (one for one in self._store.snapshots.all() if one.state is SnapshotState.READY)
         chosen = (one for one in ready if vm_id is None or one.vm_id == vm_id)
@@ -198,7 +200,7 @@ class VmSnapshots:
 
     # -- taking ---------------------------------------------------------------------------------
 
-    def _intent(self, vm: Vm, name: str, lease_seconds: int, exclude: Sequence[str]) -> VmSnapshot:
+    def _intent(self, vm: VmRecord, name: str, lease_seconds: int, exclude: Sequence[str]) -> SnapshotRecord:
         known = {disk.name for disk in vm.config.disks}
         strange = [disk for disk in exclude if disk not in known]
         if strange:
@@ -210,7 +212,7 @@ class VmSnapshots:
                 next_step="delete some first",
             )
         chosen = [disk for disk in vm.config.disks if disk.name not in exclude]
-        return VmSnapshot(
+        return SnapshotRecord(
             vm_snapshot_id=VmSnapshotId(random_id()),
             vm_id=vm.vm_id,
             name=name,
@@ -224,7 +226,7 @@ class VmSnapshots:
             lease_seconds=lease_seconds,
         )
 
-    def _taken(self, vm: Vm, intent: VmSnapshot, level_min: ConsistencyLevel) -> VmSnapshot:
+    def _taken(self, vm: VmRecord, intent: SnapshotRecord, level_min: ConsistencyLevel) -> SnapshotRecord:
         with frozen_guest(self._driver, vm, self._clock, seconds_max=self._freeze_seconds_max) as guest:
             taken = self._groups(intent, guest)
             created_at_ns = self._clock.wall_ns()
@@ -246,7 +248,7 @@ class VmSnapshots:
             disks=tuple(_disk_snapshot(disk, taken) for disk in intent.config.disks),
         )
 
-    def _groups(self, intent: VmSnapshot, guest: FrozenGuest) -> dict[tuple[str, str], TakenSnapshot]:
+    def _groups(self, intent: SnapshotRecord, guest: FrozenGuest) -> dict[tuple[str, str], TakenSnapshot]:
         """One group on each array, all at once; by (address, volume)."""
 
         def take(address: str) -> tuple[list[TakenSnapshot] | None, ArrayliftError | None]:
@@ -281,7 +283,7 @@ class VmSnapshots:
             raise Corruption("an array took other snapshots than it was asked for", subject=intent.subject)
         return taken
 
-    def _abandon(self, intent: VmSnapshot, *, at_once: bool) -> None:
+    def _abandon(self, intent: SnapshotRecord, *, at_once: bool) -> None:
         """Undo a snapshot that was not answered: now, if every array has spoken, else by the reaper."""
         if not at_once:
             self._unsettle(intent.vm_snapshot_id)
@@ -289,7 +291,7 @@ class VmSnapshots:
         if error is not None:
             _log.warning("vm_snapshot_undo_waits", vm_snapshot=intent.vm_snapshot_id, error=str(error))
 
-    def _undo(self, intent: VmSnapshot, *, at_once: bool) -> bool:
+    def _undo(self, intent: SnapshotRecord, *, at_once: bool) -> bool:
         with self._locks.hold(intent.vm_snapshot_id):
             marked = self._mark(intent)
             if at_once:
@@ -330,7 +332,7 @@ class VmSnapshots:
                 self._release(snapshot)
             return True
 
-    def _mark(self, snapshot: VmSnapshot) -> VmSnapshot:
+    def _mark(self, snapshot: SnapshotRecord) -> SnapshotRecord:
         """N4. Under the snapshot's lock."""
         if snapshot.state is not SnapshotState.RELEASING:
             snapshot = replace(snapshot, state=SnapshotState.RELEASING)
@@ -338,7 +340,7 @@ class VmSnapshots:
         FAILPOINTS.hit("vm-snapshot.release.marked")
         return snapshot
 
-    def _release(self, snapshot: VmSnapshot) -> None:
+    def _release(self, snapshot: SnapshotRecord) -> None:
         """Delete on every array, then forget (N1). Under the snapshot's lock. Raises the first error."""
         care = self._care_of(snapshot.vm_snapshot_id)
         settled = care.settled <= self._clock.monotonic()  # before the arrays are asked
@@ -354,7 +356,7 @@ class VmSnapshots:
                 self._care.pop(snapshot.vm_snapshot_id, None)
             _log.info("vm_snapshot_released", vm_snapshot=snapshot.vm_snapshot_id)
 
-    def _release_on(self, address: str, snapshot: VmSnapshot) -> list[ArrayliftError]:
+    def _release_on(self, address: str, snapshot: SnapshotRecord) -> list[ArrayliftError]:
         ids = [disk.snapshot_id for disk in snapshot.disks if disk.array_address == address]
         if not ids:  # half made: the label says which are ours
             names = _volumes_on(snapshot, address)
@@ -379,14 +381,14 @@ class VmSnapshots:
 
     # -- book-keeping ---------------------------------------------------------------------------
 
-    def _of(self, vm_id: VmId) -> list[VmSnapshot]:
+    def _of(self, vm_id: VmId) -> list[SnapshotRecord]:
         return [one for one in self._store.snapshots.all() if one.vm_id == vm_id]
 
     def _care_of(self, vm_snapshot_id: VmSnapshotId) -> _Care:
         with self._lock:
             return self._care.setdefault(vm_snapshot_id, _Care())
 
-    def _restart_lease(self, snapshot: VmSnapshot) -> None:
+    def _restart_lease(self, snapshot: SnapshotRecord) -> None:
         care = self._care_of(snapshot.vm_snapshot_id)
         care.lapses = self._clock.monotonic() + snapshot.lease_seconds
 
@@ -398,7 +400,7 @@ class VmSnapshots:
         self._releases.shutdown(wait=False, cancel_futures=True)
 
 
-def _volumes_on(snapshot: VmSnapshot, address: str) -> list[str]:
+def _volumes_on(snapshot: SnapshotRecord, address: str) -> list[str]:
     return [disk.volume_name for disk in snapshot.config.disks if disk.array_address == address]
 
 

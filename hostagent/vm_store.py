@@ -20,12 +20,12 @@ from arraylift.durable import Files
 from arraylift.errors import Corruption, NotFound, Overloaded
 from arraylift.ids import VmId, VmSnapshotId
 from hostagent import vm_record
-from hostagent.vm_types import RECORDS_BYTES_MAX, Vm, VmSnapshot
+from hostagent.vm_types import RECORDS_BYTES_MAX, SnapshotRecord, VmRecord
 
 SUFFIX = ".alv"
 
 Id = TypeVar("Id", VmId, VmSnapshotId)
-Record = TypeVar("Record", Vm, VmSnapshot)
+Record = TypeVar("Record", VmRecord, SnapshotRecord)
 
 
 class RecordStore(Generic[Id, Record]):
@@ -115,7 +115,7 @@ class VmStore:
         files.make_dirs(state_path)
         self._lock = files.lock(state_path)
         try:
-            self.vms: RecordStore[VmId, Vm] = RecordStore(
+            self.vms: RecordStore[VmId, VmRecord] = RecordStore(
                 files,
                 f"{state_path}/vms",
                 label="vm",
@@ -123,7 +123,7 @@ class VmStore:
                 decode=vm_record.decode_vm,
                 id_of=lambda vm: vm.vm_id,
             )
-            self.snapshots: RecordStore[VmSnapshotId, VmSnapshot] = RecordStore(
+            self.snapshots: RecordStore[VmSnapshotId, SnapshotRecord] = RecordStore(
                 files,
                 f"{state_path}/vm-snapshots",
                 label="vm-snapshot",

@@ -1,44 +1,32 @@
-"""What a host says of its VMs, and the limits that it keeps.
+"""What a host keeps of its VMs and VM snapshots, and the limits that are its own.
 
-Callers: every module of the host agent; values only, no behaviour.
+What it says of them to others are the values of ``arraylift.vm.types``.
+Callers: every module of the host agent; values only.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import IntEnum, StrEnum
+from enum import StrEnum
 
-from arraylift.ids import SnapshotId, VmId, VmSnapshotId
+from arraylift.ids import VmId, VmSnapshotId
 from arraylift.sizes import GIB, MIB, TIB
+from arraylift.vm.types import ConsistencyLevel, DiskSnapshot, PowerState, Vm, VmConfig, VmSnapshot
 
 CPUS_MAX = 256
 MEMORY_BYTES_MIN, MEMORY_BYTES_MAX = MIB, 4 * TIB
-DISKS_MAX = 64
-NETWORKS_MAX = 16
 ARRAYS_PER_VM_MAX = 16
 """Arrays that one VM's disks may lie on: each is one call while the guest is frozen."""
-TAGS_MAX = 64
 TAG_VALUE_BYTES_MAX = 1024
 VMS_MAX = 1024
 VM_SNAPSHOTS_PER_VM_MAX = 64
 RECORDS_BYTES_MAX = 3 * MIB
 """All VMs of a host, and all its VM snapshots, each fit into one message of 4 MiB."""
-LEASE_SECONDS, LEASE_SECONDS_MIN = 60, 10
-LEASE_SECONDS_MAX = 3600
 FREEZE_SECONDS_MAX = 10.0
 """Longest time that a guest stands still, whatever happens."""
-GRACE_SECONDS, GRACE_SECONDS_MAX = 30, 3600
 GUEST_FILE_BYTES_MAX = GIB
 GUEST_ENTRIES_MAX = 100_000
 FIRMWARES = ("bios", "uefi")
-
-
-class ConsistencyLevel(IntEnum):
-    """How consistent a VM snapshot is; higher is better."""
-
-    CRASH = 1
-    FILESYSTEM = 2
-    APPLICATION = 3
 
 
 class VmState(StrEnum):
@@ -63,38 +51,7 @@ class SnapshotState(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Disk:
-    """A volume of an array, as a disk of a VM. ``volume_name`` empty: to be made."""
-
-    name: str
-    array: str
-    array_address: str
-    volume_name: str
-    size_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class NetworkInterface:
-    mac: str
-    network: str
-
-
-@dataclass(frozen=True, slots=True)
-class VmConfig:
-    """The VM attributes: what is needed to make the VM again."""
-
-    name: str
-    uuid: str
-    cpus: int
-    memory_bytes: int
-    disks: tuple[Disk, ...]
-    networks: tuple[NetworkInterface, ...]
-    tags: tuple[tuple[str, str], ...]
-    firmware: str
-
-
-@dataclass(frozen=True, slots=True)
-class Vm:
+class VmRecord:
     """``request`` is the digest of the CreateVm that made it; ``made_volumes`` names the disks
     whose volumes were made for it, which alone are removed when making it fails."""
 
@@ -109,19 +66,14 @@ class Vm:
     def subject(self) -> str:
         return f"VM {self.config.name}"
 
-
-@dataclass(frozen=True, slots=True)
-class DiskSnapshot:
-    disk_name: str
-    array: str
-    array_address: str
-    volume_name: str
-    snapshot_id: SnapshotId
-    size_bytes: int
+    def told(self, host: str) -> Vm:
+        """As this host, of that name, tells others of it."""
+        power = PowerState.ON if self.state is VmState.ON else PowerState.OFF
+        return Vm(self.vm_id, self.config, power, host, self.revision)
 
 
 @dataclass(frozen=True, slots=True)
-class VmSnapshot:
+class SnapshotRecord:
     """Volume snapshots of one VM's disks, taken while its guest stood still for ``frozen_ns``.
 
     ``level`` is None until it is READY. The arrays know each volume snapshot under the label
@@ -143,6 +95,21 @@ class VmSnapshot:
     @property
     def subject(self) -> str:
         return f"VM snapshot {self.vm_snapshot_id}"
+
+    def told(self) -> VmSnapshot:
+        """As others are told of it."""
+        assert self.level is not None, "only a READY snapshot is told of"
+        return VmSnapshot(
+            vm_snapshot_id=self.vm_snapshot_id,
+            vm_id=self.vm_id,
+            name=self.name,
+            level=self.level,
+            frozen_ns=self.frozen_ns,
+            created_at_ns=self.created_at_ns,
+            config=self.config,
+            disks=self.disks,
+            lease_seconds=self.lease_seconds,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,8 @@ from collections import deque
 from dataclasses import dataclass
 
 from arraylift.ids import VmId
-from vcenter.model import VMS_MAX, Vm
+from arraylift.vm.types import Vm
+from vcenter.model import VMS_MAX
 
 EVENTS_MAX = 4_096
 

@@ -20,7 +20,8 @@ from dataclasses import dataclass, field, replace
 
 from arraylift.errors import NotFound, Overloaded, WrongState
 from arraylift.ids import VmId
-from vcenter.model import HOSTS_MAX, VMS_MAX, Host, PowerState, Report, Vm
+from arraylift.vm.types import PowerState, Vm
+from vcenter.model import HOSTS_MAX, VMS_MAX, Host, Report
 
 NAMES_SHOWN_MAX = 4
 

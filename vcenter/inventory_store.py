@@ -28,9 +28,9 @@ from arraylift.durable import Files
 from arraylift.errors import ArrayliftError, Corruption, OutOfSpace, StoreFailed, WrongState
 from arraylift.failpoints import FAILPOINTS, Failpoints
 from arraylift.ids import VmId, VmSnapshotId
+from arraylift.vm.types import VmConfig
 from vcenter import record
 from vcenter.inventory import Change, Inventory, rebuild
-from vcenter.model import VmConfig
 
 HISTORY_PER_VM_MAX = 32
 HISTORY_MAX = 200_000

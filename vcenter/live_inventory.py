@@ -22,11 +22,12 @@ from arraylift.clock import Clock
 from arraylift.errors import NotFound, PeerUnavailable
 from arraylift.ids import VmId
 from arraylift.logs import get_logger
+from arraylift.vm.types import Vm
 from vcenter import inventory as core
 from vcenter.event_log import Event, EventLog
 from vcenter.inventory import Change, Hold, Inventory
 from vcenter.inventory_store import InventoryStore, PastConfig
-from vcenter.model import Host, Report, Vm
+from vcenter.model import Host, Report
 
 SILENCE_SECONDS = 20.0
 HOLD_SECONDS = 10.0

@@ -19,8 +19,10 @@ from arraylift.ids import VmId, VmSnapshotId
 from arraylift.pki import TlsMaterial
 from arraylift.rpc.channel import call, connect
 from arraylift.v1 import vm_pb2, vm_pb2_grpc
-from vcenter import convert
-from vcenter.model import HOSTS_MAX, Disk, Host, SnapshotRequest, Vm, VmConfig, VmSnapshot
+from arraylift.vm import convert as shared
+from arraylift.vm.types import Disk, SnapshotRequest, Vm, VmConfig, VmSnapshot
+from vcenter import admission, convert
+from vcenter.model import HOSTS_MAX, Host
 
 CHANNELS_MAX = HOSTS_MAX
 
@@ -38,37 +40,31 @@ class HostPeers:
 
     def list_vms(self, host: Host, *, seconds: float) -> Sequence[Vm]:
         answer = self._call(host, "ListVms", vm_pb2.ListVmsRequest(), seconds)
-        return _believed(host, lambda: [convert.vm_from_pb(vm, host=host.name) for vm in answer.vms])
+        return [_vm(host, vm) for vm in answer.vms]
 
     def create_vm(self, host: Host, vm_id: VmId, config: VmConfig, *, seconds: float) -> Vm:
-        request = vm_pb2.CreateVmRequest(vm_id=vm_id, config=convert.config_to_pb(config))
-        return self._vm(host, self._call(host, "CreateVm", request, seconds))
+        request = vm_pb2.CreateVmRequest(vm_id=vm_id, config=shared.config_to_pb(config))
+        return _vm(host, self._call(host, "CreateVm", request, seconds).vm)
 
     def delete_vm(self, host: Host, vm_id: VmId, *, keep_volumes: bool, seconds: float) -> None:
         request = vm_pb2.DeleteVmRequest(vm_id=vm_id, keep_volumes=keep_volumes)
         self._call(host, "DeleteVm", request, seconds)
 
     def power_on(self, host: Host, vm_id: VmId, *, seconds: float) -> Vm:
-        return self._vm(host, self._call(host, "PowerOn", vm_pb2.PowerOnRequest(vm_id=vm_id), seconds))
+        return _vm(host, self._call(host, "PowerOn", vm_pb2.PowerOnRequest(vm_id=vm_id), seconds).vm)
 
     def power_off(self, host: Host, vm_id: VmId, *, grace_seconds: int, force: bool, seconds: float) -> Vm:
         request = vm_pb2.PowerOffRequest(vm_id=vm_id, grace_seconds=grace_seconds, force=force)
-        return self._vm(host, self._call(host, "PowerOff", request, seconds))
+        return _vm(host, self._call(host, "PowerOff", request, seconds).vm)
 
     def attach_volume(self, host: Host, vm_id: VmId, disk: Disk, *, seconds: float) -> Vm:
-        request = vm_pb2.AttachVolumeRequest(vm_id=vm_id, disk=convert.disk_to_pb(disk))
-        return self._vm(host, self._call(host, "AttachVolume", request, seconds))
+        request = vm_pb2.AttachVolumeRequest(vm_id=vm_id, disk=shared.disk_to_pb(disk))
+        return _vm(host, self._call(host, "AttachVolume", request, seconds).vm)
 
     def create_vm_snapshot(self, host: Host, request: SnapshotRequest, *, seconds: float) -> VmSnapshot:
-        message = vm_pb2.CreateVmSnapshotRequest(
-            vm_id=request.vm_id,
-            name=request.name,
-            level_min=vm_pb2.ConsistencyLevel.Name(request.level_min),
-            lease_seconds=request.lease_seconds,
-            exclude_disks=request.exclude_disks,
-        )
+        message = shared.snapshot_request_to_pb(request, vm_pb2.CreateVmSnapshotRequest)
         answer = self._call(host, "CreateVmSnapshot", message, seconds)
-        return _believed(host, lambda: convert.snapshot_from_pb(answer.snapshot))
+        return _believed(host, admission.check_snapshot, shared.snapshot_from_pb(answer.snapshot))
 
     def delete_vm_snapshot(self, host: Host, vm_snapshot_id: VmSnapshotId, *, seconds: float) -> None:
         request = vm_pb2.DeleteVmSnapshotRequest(vm_snapshot_id=vm_snapshot_id)
@@ -84,9 +80,6 @@ class HostPeers:
             for channel in self._channels.values():
                 channel.close()
             self._channels.clear()
-
-    def _vm(self, host: Host, answer: Any) -> Vm:
-        return _believed(host, lambda: convert.vm_from_pb(answer.vm, host=host.name))
 
     def _call(self, host: Host, method: str, request: object, seconds: float) -> Any:
         peer = f"host {host.name} at {host.address}"
@@ -109,10 +102,14 @@ class HostPeers:
             return channel
 
 
-def _believed(host: Host, parse: Callable[[], T]) -> T:
+def _vm(host: Host, vm: vm_pb2.Vm) -> Vm:
+    return _believed(host, admission.check_vm, convert.vm_from_pb(vm, host=host.name))
+
+
+def _believed(host: Host, check: Callable[[T], T], value: T) -> T:
     """Return a host's answer; one that breaks the contract is the host's fault, not the caller's."""
     try:
-        return parse()
+        return check(value)
     except InvalidRequest as error:
         raise Corruption(
             f"host {host.name} at {host.address} answered against its contract: {error.message}",

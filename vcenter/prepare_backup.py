@@ -16,9 +16,10 @@ from dataclasses import dataclass, replace
 from arraylift.errors import Corruption
 from arraylift.ids import VmId, VmSnapshotId
 from arraylift.logs import get_logger
+from arraylift.vm.types import SnapshotRequest, Vm, VmSnapshot
 from vcenter.inventory_store import InventoryStore
 from vcenter.live_inventory import alive
-from vcenter.model import Host, SnapshotRequest, Vm, VmSnapshot
+from vcenter.model import Host
 from vcenter.routing import QUICK_SECONDS, SNAPSHOT_SECONDS, Budget, Router
 
 _log = get_logger("vcenter")

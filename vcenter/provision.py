@@ -28,15 +28,15 @@ from arraylift.errors import (
 )
 from arraylift.ids import VmId
 from arraylift.logs import get_logger
+from arraylift.vm.types import GRACE_SECONDS, Disk, PowerState, Vm, VmConfig
 from vcenter.inventory_store import PLACEMENTS_MAX, InventoryStore, Placement
 from vcenter.live_inventory import alive
-from vcenter.model import Disk, Host, PowerState, Vm, VmConfig
+from vcenter.model import Host
 from vcenter.placement import choose_host
 from vcenter.routing import MAKE_SECONDS, QUICK_SECONDS, Budget, Router
 
 POWER_SECONDS = 60.0
 """On top of the guest's own time to shut down."""
-GRACE_SECONDS, GRACE_SECONDS_MAX = 30, 3600
 
 PLACEMENT_SECONDS = 600.0
 """Longer than any host works on a request whose deadline, MAKE_SECONDS, has passed."""

@@ -18,8 +18,9 @@ import xxhash
 
 from arraylift.errors import Corruption
 from arraylift.ids import VmId
+from arraylift.vm.types import Disk, NetworkInterface, PowerState, Vm, VmConfig
 from vcenter.inventory import Claim
-from vcenter.model import Disk, Host, NetworkInterface, PowerState, Vm, VmConfig
+from vcenter.model import Host
 
 T = TypeVar("T")
 

@@ -17,8 +17,9 @@ from arraylift.clock import Clock
 from arraylift.errors import Corruption, DeadlineExceeded, NotFound, PeerUnavailable
 from arraylift.ids import VmId, VmSnapshotId
 from arraylift.logs import get_logger
+from arraylift.vm.types import Disk, SnapshotRequest, Vm, VmConfig, VmSnapshot
 from vcenter.live_inventory import LiveInventory, alive
-from vcenter.model import Disk, Host, SnapshotRequest, Vm, VmConfig, VmSnapshot
+from vcenter.model import Host
 
 LIST_SECONDS = 15.0
 QUICK_SECONDS = 30.0

@@ -16,9 +16,9 @@ from dataclasses import replace
 
 from arraylift.errors import ArrayliftError, Overloaded, PeerUnavailable
 from arraylift.logs import get_logger
+from arraylift.vm.types import Vm
 from vcenter.event_log import Event
 from vcenter.live_inventory import LiveInventory
-from vcenter.model import Vm
 
 WATCHERS_MAX = 64
 EVENT_PARTS_MAX = 2_000

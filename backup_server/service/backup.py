@@ -13,11 +13,13 @@ from arraylift.ids import check_id, check_name
 from arraylift.rpc.address import split_address
 from arraylift.rpc.identity import checked_peer
 from arraylift.v1 import backup_pb2 as pb
+from arraylift.vm import convert as shared
+from arraylift.vm.types import DISKS_MAX
 from backup_server import convert
 from backup_server.backups import Backups
 from backup_server.engine import Engine
 from backup_server.job_rules import BackupOrder, RestoreOrder
-from backup_server.model import Level, PeerKind, RegisteredPeer
+from backup_server.model import PeerKind, RegisteredPeer
 from backup_server.orders import VMS_MAX, Choice, Orders
 from backup_server.ports import Peers
 from backup_server.registry import Registry
@@ -25,7 +27,6 @@ from backup_server.service.files import Browser, FilesEdge
 
 JOBS_PER_PAGE, JOBS_PER_PAGE_MAX = 100, 1000
 WATCH_SECONDS = 0.5
-EXCLUDED_DISKS_MAX = 64
 
 _ROLES = {
     PeerKind.ARRAY: "array",
@@ -59,10 +60,8 @@ class BackupEdge(FilesEdge):
     ) -> pb.StartBackupResponse:
         if bool(request.vms) + request.all + bool(request.tag) != 1:
             raise InvalidRequest("name VMs, or a tag, or all: one of the three")
-        if len(request.vms) > VMS_MAX or len(request.exclude_disks) > EXCLUDED_DISKS_MAX:
-            raise InvalidRequest(f"at most {VMS_MAX} VMs and {EXCLUDED_DISKS_MAX} excluded disks a call")
-        if request.level_min not in {level.value for level in Level}:
-            raise InvalidRequest(f"consistency level {request.level_min} is unknown")
+        if len(request.vms) > VMS_MAX or len(request.exclude_disks) > DISKS_MAX:
+            raise InvalidRequest(f"at most {VMS_MAX} VMs and {DISKS_MAX} excluded disks a call")
         choice = Choice(
             vms=tuple(check_name(vm, "VM name") for vm in request.vms), all=request.all, tag=request.tag
         )
@@ -70,7 +69,7 @@ class BackupEdge(FilesEdge):
             target=request.target,
             full=request.full,
             direct=request.direct,
-            level_min=Level(request.level_min),
+            level_min=shared.level_demanded(request.level_min),
             exclude_disks=tuple(check_name(name, "disk name") for name in request.exclude_disks),
         )
         return pb.StartBackupResponse(job_ids=self._orders.start_backups(choice, order))

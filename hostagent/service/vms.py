@@ -12,11 +12,12 @@ from arraylift.ids import VmId, VmSnapshotId, check_id
 from arraylift.sizes import EXTENT_BYTES_MAX, KIB, MESSAGE_BYTES_MAX
 from arraylift.v1 import vm_pb2 as pb
 from arraylift.v1 import vm_pb2_grpc as pb_grpc
+from arraylift.vm import convert as shared
 from hostagent import convert
 from hostagent.guest_files import GuestFiles
 from hostagent.machines import Machines
 from hostagent.vm_snapshots import VmSnapshots
-from hostagent.vm_types import Vm
+from hostagent.vm_types import VmRecord
 
 
 class VmEdge(pb_grpc.VmServiceServicer):
@@ -28,7 +29,7 @@ class VmEdge(pb_grpc.VmServiceServicer):
     # -- life -----------------------------------------------------------------------------------
 
     def CreateVm(self, request: pb.CreateVmRequest, context: grpc.ServicerContext) -> pb.CreateVmResponse:
-        vm = self._machines.create(_vm_id(request.vm_id), convert.config_from_pb(request.config))
+        vm = self._machines.create(_vm_id(request.vm_id), shared.config_from_pb(request.config))
         return pb.CreateVmResponse(vm=self._pb(vm))
 
     def GetVm(self, request: pb.GetVmRequest, context: grpc.ServicerContext) -> pb.GetVmResponse:
@@ -68,26 +69,27 @@ class VmEdge(pb_grpc.VmServiceServicer):
     def CreateVmSnapshot(
         self, request: pb.CreateVmSnapshotRequest, context: grpc.ServicerContext
     ) -> pb.CreateVmSnapshotResponse:
+        asked = shared.snapshot_request_from_pb(request)
         made = self._snapshots.create(
-            _vm_id(request.vm_id),
-            request.name,
-            level_min=convert.level_from_pb(request.level_min),
-            lease_seconds=request.lease_seconds,
-            exclude_disks=list(request.exclude_disks),
+            _vm_id(asked.vm_id),
+            asked.name,
+            level_min=asked.level_min,
+            lease_seconds=asked.lease_seconds,
+            exclude_disks=asked.exclude_disks,
         )
-        return pb.CreateVmSnapshotResponse(snapshot=convert.snapshot_to_pb(made))
+        return pb.CreateVmSnapshotResponse(snapshot=shared.snapshot_to_pb(made.told()))
 
     def GetVmSnapshot(
         self, request: pb.GetVmSnapshotRequest, context: grpc.ServicerContext
     ) -> pb.GetVmSnapshotResponse:
         found = self._snapshots.get(_snapshot_id(request.vm_snapshot_id))
-        return pb.GetVmSnapshotResponse(snapshot=convert.snapshot_to_pb(found))
+        return pb.GetVmSnapshotResponse(snapshot=shared.snapshot_to_pb(found.told()))
 
     def ListVmSnapshots(
         self, request: pb.ListVmSnapshotsRequest, context: grpc.ServicerContext
     ) -> pb.ListVmSnapshotsResponse:
         found = self._snapshots.listed(_vm_id(request.vm_id) if request.vm_id else None)
-        return pb.ListVmSnapshotsResponse(snapshots=map(convert.snapshot_to_pb, found))
+        return pb.ListVmSnapshotsResponse(snapshots=[shared.snapshot_to_pb(one.told()) for one in found])
 
     def RenewVmSnapshot(
         self, request: pb.RenewVmSnapshotRequest, context: grpc.ServicerContext
@@ -106,7 +108,7 @@ class VmEdge(pb_grpc.VmServiceServicer):
     def AttachVolume(
         self, request: pb.AttachVolumeRequest, context: grpc.ServicerContext
     ) -> pb.AttachVolumeResponse:
-        vm = self._machines.attach(_vm_id(request.vm_id), convert.disk_from_pb(request.disk))
+        vm = self._machines.attach(_vm_id(request.vm_id), shared.disk_from_pb(request.disk))
         return pb.AttachVolumeResponse(vm=self._pb(vm))
 
     def DetachVolume(
@@ -164,8 +166,8 @@ class VmEdge(pb_grpc.VmServiceServicer):
         self._files.remove(_vm_id(at.vm_id), at.disk_name, at.path)
         return pb.RemoveGuestFileResponse()
 
-    def _pb(self, vm: Vm) -> pb.Vm:
-        return convert.vm_to_pb(vm, self._host)
+    def _pb(self, vm: VmRecord) -> pb.Vm:
+        return shared.vm_to_pb(vm.told(self._host))
 
 
 def _vm_id(text: str) -> VmId:

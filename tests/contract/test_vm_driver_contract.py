@@ -15,12 +15,13 @@ from arraylift.durable import RealFiles
 from arraylift.errors import NotFound, WrongState
 from arraylift.ids import VmId, random_id
 from arraylift.sizes import MIB
+from arraylift.vm.types import ConsistencyLevel, Disk
 from hostagent.debugfs import find_program
 from hostagent.disk_copy import DiskCopies
 from hostagent.driver import Driver
 from hostagent.emulated import EmulatedDriver
 from hostagent.peers import ArrayVolumes, Channels
-from hostagent.vm_types import ConsistencyLevel, Disk, Vm, VmState
+from hostagent.vm_types import VmRecord, VmState
 from tests.e2e.cluster import in_thread
 from tests.programs import need
 from tests.unit.hostagent.fake_array import FakeArray
@@ -32,7 +33,7 @@ from tests.wire.stage import House
 class Kit:
     driver: Driver
     again: Driver
-    vm: Vm
+    vm: VmRecord
     folder: Path
 
     @property
@@ -58,7 +59,7 @@ def kit(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Kit]:
     array = FakeArray(house, "a1")
     channels = Channels(house.identity("host"))
     disk = Disk("root", "a1", array.address, "disk", 8 * MIB)
-    vm = Vm(VmId(random_id()), config("web1", disk), VmState.OFF, 1, "", ())
+    vm = VmRecord(VmId(random_id()), config("web1", disk), VmState.OFF, 1, "", ())
     try:
         if request.param == "fake":
             fake = FakeDriver()

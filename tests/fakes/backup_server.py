@@ -8,9 +8,10 @@ from pathlib import Path
 from arraylift.clock import SYSTEM_CLOCK
 from arraylift.durable import RealFiles
 from arraylift.pki import TlsMaterial
+from arraylift.vm.types import ConsistencyLevel
 from backup_server.engine import JobView
 from backup_server.job_rules import BackupOrder, Pacing, RestoreOrder
-from backup_server.model import Backup, Level, PeerKind, RegisteredPeer
+from backup_server.model import Backup, PeerKind, RegisteredPeer
 from backup_server.orders import Choice
 from backup_server.peers import Deadlines, GrpcPeers
 from backup_server.server import BackupServer
@@ -97,7 +98,7 @@ class Rig:
         *,
         full: bool = False,
         direct: bool = False,
-        level_min: Level = Level.UNSPECIFIED,
+        level_min: ConsistencyLevel = ConsistencyLevel.UNSPECIFIED,
         exclude: tuple[str, ...] = (),
     ) -> str:
         """Accept a backup job; returns its id."""

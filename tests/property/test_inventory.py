@@ -13,10 +13,11 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from arraylift.errors import NotFound, WrongState
 from arraylift.ids import VmId
+from arraylift.vm.types import PowerState, Vm
 from tests.unit.vcenter.material import Center, make_vm, report, vm_id_of
 from vcenter.event_log import Event
 from vcenter.live_inventory import HOLD_SECONDS, SILENCE_SECONDS
-from vcenter.model import PowerState, Report, Vm
+from vcenter.model import Report
 
 HOSTS = ("h1", "h2", "h3")
 NUMBERS = range(1, 4)

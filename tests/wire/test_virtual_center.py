@@ -21,12 +21,12 @@ from arraylift.errors import (
 from arraylift.rpc.channel import call
 from arraylift.v1 import virtual_center_pb2 as pb
 from arraylift.v1 import vm_pb2
+from arraylift.vm import convert
+from arraylift.vm.types import Disk, PowerState
 from tests.unit.vcenter.center_stage import WAIT_SECONDS, Stage, listing_of, provision
 from tests.unit.vcenter.fake_host import GIB
 from tests.unit.vcenter.material import config, make_vm, vm_id_of
 from tests.wire.stage import House
-from vcenter import convert
-from vcenter.model import Disk, PowerState
 
 
 @pytest.fixture

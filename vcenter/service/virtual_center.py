@@ -20,11 +20,12 @@ from arraylift.sizes import MESSAGE_BYTES_MAX, human
 from arraylift.v1 import virtual_center_pb2 as pb
 from arraylift.v1 import virtual_center_pb2_grpc as pb_grpc
 from arraylift.v1 import vm_pb2
-from vcenter import convert
+from arraylift.vm import convert as shared
+from arraylift.vm.types import GRACE_SECONDS_MAX, PowerState
+from vcenter import admission, convert
 from vcenter.live_inventory import LiveInventory
-from vcenter.model import PowerState
 from vcenter.prepare_backup import BackupPreparer
-from vcenter.provision import GRACE_SECONDS_MAX, Provisioner
+from vcenter.provision import Provisioner
 from vcenter.routing import Budget
 from vcenter.watch import Watchers
 
@@ -66,7 +67,7 @@ class VirtualCenterEdge(pb_grpc.VirtualCenterServiceServicer):
         self, request: pb.ReportInventoryRequest, context: grpc.ServicerContext
     ) -> pb.ReportInventoryResponse:
         _check_own_name(request.name)
-        self._live.report(convert.report_from_pb(request))
+        self._live.report(admission.check_report(convert.report_from_pb(request)))
         return pb.ReportInventoryResponse()
 
     def ListHosts(self, request: pb.ListHostsRequest, context: grpc.ServicerContext) -> pb.ListHostsResponse:
@@ -124,12 +125,12 @@ class VirtualCenterEdge(pb_grpc.VirtualCenterServiceServicer):
     def PrepareBackup(
         self, request: pb.PrepareBackupRequest, context: grpc.ServicerContext
     ) -> pb.PrepareBackupResponse:
-        asked = convert.snapshot_request_from_pb(request)
+        asked = admission.check_snapshot_request(shared.snapshot_request_from_pb(request))
         prepared = self._preparer.prepare(asked, self._budget(context))
         return pb.PrepareBackupResponse(
             host=convert.host_to_pb(prepared.host, self._live.now),
-            vm=convert.vm_to_pb(prepared.vm),
-            snapshot=convert.snapshot_to_pb(prepared.snapshot),
+            vm=shared.vm_to_pb(prepared.vm),
+            snapshot=shared.snapshot_to_pb(prepared.snapshot),
         )
 
     def ReleaseSnapshot(
@@ -157,18 +158,18 @@ class VirtualCenterEdge(pb_grpc.VirtualCenterServiceServicer):
     def ProvisionVm(
         self, request: pb.ProvisionVmRequest, context: grpc.ServicerContext
     ) -> pb.ProvisionVmResponse:
-        config = convert.config_from_pb(request.config)
+        config = admission.check_config(shared.config_from_pb(request.config))
         vm, host = self._provisioner.provision(
             _vm_id(request.vm_id), config, request.host, self._budget(context)
         )
-        return pb.ProvisionVmResponse(vm=convert.vm_to_pb(vm), host=convert.host_to_pb(host, self._live.now))
+        return pb.ProvisionVmResponse(vm=shared.vm_to_pb(vm), host=convert.host_to_pb(host, self._live.now))
 
     def AttachVmVolume(
         self, request: pb.AttachVmVolumeRequest, context: grpc.ServicerContext
     ) -> pb.AttachVmVolumeResponse:
-        disk = convert.disk_from_pb(request.disk)
+        disk = admission.check_disk(shared.disk_from_pb(request.disk))
         vm = self._provisioner.attach(_vm_id(request.vm_id), disk, self._budget(context))
-        return pb.AttachVmVolumeResponse(vm=convert.vm_to_pb(vm))
+        return pb.AttachVmVolumeResponse(vm=shared.vm_to_pb(vm))
 
     def PowerVm(self, request: pb.PowerVmRequest, context: grpc.ServicerContext) -> pb.PowerVmResponse:
         if request.power not in (vm_pb2.POWER_STATE_OFF, vm_pb2.POWER_STATE_ON):
@@ -182,7 +183,7 @@ class VirtualCenterEdge(pb_grpc.VirtualCenterServiceServicer):
             force=request.force,
             budget=self._budget(context),
         )
-        return pb.PowerVmResponse(vm=convert.vm_to_pb(vm))
+        return pb.PowerVmResponse(vm=shared.vm_to_pb(vm))
 
     def RemoveVm(self, request: pb.RemoveVmRequest, context: grpc.ServicerContext) -> pb.RemoveVmResponse:
         self._provisioner.remove(

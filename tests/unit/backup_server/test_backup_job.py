@@ -7,8 +7,8 @@ import threading
 import pytest
 
 from arraylift import errors
+from arraylift.vm.types import ConsistencyLevel
 from backup_server.job_rules import JobState, transfer_id
-from backup_server.model import Level
 from tests.fakes.backup_server import Rig
 from tests.fakes.world import SPAN, Fault
 
@@ -37,7 +37,11 @@ def test_a_backup_through_the_center(rig: Rig) -> None:
     assert view.outcome.frozen_ns == rig.world.frozen_ns
     (backup,) = rig.server.backups.all()
     vm = rig.world.vm_named("web1")
-    assert (backup.backup_id, backup.vm_id, backup.level) == (view.job.job_id, vm.vm_id, Level.FILESYSTEM)
+    assert (backup.backup_id, backup.vm_id, backup.level) == (
+        view.job.job_id,
+        vm.vm_id,
+        ConsistencyLevel.FILESYSTEM,
+    )
     assert [(disk.disk_name, disk.size_bytes) for disk in backup.disks] == [
         ("disk0", 3 * SPAN),
         ("disk1", 4 * SPAN),
@@ -99,7 +103,7 @@ def test_excluded_disks_stay_out(rig: Rig) -> None:
 
 
 def test_a_level_that_was_not_reached_leaves_nothing(rig: Rig) -> None:
-    view = rig.run(rig.order_backup(level_min=Level.APPLICATION))
+    view = rig.run(rig.order_backup(level_min=ConsistencyLevel.APPLICATION))
     assert view.job.state is JobState.FAILED
     assert view.job.failure is not None
     assert view.job.failure.reason == "wrong_state"

@@ -7,17 +7,18 @@ import uuid
 import pytest
 
 from arraylift import errors
+from arraylift.ids import VmId
+from arraylift.vm.types import ConsistencyLevel, SnapshotRequest
 from backup_server import job_rules
 from backup_server.job_rules import BackupOrder, JobState, Pacing, moved
-from backup_server.model import Level, PeerKind, RegisteredPeer
+from backup_server.model import PeerKind, RegisteredPeer
 from backup_server.orders import Choice
-from backup_server.ports import SnapshotOrder
 from tests.fakes.backup_server import Rig
 from tests.fakes.world import Fault
 from tests.unit.backup_server.material import job
 
 JOB, OTHER = "1" * 32, "2" * 32
-ORDER = BackupOrder("", full=False, direct=False, level_min=Level.UNSPECIFIED, exclude_disks=())
+ORDER = BackupOrder("", full=False, direct=False, level_min=ConsistencyLevel.UNSPECIFIED, exclude_disks=())
 
 
 def test_states_go_forward_only() -> None:
@@ -229,7 +230,7 @@ def test_silence_ends_a_transfer(rig: Rig) -> None:
     side = rig.server.inventory.side(direct=True)
     at = rig.server.registry.hosts()[0]
     vm_id = rig.world.vm_named("db1").vm_id
-    snapshot = side.take_snapshot(SnapshotOrder(vm_id, "x", Level.UNSPECIFIED, 30, ()), at)
+    snapshot = side.take_snapshot(SnapshotRequest(VmId(vm_id), "x", ConsistencyLevel.UNSPECIFIED, 30, ()), at)
     target = rig.server.peers.target(rig.server.registry.target(""))
     grant, _ = target.create_grant("a" * 32, array="array1", image_name="x/y", full=False)
     array = rig.server.peers.array(rig.server.registry.array("array1"))

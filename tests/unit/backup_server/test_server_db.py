@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from dataclasses import replace
 from pathlib import Path
@@ -9,11 +10,12 @@ from pathlib import Path
 import pytest
 
 from arraylift import errors
+from arraylift.vm.types import VmSnapshot
 from backup_server import documents, job_rules, server_db
 from backup_server.job_rules import Job, JobState, Step
 from backup_server.model import Backup, PeerKind, RegisteredPeer
 from backup_server.server_db import ServerDb
-from tests.unit.backup_server.material import backup, job, located, restore_job
+from tests.unit.backup_server.material import SNAPSHOT, backup, job, located, restore_job
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "server-db-v1.sql"
 
@@ -206,6 +208,17 @@ def test_senseless_documents_are_corruption(old: str, new: str) -> None:
     assert old in text
     with pytest.raises(errors.Corruption, match="job 1"):
         documents.load(Job, text.replace(old, new), what="job 1")
+
+
+def test_a_document_may_be_older_than_a_field() -> None:
+    plain = json.loads(documents.dump(SNAPSHOT))
+    assert plain["config"]["tags"] == {"a": "b"}, "an object, as it always was"
+    del plain["lease_seconds"]
+    old = documents.load(VmSnapshot, json.dumps(plain), what="it")
+    assert old == replace(SNAPSHOT, lease_seconds=0)
+    del plain["frozen_ns"]
+    with pytest.raises(errors.Corruption):
+        documents.load(VmSnapshot, json.dumps(plain), what="it")
 
 
 def test_documents_come_back() -> None:

@@ -4,18 +4,9 @@ from __future__ import annotations
 
 from arraylift.ids import SnapshotId, VmId, VmSnapshotId
 from arraylift.sizes import GIB
+from arraylift.vm.types import ConsistencyLevel, Disk, DiskSnapshot, NetworkInterface, VmConfig
 from hostagent.disk_copy import WriteBack
-from hostagent.vm_types import (
-    ConsistencyLevel,
-    Disk,
-    DiskSnapshot,
-    NetworkInterface,
-    SnapshotState,
-    Vm,
-    VmConfig,
-    VmSnapshot,
-    VmState,
-)
+from hostagent.vm_types import SnapshotRecord, SnapshotState, VmRecord, VmState
 
 VM_ID = VmId("0123456789abcdef0123456789abcdef")
 CONFIG = VmConfig(
@@ -28,8 +19,8 @@ CONFIG = VmConfig(
     tags=(("owner", "zoé"),),
     firmware="bios",
 )
-VM = Vm(VM_ID, CONFIG, VmState.ON, 3, "ab" * 32, ("root",))
-SNAPSHOT = VmSnapshot(
+VM = VmRecord(VM_ID, CONFIG, VmState.ON, 3, "ab" * 32, ("root",))
+SNAPSHOT = SnapshotRecord(
     vm_snapshot_id=VmSnapshotId("f" * 32),
     vm_id=VM_ID,
     name="job-7",

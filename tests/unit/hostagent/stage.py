@@ -10,12 +10,13 @@ from arraylift.durable import RealFiles
 from arraylift.errors import NotFound, WrongState
 from arraylift.ids import VmId, random_id
 from arraylift.sizes import MIB
+from arraylift.vm.types import ConsistencyLevel, Disk, NetworkInterface, VmConfig
 from hostagent.locks import KeyedLocks
 from hostagent.machines import Machines
 from hostagent.peers import ArrayVolumes, Channels
 from hostagent.vm_snapshots import VmSnapshots
 from hostagent.vm_store import VmStore
-from hostagent.vm_types import ConsistencyLevel, Disk, GuestFile, NetworkInterface, Vm, VmConfig
+from hostagent.vm_types import GuestFile, VmRecord
 from tests.unit.hostagent.fake_array import FakeArray
 from tests.wire.stage import House
 
@@ -47,19 +48,19 @@ class FakeDriver:
         self.files: dict[tuple[VmId, str], bytes] = {}
         self.detached: set[tuple[VmId, str]] = set()
 
-    def resume(self, vm: Vm) -> None:
+    def resume(self, vm: VmRecord) -> None:
         self.running.add(vm.vm_id)
         self.frozen.discard(vm.vm_id)
 
     start = resume
 
-    def stop(self, vm: Vm, *, grace_seconds: float, force: bool) -> None:
+    def stop(self, vm: VmRecord, *, grace_seconds: float, force: bool) -> None:
         self.running.discard(vm.vm_id)
 
     def is_running(self, vm_id: VmId) -> bool:
         return vm_id in self.running
 
-    def freeze(self, vm: Vm, *, timeout_seconds: float) -> ConsistencyLevel:
+    def freeze(self, vm: VmRecord, *, timeout_seconds: float) -> ConsistencyLevel:
         self.freezes += 1
         self.frozen.add(vm.vm_id)
         if self.freeze_error is not None:
@@ -70,42 +71,42 @@ class FakeDriver:
         self.thaws += 1
         self.frozen.discard(vm_id)
 
-    def attach(self, vm: Vm, disk: Disk) -> None:
+    def attach(self, vm: VmRecord, disk: Disk) -> None:
         self.detached.discard((vm.vm_id, disk.name))
 
-    def detach(self, vm: Vm, disk: Disk) -> None:
+    def detach(self, vm: VmRecord, disk: Disk) -> None:
         self.detached.add((vm.vm_id, disk.name))
 
-    def forget(self, vm: Vm) -> None:
+    def forget(self, vm: VmRecord) -> None:
         self.files = {key: data for key, data in self.files.items() if key[0] != vm.vm_id}
 
-    def put_file(self, vm: Vm, disk: Disk, path: str, *, source: str, mode: int) -> GuestFile:
+    def put_file(self, vm: VmRecord, disk: Disk, path: str, *, source: str, mode: int) -> GuestFile:
         self._check(vm, disk)
         self.files[vm.vm_id, path] = Path(source).read_bytes()
         return self._file(vm, path)
 
-    def get_file(self, vm: Vm, disk: Disk, path: str, *, into: str) -> GuestFile:
+    def get_file(self, vm: VmRecord, disk: Disk, path: str, *, into: str) -> GuestFile:
         self._check(vm, disk)
         found = self._file(vm, path)
         Path(into).write_bytes(self.files[vm.vm_id, path])
         return found
 
-    def list_files(self, vm: Vm, disk: Disk, path: str) -> list[GuestFile]:
+    def list_files(self, vm: VmRecord, disk: Disk, path: str) -> list[GuestFile]:
         self._check(vm, disk)
         return [self._file(vm, name) for owner, name in sorted(self.files) if owner == vm.vm_id]
 
-    def remove_file(self, vm: Vm, disk: Disk, path: str) -> None:
+    def remove_file(self, vm: VmRecord, disk: Disk, path: str) -> None:
         self._check(vm, disk)
         self._file(vm, path)
         del self.files[vm.vm_id, path]
 
-    def _check(self, vm: Vm, disk: Disk) -> None:
+    def _check(self, vm: VmRecord, disk: Disk) -> None:
         if vm.vm_id not in self.running:
             raise WrongState("off")
         if (vm.vm_id, disk.name) in self.detached:
             raise NotFound("no such disk any more")
 
-    def _file(self, vm: Vm, path: str) -> GuestFile:
+    def _file(self, vm: VmRecord, path: str) -> GuestFile:
         if (vm.vm_id, path) not in self.files:
             raise NotFound(path)
         return GuestFile(path, len(self.files[vm.vm_id, path]), 0o100644, 0, 0, 0)
@@ -152,7 +153,7 @@ class Stage:
         one = self.arrays[array]
         return Disk(name, one.name, one.address, volume, 0 if volume else size_bytes)
 
-    def vm(self, name: str = "web1", *disks: Disk, on: bool = True) -> Vm:
+    def vm(self, name: str = "web1", *disks: Disk, on: bool = True) -> VmRecord:
         chosen = disks or (self.disk("a", 0), self.disk("b", 1))
         vm = self.machines.create(VmId(random_id()), config(name, *chosen))
         return self.machines.power_on(vm.vm_id) if on else vm

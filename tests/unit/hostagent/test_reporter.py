@@ -7,7 +7,7 @@ from collections.abc import Callable
 from arraylift.errors import NotFound, PeerUnavailable
 from arraylift.sizes import GIB
 from hostagent.reporter import HostFacts, Reporter
-from hostagent.vm_types import Vm
+from hostagent.vm_types import VmRecord
 from tests.e2e.daemon import wait_until
 from tests.unit.hostagent.material import VM
 
@@ -27,7 +27,7 @@ class FakeCenter:
             raise PeerUnavailable("away")
         self.known = True
 
-    def report(self, facts: HostFacts, sequence: int, vms: list[Vm], memory_free_bytes: int) -> None:
+    def report(self, facts: HostFacts, sequence: int, vms: list[VmRecord], memory_free_bytes: int) -> None:
         self.calls += 1
         if self.away:
             raise PeerUnavailable("away")
@@ -36,7 +36,9 @@ class FakeCenter:
         self.reports.append((sequence, len(vms), memory_free_bytes))
 
 
-def run(center: FakeCenter, vms: list[Vm], script: Callable[[Reporter], None], *, token: int = 1) -> None:
+def run(
+    center: FakeCenter, vms: list[VmRecord], script: Callable[[Reporter], None], *, token: int = 1
+) -> None:
     reporter = Reporter(center, FACTS, lambda: vms, token=token, seconds=0.02)
     reporter.start()
     try:
@@ -76,7 +78,7 @@ def test_a_center_that_is_away_or_forgets_is_found_again() -> None:
 
 def test_a_change_is_reported_at_once() -> None:
     center = FakeCenter()
-    vms: list[Vm] = []
+    vms: list[VmRecord] = []
     reporter = Reporter(center, FACTS, lambda: list(vms), token=1, seconds=600)
     reporter.start()
     try:

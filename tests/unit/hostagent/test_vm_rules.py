@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from arraylift.errors import InvalidRequest
+from arraylift.vm.types import Disk, NetworkInterface
 from hostagent import vm_rules
-from hostagent.vm_types import Disk, NetworkInterface
 from tests.unit.hostagent.material import CONFIG
 
 DISK, NETWORK = CONFIG.disks[0], CONFIG.networks[0]

@@ -17,8 +17,9 @@ from arraylift.errors import (
     PeerUnavailable,
     WrongState,
 )
+from arraylift.vm.types import ConsistencyLevel
 from hostagent import vm_snapshots
-from hostagent.vm_types import FREEZE_SECONDS_MAX, ConsistencyLevel, SnapshotState
+from hostagent.vm_types import FREEZE_SECONDS_MAX, SnapshotState
 from tests.e2e.daemon import wait_until
 from tests.unit.hostagent.stage import Stage
 

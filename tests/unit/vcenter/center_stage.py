@@ -13,14 +13,14 @@ from arraylift.rpc.server import RpcServer
 from arraylift.v1 import virtual_center_pb2 as pb
 from arraylift.v1 import virtual_center_pb2_grpc as pb_grpc
 from arraylift.v1 import vm_pb2
+from arraylift.vm import convert
+from arraylift.vm.types import PowerState
 from tests.unit.vcenter.fake_host import FakeHostAgent
 from tests.unit.vcenter.material import HandClock, config, vm_id_of
 from tests.wire.stage import House
-from vcenter import convert
 from vcenter.__main__ import build
 from vcenter.config import CenterSettings
 from vcenter.live_inventory import SILENCE_SECONDS
-from vcenter.model import PowerState
 
 WAIT_SECONDS = 20.0
 

@@ -14,9 +14,10 @@ from arraylift.pki import TlsMaterial
 from arraylift.rpc.channel import call, connect
 from arraylift.rpc.server import RpcServer, service_of
 from arraylift.v1 import virtual_center_pb2, virtual_center_pb2_grpc, vm_pb2, vm_pb2_grpc
+from arraylift.vm import convert
+from arraylift.vm.types import ConsistencyLevel, PowerState, SnapshotRequest, Vm
 from tests.unit.vcenter.material import FakeHosts, config, vm_id_of
-from vcenter import convert
-from vcenter.model import ConsistencyLevel, Host, PowerState, SnapshotRequest, Vm
+from vcenter.model import Host
 
 GIB = 1 << 30
 

@@ -10,21 +10,20 @@ from arraylift.durable import RealFiles
 from arraylift.errors import NotFound, PeerUnavailable
 from arraylift.failpoints import Failpoints
 from arraylift.ids import SnapshotId, VmId, VmSnapshotId
-from vcenter.inventory_store import InventoryStore
-from vcenter.live_inventory import LiveInventory
-from vcenter.model import (
+from arraylift.vm.types import (
     ConsistencyLevel,
     Disk,
     DiskSnapshot,
-    Host,
     NetworkInterface,
     PowerState,
-    Report,
     SnapshotRequest,
     Vm,
     VmConfig,
     VmSnapshot,
 )
+from vcenter.inventory_store import InventoryStore
+from vcenter.live_inventory import LiveInventory
+from vcenter.model import Host, Report
 
 FIRST_REVISION = 1_000
 GIB = 1 << 30

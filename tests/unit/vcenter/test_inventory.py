@@ -9,10 +9,11 @@ import pytest
 
 from arraylift.errors import NotFound, Overloaded, WrongState
 from arraylift.ids import VmId
+from arraylift.vm.types import PowerState
 from tests.unit.vcenter.material import make_vm, report, vm_id_of
 from vcenter import inventory as core
 from vcenter.inventory import Change, Hold, Inventory
-from vcenter.model import HOSTS_MAX, PowerState, Report
+from vcenter.model import HOSTS_MAX, Report
 
 ON, OFF, UNKNOWN = PowerState.ON, PowerState.OFF, PowerState.UNKNOWN
 ONE = vm_id_of(1)

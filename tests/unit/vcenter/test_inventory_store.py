@@ -12,6 +12,7 @@ import pytest
 from arraylift.durable import RealFiles
 from arraylift.errors import AlreadyExists, Corruption, NotFound, OutOfSpace, StoreFailed, WrongState
 from arraylift.ids import VmSnapshotId
+from arraylift.vm.types import PowerState
 from tests.unit.vcenter.material import FIRST_REVISION, Center, config, make_vm, report, vm_id_of
 from vcenter import inventory_store
 from vcenter.inventory_store import (
@@ -20,7 +21,6 @@ from vcenter.inventory_store import (
     InventoryStore,
     Placement,
 )
-from vcenter.model import PowerState
 
 GOLDEN = Path(__file__).resolve().parents[2] / "golden"
 ONE = vm_id_of(1)

@@ -13,10 +13,10 @@ from arraylift.errors import PeerUnavailable
 from arraylift.rpc.channel import call, connect
 from arraylift.v1 import virtual_center_pb2 as pb
 from arraylift.v1 import virtual_center_pb2_grpc as pb_grpc
+from arraylift.vm import convert
+from arraylift.vm.types import PowerState, Vm
 from tests.e2e.daemon import Daemon
 from tests.unit.vcenter.material import config, make_vm, vm_id_of
-from vcenter import convert
-from vcenter.model import PowerState, Vm
 
 REPORTS_MAX = 40
 SEED = secrets.randbits(32)
@@ -50,7 +50,7 @@ class Scene:
 
     def listed(self) -> tuple[list[Vm], int]:
         answer = call(self.operator.ListManagedVms, pb.ListManagedVmsRequest(), peer="center")
-        return [convert.vm_from_pb(vm, host="h1") for vm in answer.vms], answer.revision
+        return [convert.vm_from_pb(vm) for vm in answer.vms], answer.revision
 
     def close(self) -> None:
         for channel in self._channels:

@@ -11,11 +11,11 @@ import pytest
 from arraylift.errors import NotFound, Overloaded, PeerUnavailable
 from arraylift.ids import VmId
 from arraylift.v1 import virtual_center_pb2 as pb
+from arraylift.vm.types import PowerState
 from tests.unit.vcenter.material import Center, make_vm, report, vm_id_of
 from vcenter import convert, event_log
 from vcenter.event_log import Event, EventLog
 from vcenter.live_inventory import HOLD_SECONDS, SILENCE_SECONDS
-from vcenter.model import PowerState
 from vcenter.watch import EVENT_PARTS_MAX, SilenceWatch, Watchers, pieces
 
 ONE = vm_id_of(1)

@@ -1,0 +1,1 @@
+"""Virtual machines as the daemons of the control path speak of them."""
