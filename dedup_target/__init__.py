@@ -22,6 +22,8 @@ seal + commit      the commit comes after the index batch of all its containers 
 seal + condemn     new records are in no quarantine; the index writes one batch at a time (I3)
 look-up + condemn  the look-up may answer "present" just before; the commit sees that
                    ``generation`` has grown, and checks again under the lock (Q2)
+look-up + removal  an answer "present" pins its containers, under the lock and only if nothing was
+                   removed since the look-up; whoever removes looks at the pins first (P1)
 look-up + reopen   a look-up that meets a closed handle waits for the new one (R2)
 commit + condemn   the lock: either the commit publishes first and the condemned record is a
                    damaged one of its image, or the commit sees it absent and asks again
@@ -29,6 +31,8 @@ commit + commit    the lock; manifests are different files (AlreadyExists for on
 commit + removal   the lock; removal requires that every live fingerprint resolves elsewhere
 read + removal     readers look up again when a container is gone; views and cached containers
                    they hold stay whole, as ids are never reused (S2)
+read to its end    whoever sends an image holds its root, so that deleting it meanwhile leaves
+                   the bytes until he is done
 read + condemn     each record is verified when it is read, condemned or not (S3)
 removal + removal  the lock
 removal + crash    entries go before the file: what is left over is indexed again at start

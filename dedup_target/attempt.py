@@ -4,6 +4,7 @@ Invariants:
   A1 a fingerprint is asked for once an attempt; whoever else offers it meanwhile waits for
      that copy (its ``Pending``), never for a promise.
   A2 an attempt that has failed or was fenced by a newer one changes nothing any more.
+  A3 ``pins`` holds every container that its answers rest on or that it fills, until it ends.
 Limits: pending segments are bounded by the lanes' windows and undurable bytes.
 Callers: the lanes' handler threads and the writer thread; ``changed`` guards all.
 """
@@ -14,6 +15,7 @@ import threading
 
 from arraylift.errors import ArrayliftError
 from arraylift.exchange.coverage import Coverage
+from dedup_target.pins import PinHolder
 from dedup_target.seal_queue import Ticket
 
 
@@ -33,11 +35,12 @@ class Pending:
 class Attempt:
     """One run of a transfer, over all its lanes."""
 
-    def __init__(self, number: int, coverage: Coverage, generation: int) -> None:
+    def __init__(self, number: int, coverage: Coverage, generation: int, pins: PinHolder) -> None:
         self.number = number
         self.coverage = coverage
         self.generation = generation
         """The store's generation when the first promise was made (law 7)."""
+        self.pins = pins
         self.pending: dict[bytes, Pending] = {}
         self.changed = threading.Condition()
         self.lanes: set[int] = set()
@@ -53,6 +56,7 @@ class Attempt:
         with self.changed:
             self._error = self._error or error
             self.changed.notify_all()
+        self.pins.release()
 
     def want(self, fingerprint: bytes) -> Pending | None:
         """Return the Pending of a copy that is already under way, or None after noting that the

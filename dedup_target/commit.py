@@ -21,7 +21,7 @@ import numpy as np
 
 from arraylift.clock import Clock
 from arraylift.errors import Conflict, InvalidRequest
-from arraylift.exchange.messages import Commit, Committed, Figures
+from arraylift.exchange.messages import Commit, Committed, Figures, Flags
 from arraylift.ids import Fingerprint, ImageId
 from arraylift.logs import get_logger
 from arraylift.segments.codecs import Codec
@@ -48,7 +48,7 @@ def commit(transfer: Transfer, attempt: Attempt, message: Commit, clock: Clock) 
         return done
     inherit = message.inherit_base
     _check_covered(transfer, inherit)
-    store, writer = transfer.store, _NodeWriter(transfer)
+    store, writer = transfer.store, _NodeWriter(transfer, attempt)
     root = _write_nodes(transfer, inherit, writer, whole=not store.all_healthy)
     # In this order: an Open holds its transfer's lock while a damaged base is condemned.
     with transfer.lock, store.commit_lock:
@@ -63,6 +63,7 @@ def commit(transfer: Transfer, attempt: Attempt, message: Commit, clock: Clock) 
         receipt = {name: getattr(figures, name) for name in Figures.__slots__}
         transfer.log.append_committed(CommittedTransfer(root, manifest.image_id, receipt))
         transfer.log.sync()
+    attempt.pins.release()
     _log.info("image_committed", image=manifest.image_id, name=manifest.name, root=root.hex(), **receipt)
     return Committed(root, manifest.image_id, figures)
 
@@ -96,7 +97,7 @@ def _write_nodes(transfer: Transfer, inherit: bool, writer: _NodeWriter, *, whol
     covered = np.flatnonzero(state.covered)
     rows = state.leaves[covered]
     own = covered[~holes_of(rows)]
-    known = transfer.store.contains(transfer.tenant, state.leaves[own].tobytes())
+    known = writer.present(state.leaves[own].tobytes())
     absent = set(own[~known].tolist())
     if absent:
         writer.write(
@@ -113,7 +114,7 @@ def _write_nodes(transfer: Transfer, inherit: bool, writer: _NodeWriter, *, whol
             size = opened.image_bytes
             made = update(base, image_bytes=size, changed=covered, leaves=rows, key=transfer.key)
         nodes = list(made)
-    present = transfer.store.contains(transfer.tenant, b"".join(node[0] for node in nodes))
+    present = writer.present(b"".join(node[0] for node in nodes))
     writer.write(node for node, known_node in zip(nodes, present, strict=True) if not known_node)
     writer.finish()
     return nodes[-1][0]
@@ -134,11 +135,16 @@ def _joined(transfer: Transfer, base: TreeView | None) -> Leaves:
 class _NodeWriter:
     """Packs nodes into node containers, each once."""
 
-    def __init__(self, transfer: Transfer) -> None:
+    def __init__(self, transfer: Transfer, attempt: Attempt) -> None:
         self._transfer = transfer
+        self._attempt = attempt
         self._buffer: ContainerBuffer | None = None
         self._written: set[Fingerprint] = set()
         self.bytes_stored = 0
+
+    def present(self, packed: bytes) -> Flags:
+        """Which nodes need not be written; they stay until the attempt ends (law 7)."""
+        return self._transfer.store.present(self._transfer.tenant, packed, self._attempt.pins)
 
     def write(self, nodes: Iterable[tuple[Fingerprint, bytes]]) -> None:
         for frame in _frames(self._fresh(nodes)):
@@ -165,6 +171,7 @@ class _NodeWriter:
             self._buffer = transfer.store.containers.acquire(
                 tenant=transfer.tenant, key_id=transfer.key.key_id, kind=Kind.NODES
             )
+            self._attempt.pins.add([self._buffer.container_id])
         return self._buffer
 
     def finish(self) -> None:

@@ -8,6 +8,7 @@ Callers: any thread.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -78,6 +79,14 @@ class ImageReader:
             while len(self._open) > IMAGES_OPEN_MAX:
                 self._open.popitem(last=False)
         return image
+
+    @contextlib.contextmanager
+    def held(self, image_id: ImageId) -> Iterator[OpenImage]:
+        """Open an image to be read to its end, also if it is deleted meanwhile. Raises as ``open``."""
+        manifest = self._store.manifests.get(image_id)
+        with self._store.unit.pins.hold_root(manifest.tenant, manifest.root):
+            self._store.manifests.get(image_id)
+            yield self.open(image_id)
 
     def forget(self, image_id: ImageId) -> None:
         """An image was deleted: who opens it again gets NotFound."""

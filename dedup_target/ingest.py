@@ -150,7 +150,8 @@ class LaneIngest:
             return None
         packed = np.frombuffer(offer.fingerprints, np.uint8).reshape(-1, 32)
         asked = np.flatnonzero(np.repeat(np.logical_not(same), offer.counts))
-        present = self._transfer.store.contains(self._transfer.tenant, packed[asked].tobytes())
+        transfer = self._transfer
+        present = transfer.store.present(transfer.tenant, packed[asked].tobytes(), self._attempt.pins)
         absent = asked[~present]
         wanted = np.zeros(len(packed), dtype=np.bool_)
         with self._attempt.changed:
@@ -199,6 +200,7 @@ class LaneIngest:
             self._buffer = transfer.store.containers.acquire(
                 tenant=transfer.tenant, key_id=transfer.key.key_id, kind=Kind.DATA
             )
+            self._attempt.pins.add([self._buffer.container_id])
             self._ticket = Ticket()
             self._buffer_since = self._clock.monotonic()
         return self._buffer

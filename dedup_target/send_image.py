@@ -67,7 +67,18 @@ class ImageSender:
 
         Raises NotFound, Corruption (of the image), Cancelled, and the receiver's errors.
         """
-        image = self._images.open(image_id)
+        with self._images.held(image_id) as image:
+            return self._run(image, transfer_id, receiver_address, grant, cancelled, report)
+
+    def _run(
+        self,
+        image: OpenImage,
+        transfer_id: TransferId,
+        receiver_address: str,
+        grant: bytes,
+        cancelled: threading.Event,
+        report: Report,
+    ) -> SendProgress:
         opening = Open(
             transfer_id=transfer_id,
             grant=grant,

@@ -30,7 +30,9 @@ from dedup_target import container_store, rocks_index
 from dedup_target.backup_manifest_store import BackupManifestStore
 from dedup_target.container_store import ContainerLimits, ContainerStore
 from dedup_target.key_store import KeyStore
+from dedup_target.maintenance import Maintenance
 from dedup_target.manifest_store import ManifestStore
+from dedup_target.pins import PinHolder, Pins
 from dedup_target.quarantine import Quarantine
 from dedup_target.rebuild import DamageMark, IndexOpener, Progress, ReconcileReport, bring_up_index
 from dedup_target.segment_index import Locator, SegmentIndex
@@ -103,6 +105,8 @@ class StorageUnit:
             undo.callback(self.containers.close)
             self.quarantine = Quarantine(backend)
             self.quarantine.verify_damaged(self._verify)
+            self.pins = Pins(self.quarantine)
+            self.maintenance = Maintenance(f"unit {self.unit_id}")
             mark = DamageMark(files, f"{index_root}/{self.unit_id}.damaged")
             self.index, report = bring_up_index(
                 opener or RocksOpener(f"{index_root}/{self.unit_id}", mark),
@@ -132,6 +136,10 @@ class StorageUnit:
         """
         return self.index.contains_many(tenant, packed)
 
+    def present(self, tenant: TenantId, packed: Buffer, holder: PinHolder) -> npt.NDArray[np.bool_]:
+        """The same as a promise: what is answered stays until ``holder`` lets go (law 7)."""
+        return self.pins.present(self.index, tenant, packed, holder)
+
     def locate(self, tenant: TenantId, fingerprints: Sequence[bytes]) -> list[Locator]:
         """Where records lie. Raises Corruption naming the first that is nowhere."""
         found = self.index.get_many(tenant, fingerprints)
@@ -154,17 +162,21 @@ class StorageUnit:
             self.quarantine.add(container, tenant, fingerprints, why)
             self.index.forget_records(tenant, container, fingerprints)
 
-    def remove_container(self, container: ContainerId) -> None:
-        """Take a container away: entries first, then the file (law 1, backwards).
+    def remove_container(self, container: ContainerId) -> bool:
+        """Take a container away: entries first, then the file (law 1, backwards). False: it was
+        spared, as a promise rests on it.
 
         REQUIRES: every live fingerprint in it resolves to another container already.
         """
         with self.quarantine.lock:
+            if self.pins.is_spared(container):
+                return False
             self.quarantine.raise_generation()
             directory = self.containers.read_directory(container).directory
             self.index.remove_container(container, directory["fingerprint"].tolist())
             self.containers.remove(container)
             self.quarantine.drop_container(container)
+        return True
 
     def close(self) -> None:
         """REQUIRES no caller left. Idempotent as far as its stores are."""

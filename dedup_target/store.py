@@ -28,6 +28,7 @@ from dedup_target import rocks_index
 from dedup_target.container_store import ContainerLimits
 from dedup_target.directory_backend import DirectoryBackend
 from dedup_target.key_store import load_wrapping_key
+from dedup_target.pins import PinHolder
 from dedup_target.rebuild import IndexOpener, Progress
 from dedup_target.seal_queue import SealQueue
 from dedup_target.storage_unit import StorageUnit
@@ -149,6 +150,10 @@ class Store:
     def contains(self, tenant: TenantId, packed: Buffer) -> npt.NDArray[np.bool_]:
         """Which of n fingerprints (32 n bytes) count as present; shape (n,)."""
         return self.unit.contains(tenant, packed)
+
+    def present(self, tenant: TenantId, packed: Buffer, holder: PinHolder) -> npt.NDArray[np.bool_]:
+        """The same as a promise: what is answered stays until ``holder`` lets go (law 7)."""
+        return self.unit.present(tenant, packed, holder)
 
     @property
     def generation(self) -> int:

@@ -194,7 +194,7 @@ class Transfer:
         coverage = Coverage(spans_of(message.image_bytes))
         coverage.flags |= self.log.state.covered
         self._opened = message
-        self._attempt = Attempt(number, coverage, generation)
+        self._attempt = Attempt(number, coverage, generation, self.store.unit.pins.holder())
         self.lanes = {}
         _log.info("attempt_opened", transfer=self.transfer_id, attempt=number, durable_spans=coverage.count)
 

@@ -59,11 +59,11 @@ class ImageEdge(BackupsEdge):
     def ReadRange(
         self, request: pb.ReadRangeRequest, context: grpc.ServicerContext
     ) -> Iterator[pb.ReadRangeResponse]:
-        image = self._images.open(ImageId(check_id(request.image_id, "image id")))
-        for piece in self._images.read(image, request.offset, request.length):
-            yield pb.ReadRangeResponse(
-                offset=piece.offset, data=bytes(piece.data), zero_bytes=piece.zero_bytes
-            )
+        with self._images.held(ImageId(check_id(request.image_id, "image id"))) as image:
+            for piece in self._images.read(image, request.offset, request.length):
+                yield pb.ReadRangeResponse(
+                    offset=piece.offset, data=bytes(piece.data), zero_bytes=piece.zero_bytes
+                )
 
     def SendImage(
         self, request: pb.SendImageRequest, context: grpc.ServicerContext
