@@ -24,6 +24,7 @@ from rich.table import Table
 
 from arraylift.durable import RealFiles
 from arraylift.exchange import wire
+from arraylift.exchange.cut_batch import is_zero
 from arraylift.exchange.messages import Segments
 from arraylift.exchange.receiver import Arrived, Batch
 from arraylift.exchange.verify import plain_segments
@@ -39,7 +40,7 @@ from dedup_target.container_format import Kind, SealedContainer
 from dedup_target.container_store import ContainerStore
 from dedup_target.directory_backend import DirectoryBackend
 from dedup_target.rocks_index import RocksSegmentIndex
-from primary_array.span_source import is_zero, read_fully
+from primary_array.span_source import read_fully
 
 SPANS = 128
 REPEATS = 3

@@ -13,13 +13,13 @@ from pathlib import Path
 
 import numpy as np
 
+from arraylift.exchange.cut_batch import is_zero
 from arraylift.exchange.messages import NO_RUNS, Offer, Segments
 from arraylift.exchange.sender import Wanted
 from arraylift.segments.codecs import compress_lz4
 from arraylift.segments.fingerprint import FingerprintKey
 from arraylift.segments.segmentation import DEFAULT_SEGMENTATION, Segmenter
 from arraylift.sizes import SPAN_BYTES
-from primary_array.span_source import is_zero
 
 KEY_BYTES = bytes(range(32))
 KEY = FingerprintKey(KEY_BYTES)

@@ -3,7 +3,7 @@
 Owns: a worker's read buffers, one an offer that is not yet answered.
 Invariants:
   B1 segments are views into a buffer that is not reused before ``release``.
-  B2 a span that is all zero is offered as a hole, whatever the map says (tree T1).
+  B2 what is not mapped reads as zeros, and a slot is read whole or not at all.
 Limits: buffers_max buffers of one offer each. Callers: the worker's main thread.
 Source: US 2016/0170666 [0040].
 """
@@ -17,104 +17,17 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from arraylift.errors import Corruption
-from arraylift.exchange.messages import NO_RUNS, Offer, Segments
-from arraylift.exchange.sender import Wanted
-from arraylift.segments.codecs import compress_lz4
+from arraylift.exchange.cut_batch import CutBatch
 from arraylift.segments.fingerprint import FingerprintKey
 from arraylift.segments.segmentation import Segmentation, Segmenter
-from arraylift.sizes import GRANULE_BYTES, MIB, SPAN_BYTES, span_length
+from arraylift.sizes import GRANULE_BYTES, SPAN_BYTES, span_length
 from primary_array.send_plan import GRANULES_PER_SPAN, ReadItem
-
-SEGMENTS_MESSAGE_BYTES = MIB
-"""A Segments message is closed when its payload passes this."""
 
 NextItem = Callable[[], ReadItem | None]
 
 
-class PreparedSpans:
-    """One offer of spans and the buffer its segments lie in."""
-
-    def __init__(self, item: ReadItem, buffer: memoryview, give_back: Callable[[memoryview], None]) -> None:
-        self._item = item
-        self._buffer: memoryview | None = buffer
-        self._give_back = give_back
-        self._pieces: list[memoryview] = []
-        self._spans: list[int] = []
-        self._counts: list[int] = []
-        self._holes: list[int] = []
-        self._fingerprints = b""
-
-    def cut(self, segmenter: Segmenter, key: FingerprintKey, image_bytes: int) -> None:
-        """Find the segments of each span; zero spans become holes (B2)."""
-        assert self._buffer is not None
-        for place, span in enumerate(self._item.spans.tolist()):
-            start = place * SPAN_BYTES
-            view = self._buffer[start : start + span_length(span, image_bytes)]
-            if is_zero(view):
-                self._holes.append(span)
-                continue
-            pieces = segmenter.cut(view)
-            self._spans.append(span)
-            self._counts.append(len(pieces))
-            self._pieces.extend(pieces)
-        self._fingerprints = key.segments(self._pieces)
-
-    def offer(self, batch: int) -> Offer:
-        holes = np.array([(span, 1) for span in self._holes], dtype="<u4").reshape(-1, 2)
-        return Offer(
-            batch=batch,
-            spans=np.array(self._spans, dtype="<u4"),
-            counts=np.array(self._counts, dtype="<u2"),
-            lengths=np.array([len(piece) for piece in self._pieces], dtype="<u4"),
-            fingerprints=self._fingerprints,
-            hole_runs=holes if self._holes else NO_RUNS,
-            sample=self._item.sample,
-        )
-
-    @property
-    def hole_count(self) -> int:
-        """Spans that turned out to be zero."""
-        return len(self._holes)
-
-    def segments(self, wanted: Wanted) -> Iterator[tuple[Segments, int]]:
-        """Compress what is wanted, about 1 MiB a message."""
-        codecs, lengths, payload, plain_bytes = bytearray(), [], [], 0
-        stored_bytes = 0
-        for index in wanted.indexes.tolist():
-            piece = self._pieces[index]
-            codec, stored = compress_lz4(piece)
-            codecs.append(codec)
-            lengths.append(len(stored))
-            payload.append(stored)
-            stored_bytes += len(stored)
-            plain_bytes += len(piece)
-            if stored_bytes >= SEGMENTS_MESSAGE_BYTES:
-                yield _message(wanted.batch, codecs, lengths, payload), plain_bytes
-                codecs, lengths, payload, plain_bytes = bytearray(), [], [], 0
-                stored_bytes = 0
-        if payload:
-            yield _message(wanted.batch, codecs, lengths, payload), plain_bytes
-
-    def release(self) -> None:
-        if self._buffer is not None:
-            buffer, self._buffer, self._pieces = self._buffer, None, []
-            self._give_back(buffer)
-
-
-def _message(
-    batch: int, codecs: bytearray, lengths: list[int], payload: list[bytes | memoryview]
-) -> Segments:
-    return Segments(batch, np.frombuffer(bytes(codecs), np.uint8), np.array(lengths, dtype="<u4"), payload)
-
-
-def is_zero(view: memoryview) -> bool:
-    """True if every byte of ``view`` is zero."""
-    whole = len(view) // 8 * 8
-    return not np.frombuffer(view[:whole], np.uint64).any() and not any(view[whole:])
-
-
 class SpanSource:
-    """Yields PreparedSpans for the items that ``next_item`` hands out, reading one ahead."""
+    """Yields a CutBatch for each of the items that ``next_item`` hands out, reading one ahead."""
 
     def __init__(
         self,
@@ -143,7 +56,7 @@ class SpanSource:
     def __iter__(self) -> SpanSource:
         return self
 
-    def __next__(self) -> PreparedSpans:
+    def __next__(self) -> CutBatch:
         if not self._started:
             self._started, self._ahead = True, self._fetch_ahead()
         item = self._ahead
@@ -153,12 +66,22 @@ class SpanSource:
         assert self._buffers, "B1: the window bounds unreleased offers"
         buffer = self._buffers.pop()
         self._read(item, buffer)
-        prepared = PreparedSpans(item, buffer, self._buffers.append)
-        prepared.cut(self._segmenter, self._key, self._image_bytes)
+        prepared = CutBatch(
+            self._views(item, buffer),
+            segmenter=self._segmenter,
+            key=self._key,
+            sample=item.sample,
+            give_back=lambda: self._buffers.append(buffer),
+        )
         self._count(item, prepared)
         return prepared
 
-    def _count(self, item: ReadItem, prepared: PreparedSpans) -> None:
+    def _views(self, item: ReadItem, buffer: memoryview) -> Iterator[tuple[int, memoryview]]:
+        for place, span in enumerate(item.spans.tolist()):
+            start = place * SPAN_BYTES
+            yield span, buffer[start : start + span_length(span, self._image_bytes)]
+
+    def _count(self, item: ReadItem, prepared: CutBatch) -> None:
         if item.sample:
             self.spans_sampled += len(item.spans)
         else:

@@ -13,7 +13,18 @@ from typing import Protocol
 
 from arraylift.errors import ArrayliftError, Conflict, InvalidRequest, TrackerMismatch
 from arraylift.exchange import wire
-from arraylift.exchange.messages import U32, Commit, Committed, Durable, Flags, Limits, Open, Opened, Reply
+from arraylift.exchange.messages import (
+    U32,
+    Commit,
+    Committed,
+    Durable,
+    Flags,
+    Limits,
+    Open,
+    Opened,
+    Reply,
+    Request,
+)
 from arraylift.exchange.receiver import Arrived, Batch, Poll, ReceiverLane
 
 
@@ -72,48 +83,60 @@ def serve_lane(requests: Iterator[bytes], find: Callable[[Open], Receiving]) -> 
     opening = wire.decode_request(first) if first is not None else None
     if not isinstance(opening, Open):
         raise InvalidRequest("a lane begins with Open")
-    transfer = find(opening)
-    machine = ReceiverLane(transfer.limits)
-    machine.receive(opening)
-    opened = transfer.open(opening)
-    if opened.committed is not None:
-        yield opened
-        return
-    sink = transfer.lane(opening.lane)
+    server = LaneServer(find(opening), opening)
     cause: ArrayliftError | None = cut_short()
     try:
-        yield opened
-        yield from _Loop(machine, sink).run(requests)
+        yield server.opened
+        if server.opened.committed is not None:
+            return
+        for data in requests:
+            yield from server.take(wire.decode_request(data))
+        yield from server.end()
         cause = None
     except ArrayliftError as error:
         cause = error
         raise
     finally:
-        sink.close(cause)
+        server.close(cause)
 
 
-class _Loop:
-    def __init__(self, machine: ReceiverLane, sink: LaneSink) -> None:
-        self._machine = machine
-        self._sink = sink
+class LaneServer:
+    """One receiving lane, a request at a time. One thread at a time; ``close`` whatever happens."""
+
+    def __init__(self, transfer: Receiving, opening: Open) -> None:
+        """Open the lane; an answer with ``committed`` ends it. Raises what the transfer raises."""
+        self._machine = ReceiverLane(transfer.limits)
+        self._machine.receive(opening)
+        self.opened = transfer.open(opening)
+        self._sink = transfer.lane(opening.lane) if self.opened.committed is None else None
         self._told = 0
 
-    def run(self, requests: Iterator[bytes]) -> Iterator[Reply]:
-        for data in requests:
-            event = self._machine.receive(wire.decode_request(data))
-            if isinstance(event, Commit):
-                yield from self._durable(*self._sink.flush())
-                yield self._sink.commit(event)
-                continue
-            if isinstance(event, Batch):
-                wanted, odd = self._sink.offered(event)
-                yield self._machine.answer(event, wanted, odd)
-                if odd is not None and len(odd):
-                    raise TrackerMismatch(f"span {int(odd[0])} differs from the base it should equal")
-            elif isinstance(event, Arrived):
-                self._sink.arrived(event)
-            yield from self._durable(*self._sink.advance(now=isinstance(event, Poll)))
+    def take(self, request: Request) -> Iterator[Reply]:
+        """Yield the answers to one request. Raises what the machine and the sink raise."""
+        assert self._sink is not None, "nothing follows a receipt"
+        event = self._machine.receive(request)
+        if isinstance(event, Commit):
+            yield from self._durable(*self._sink.flush())
+            yield self._sink.commit(event)
+            return
+        if isinstance(event, Batch):
+            wanted, odd = self._sink.offered(event)
+            yield self._machine.answer(event, wanted, odd)
+            if odd is not None and len(odd):
+                raise TrackerMismatch(f"span {int(odd[0])} differs from the base it should equal")
+        elif isinstance(event, Arrived):
+            self._sink.arrived(event)
+        yield from self._durable(*self._sink.advance(now=isinstance(event, Poll)))
+
+    def end(self) -> Iterator[Reply]:
+        """The sender has closed its side: make the lane durable, and say so."""
+        assert self._sink is not None, "nothing follows a receipt"
         yield from self._durable(*self._sink.flush())
+
+    def close(self, cause: ArrayliftError | None) -> None:
+        """The lane is over; ``cause`` says why, if it did not end as it should."""
+        if self._sink is not None:
+            self._sink.close(cause)
 
     def _durable(self, batch: int, bytes_stored: int) -> Iterator[Durable]:
         if batch > self._told:

@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 
 from arraylift.errors import Corruption
+from arraylift.exchange.cut_batch import SEGMENTS_MESSAGE_BYTES, is_zero
 from arraylift.exchange.sender import Wanted
 from arraylift.segments.codecs import decompress
 from arraylift.segments.fingerprint import FingerprintKey
 from arraylift.segments.segmentation import DEFAULT_SEGMENTATION
 from arraylift.sizes import GRANULE_BYTES, SPAN_BYTES
 from primary_array.send_plan import GRANULES_PER_SPAN, ReadItem
-from primary_array.span_source import SEGMENTS_MESSAGE_BYTES, SpanSource, is_zero, slot_runs
+from primary_array.span_source import SpanSource, slot_runs
 
 KEY = FingerprintKey(bytes(range(32)))
 SLOTS = 64
