@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from arraylift.clock import Clock
-from arraylift.errors import Conflict, InvalidRequest
+from arraylift.errors import Conflict, Corruption, InvalidRequest
 from arraylift.exchange.messages import Commit, Committed, Figures, Flags
 from arraylift.ids import Fingerprint, ImageId
 from arraylift.logs import get_logger
@@ -100,11 +100,7 @@ def _write_nodes(transfer: Transfer, inherit: bool, writer: _NodeWriter, *, whol
     known = writer.present(state.leaves[own].tobytes())
     absent = set(own[~known].tolist())
     if absent:
-        writer.write(
-            (Fingerprint(state.leaves[span].tobytes()), encode_leaf(lengths, fingerprints))
-            for span, lengths, fingerprints in transfer.log.iter_leaves()
-            if span in absent
-        )
+        writer.write(_leaves_of(transfer, absent))
     opened, base = transfer.opened, transfer.base_tree if inherit else None
     with transfer.believing_base():
         if base is None or whole:
@@ -118,6 +114,22 @@ def _write_nodes(transfer: Transfer, inherit: bool, writer: _NodeWriter, *, whol
     writer.write(node for node, known_node in zip(nodes, present, strict=True) if not known_node)
     writer.finish()
     return nodes[-1][0]
+
+
+def _leaves_of(transfer: Transfer, spans: set[int]) -> Iterator[tuple[Fingerprint, bytes]]:
+    """The leaves of offered spans, read back from the log. Raises Corruption."""
+    state, key = transfer.log.state, transfer.key
+    for span, lengths, fingerprints in transfer.log.iter_leaves():
+        if span in spans:
+            leaf = encode_leaf(lengths, fingerprints)
+            fingerprint = key.node(leaf)
+            if fingerprint != state.leaves[span].tobytes():
+                raise Corruption(
+                    f"the log of transfer {transfer.transfer_id} does not hold the leaf of span {span}",
+                    subject=f"transfer {transfer.transfer_id}",
+                    next_step="repeat the transfer under another id",
+                )
+            yield fingerprint, leaf
 
 
 def _joined(transfer: Transfer, base: TreeView | None) -> Leaves:

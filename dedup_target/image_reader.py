@@ -152,6 +152,17 @@ class ImageReader:
                 else:
                     yield Piece(low, self._part(image, span, leaf, low, high), 0)
 
+    def read_into(self, image: OpenImage, offset: int, into: memoryview) -> None:
+        """Fill ``into`` with the image's bytes from ``offset``, each verified. Raises as ``read``."""
+        if not len(into):
+            return
+        for piece in self.read(image, offset, len(into)):
+            start = piece.offset - offset
+            if piece.zero_bytes:
+                into[start : start + piece.zero_bytes] = bytes(piece.zero_bytes)
+            else:
+                into[start : start + len(piece.data)] = piece.data
+
     def _part(self, image: OpenImage, span: int, leaf: Leaf, low: int, high: int) -> bytes:
         """Join the bytes [low, high) of one span, reading only the segments that it touches."""
         at, chosen, wanted = span * SPAN_BYTES, [], []

@@ -27,17 +27,31 @@ SEGMENTS_MESSAGE_BYTES = MIB
 class PreparedLeaves:
     """One offer of spans that the store holds."""
 
-    def __init__(self, images: ImageReader, image: OpenImage, spans: list[int]) -> None:
+    def __init__(
+        self,
+        images: ImageReader,
+        image: OpenImage,
+        spans: list[int],
+        *,
+        offer_as: list[int] | None = None,
+    ) -> None:
+        """``offer_as`` gives the spans other places, in the image that is offered; then nothing is
+        located or read ahead, as a receiver that has the image will want none of it."""
         self._images = images
         self._image = image
-        self._spans = spans
+        self._spans = spans if offer_as is None else offer_as
         leaves = [leaf for leaf in images.leaves(image, spans) if leaf is not None]
         assert len(leaves) == len(spans), "holes are offered as runs"
         self._leaves: list[Leaf] = leaves
         fingerprints = b"".join(leaf.fingerprints for leaf in leaves)
         self._fingerprints = fingerprints
-        self._locators: list[Locator] = images.reader.locate(image.tenant, unpack(fingerprints))
-        images.reader.prefetch(self._locators)
+        self._locators: list[Locator] = []
+        if offer_as is None:
+            self._locate()
+            images.reader.prefetch(self._locators)
+
+    def _locate(self) -> None:
+        self._locators = self._images.reader.locate(self._image.tenant, unpack(self._fingerprints))
 
     @property
     def span_count(self) -> int:
@@ -56,6 +70,8 @@ class PreparedLeaves:
 
     def segments(self, wanted: Wanted) -> Iterator[tuple[Segments, int]]:
         """Wanted segments in their stored form, about 1 MiB a message."""
+        if not self._locators:
+            self._locate()
         chosen: list[int] = []
         stored_bytes = 0
         for index in wanted.indexes.tolist():

@@ -207,12 +207,17 @@ class LaneIngest:
 
     # -- sealing --------------------------------------------------------------------------------
 
-    def rotate(self, *, older_than_seconds: float) -> None:
-        """Have the container sealed if it is that old. Any lane's thread."""
-        with self._lock:
+    def rotate(self, *, older_than_seconds: float, wait: bool = True) -> None:
+        """Have the container sealed if it is that old; without ``wait``, unless the lane is busy, as one
+        that waits for a buffer is. Any lane's thread, and the reaper's."""
+        if not self._lock.acquire(blocking=wait):
+            return
+        try:
             age = self._clock.monotonic() - self._buffer_since
             if self._buffer is not None and age >= older_than_seconds:
                 self._submit()
+        finally:
+            self._lock.release()
 
     def _submit(self) -> None:
         buffer, keys = self._buffer, self._buffer_keys

@@ -54,8 +54,8 @@ _log = get_logger("transfer")
 class Lane(Protocol):
     """What a transfer knows of its lanes."""
 
-    def rotate(self, *, older_than_seconds: float) -> None:
-        """Have the lane's container sealed if it is that old."""
+    def rotate(self, *, older_than_seconds: float, wait: bool = True) -> None:
+        """Have the lane's container sealed if it is that old; without ``wait``, unless the lane is busy."""
         ...
 
 
@@ -272,10 +272,10 @@ class Transfer:
                 self.log.sync()
         return len(lost)
 
-    def rotate_lanes(self, *, older_than_seconds: float) -> None:
+    def rotate_lanes(self, *, older_than_seconds: float, wait: bool = True) -> None:
         """Have old containers of every lane sealed."""
         for lane in list(self.lanes.values()):
-            lane.rotate(older_than_seconds=older_than_seconds)
+            lane.rotate(older_than_seconds=older_than_seconds, wait=wait)
 
     def enter(self, number: int, lane: Lane) -> None:
         """A lane that ``open`` admitted begins."""

@@ -7,7 +7,7 @@ Invariants:
   T2 replay gives the state that the writer had after some record at or behind its last sync.
   T3 what was synced is never cut off: damage in front of a sync mark is Corruption. Only
      what no mark follows is a tear.
-  T4 memory: 41 bytes a span; leaves stay in the file and are read back one at a time.
+  T4 memory: 41 bytes a span, one for a hole; leaves stay in the file and are read back one at a time.
 Callers: one thread at a time for each log (the transfer's lock).
 Format: docs/formats/transfer-log-v1.md
 """
@@ -315,7 +315,9 @@ def _cover(state: TransferState, logged: LoggedLeaves, offset: int, path: str) -
     state.covered[spans], state.positions[spans] = True, offset
     for first, count in runs.tolist():
         run = slice(first, first + count)
-        state.covered[run], state.leaves[run], state.positions[run] = True, 0, 0
+        state.covered[run] = True
+        solid = first + np.flatnonzero(state.positions[run])
+        state.leaves[solid], state.positions[solid] = 0, 0  # what was never set costs no memory
 
 
 def _leaves_of(

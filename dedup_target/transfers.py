@@ -5,6 +5,8 @@ Invariants:
   R2 a transfer that nobody continued for its lease is forgotten; its log goes, and with it
      its hold on segments. Leases run on our monotonic clock and restart in full (law 9).
   R3 an image whose manifest was published before a crash is committed, whatever its log says.
+  R4 a transfer that the target granted to itself lives as long as the call that it serves: what a
+     crash left of one is removed at the next start, and no peer can open it.
 Limits: TRANSFERS_MAX transfers. Callers: any thread; the reaper is a thread of its own.
 """
 
@@ -37,6 +39,10 @@ TRANSFERS_MAX = 512
 REAP_SECONDS = 5.0
 SENDER_ROLE = "array"
 """Of the certificate that a sender shows: a name alone could be another daemon's."""
+LOCAL_PEER = ""
+"""Whom a grant names that the target gave to itself: no certificate has that name."""
+IDLE_SECONDS = 5.0
+"""A lane that is silent gives its container buffer up after this: others wait for it."""
 
 _log = get_logger("transfers")
 
@@ -79,24 +85,30 @@ class Transfers:
 
         Raises NotFound (base), AlreadyExists (another request with this id), Overloaded.
         """
-        tenant = self._store.keys.get_or_create(request.tenant_name)
         with self._lock:
             known = self._transfers.get(request.transfer_id)
             if known is not None:
                 return self._same_grant(known, request)
-            if len(self._transfers) >= TRANSFERS_MAX:
-                raise Overloaded(
-                    f"{TRANSFERS_MAX} transfers are open",
-                    next_step="let some commit or lapse, or revoke their grants",
-                )
-            base = None
-            if request.base_image_id is not None:
-                base = self._store.manifests.get(request.base_image_id)
-                if base.tenant != tenant.tenant:
-                    raise NotFound(f"there is no image {request.base_image_id}", next_step="list the images")
-            elif not request.no_base:
-                base = self._store.manifests.newest(tenant.tenant, request.image_name)
-            parameters = GrantParameters(
+            transfer = self._grant(request)
+        return self._store.grant_for(request.transfer_id), transfer.grant.base_image_id
+
+    def _grant(self, request: GrantRequest) -> Transfer:
+        """Admit a transfer whose id is free. Caller holds the lock."""
+        tenant = self._store.keys.get_or_create(request.tenant_name)
+        if len(self._transfers) >= TRANSFERS_MAX:
+            raise Overloaded(
+                f"{TRANSFERS_MAX} transfers are open",
+                next_step="let some commit or lapse, or revoke their grants",
+            )
+        base = None
+        if request.base_image_id is not None:
+            base = self._store.manifests.get(request.base_image_id)
+            if base.tenant != tenant.tenant:
+                raise NotFound(f"there is no image {request.base_image_id}", next_step="list the images")
+        elif not request.no_base:
+            base = self._store.manifests.newest(tenant.tenant, request.image_name)
+        log = self._store.transfers.create(
+            GrantParameters(
                 transfer_id=request.transfer_id,
                 peer=request.peer,
                 tenant=tenant.tenant,
@@ -105,9 +117,9 @@ class Transfers:
                 base_image_id=base.image_id if base else None,
                 base_root=base.root if base else None,
             )
-            log = self._store.transfers.create(parameters)
-            self._transfers[request.transfer_id] = self._transfer(log)
-        return self._store.grant_for(request.transfer_id), parameters.base_image_id
+        )
+        transfer = self._transfers[request.transfer_id] = self._transfer(log)
+        return transfer
 
     def _same_grant(self, known: Transfer, request: GrantRequest) -> tuple[bytes, ImageId | None]:
         grant = known.grant
@@ -116,10 +128,7 @@ class Transfers:
         if request.no_base:
             same_base = grant.base_image_id is None
         if (grant.peer, grant.image_name, grant.tenant_name) != asked or not same_base:
-            raise AlreadyExists(
-                f"transfer {request.transfer_id} was granted for something else",
-                next_step="make a new transfer id",
-            )
+            raise _granted_elsewhere(request.transfer_id)
         return self._store.grant_for(request.transfer_id), grant.base_image_id
 
     def revoke(self, transfer_id: TransferId) -> None:
@@ -132,6 +141,32 @@ class Transfers:
                         f"transfer {transfer_id} has committed",
                         next_step="delete its image instead, if that is meant",
                     )
+                self._forget(transfer)
+
+    # -- local transfers ------------------------------------------------------------------------
+
+    def begin_local(self, request: GrantRequest) -> Transfer:
+        """Make a transfer for data that this process sends, instead of one that an earlier call of the
+        same id left or still runs: that one is fenced. Returns a committed one as it is.
+
+        Raises NotFound (base), AlreadyExists (a peer's transfer of that id), Overloaded, OutOfSpace.
+        """
+        assert request.peer == LOCAL_PEER, "R4"
+        with self._lock:
+            known = self._transfers.get(request.transfer_id)
+            if known is not None:
+                if known.grant.peer != LOCAL_PEER:
+                    raise _granted_elsewhere(request.transfer_id)
+                with known.lock:  # a commit that has begun comes first
+                    if known.receipt() is not None:
+                        return known
+                    self._forget(known)
+            return self._grant(request)
+
+    def end_local(self, transfer: Transfer) -> None:
+        """The call is over, however: nothing is left but the image, if it was committed (R4)."""
+        with self._lock:
+            if self._transfers.get(transfer.transfer_id) is transfer:
                 self._forget(transfer)
 
     # -- opening --------------------------------------------------------------------------------
@@ -182,6 +217,11 @@ class Transfers:
         except (Corruption, WrongState) as error:
             _log.error("transfer_log_unreadable", transfer=transfer_id, error=str(error))
             return
+        if log.state.grant.peer == LOCAL_PEER:  # R4
+            log.close()
+            self._store.transfers.remove(transfer_id)
+            _log.info("local_transfer_dropped", transfer=transfer_id)
+            return
         image = self._store.manifests.by_transfer(transfer_id)
         if image is not None and log.state.committed is None:  # R3
             log.append_committed(CommittedTransfer(image.root, image.image_id, dict(image.figures)))
@@ -195,7 +235,11 @@ class Transfers:
             self.reap()
 
     def reap(self) -> None:
-        """Forget what nobody continued (R2)."""
+        """Forget what nobody continued (R2), and seal what a silent lane has begun."""
+        with self._lock:
+            running = list(self._transfers.values())
+        for transfer in running:
+            transfer.rotate_lanes(older_than_seconds=IDLE_SECONDS, wait=False)
         with self._lock:
             for transfer in [one for one in self._transfers.values() if one.lapsed]:
                 _log.info("transfer_lapsed", transfer=transfer.transfer_id)
@@ -215,3 +259,11 @@ class Transfers:
         with self._lock:
             for transfer in self._transfers.values():
                 transfer.close()
+
+
+def _granted_elsewhere(transfer_id: TransferId) -> AlreadyExists:
+    return AlreadyExists(
+        f"transfer {transfer_id} was granted for something else",
+        subject=f"transfer {transfer_id}",
+        next_step="make a new transfer id",
+    )
