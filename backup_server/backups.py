@@ -27,6 +27,9 @@ from backup_server.server_db import ServerDb
 PROGRESS_BYTES = 16 << 20
 """A verification tells its progress this often."""
 
+CHUNK_BACKUPS = 200
+"""Backups that are read from the database at once."""
+
 _log = get_logger("backups")
 
 
@@ -54,6 +57,12 @@ class Backups:
     def all(self, vm: str = "") -> list[Backup]:
         """Newest first; ``vm`` is a name or an id."""
         return self._db.backups(vm=vm)
+
+    def newest_first(self, vm: str = "", *, behind: tuple[int, str] | None = None) -> Iterator[Backup]:
+        """Likewise, older than one of that time and id; read as they are taken."""
+        while chunk := self._db.backups_behind(behind, vm=vm, count_max=CHUNK_BACKUPS):
+            yield from chunk
+            behind = (chunk[-1].snapshot_at_ns, chunk[-1].backup_id)
 
     def get(self, backup_id: str) -> Backup:
         """Raises NotFound, once the targets have been asked too (Y1)."""

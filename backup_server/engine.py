@@ -230,10 +230,10 @@ class Engine:
             return self._view(self._db.job(job_id), self._db.steps(job_id), None)
         return self._view(run.job, run.steps(), run)
 
-    def views(self, *, unfinished: bool, limit: int) -> list[JobView]:
-        """Newest first."""
+    def views(self, *, unfinished: bool, limit: int, behind: str = "") -> list[JobView]:
+        """Newest first; ``behind``: only those older than this job."""
         found = []
-        for job in self._db.jobs(unfinished=unfinished, limit=limit):
+        for job in self._db.jobs(unfinished=unfinished, limit=limit, behind=behind):
             try:
                 found.append(self.view(job.job_id))
             except NotFound:

@@ -24,6 +24,7 @@ from arraylift.exchange import convert as exchange
 from arraylift.logs import get_logger
 from arraylift.pki import TlsMaterial
 from arraylift.rpc import channel as rpc
+from arraylift.rpc import pages
 from arraylift.sizes import MIB
 from arraylift.v1 import (
     backup_logic_pb2,
@@ -218,8 +219,9 @@ class GrpcCenter(_Caller):
         return self.call(virtual_center_pb2_grpc.VirtualCenterServiceStub, method, request, seconds=seconds)
 
     def vms(self) -> list[Vm]:
-        answer = self._ask("ListManagedVms", virtual_center_pb2.ListManagedVmsRequest())
-        return [shared.vm_from_pb(vm) for vm in answer.vms]
+        request = virtual_center_pb2.ListManagedVmsRequest()
+        answers = pages.follow(lambda asked: self._ask("ListManagedVms", asked), request)
+        return [shared.vm_from_pb(vm) for answer in answers for vm in answer.vms]
 
     def find_vm(self, *, vm_id: str = "", name: str = "") -> Located:
         request = virtual_center_pb2.GetManagedVmRequest(vm_id=vm_id, name=name)
@@ -393,18 +395,13 @@ class GrpcTarget(_Caller):
         self._ask("PublishBackup", request, slow=True)
 
     def backups(self) -> Iterator[Backup]:
-        token = ""
-        while True:
-            request = image_pb2.ListBackupManifestsRequest(page_size=MANIFESTS_PER_PAGE, page_token=token)
-            page = self._ask("ListBackupManifests", request)
+        request = image_pb2.ListBackupManifestsRequest(page_size=MANIFESTS_PER_PAGE)
+        for page in pages.follow(lambda asked: self._ask("ListBackupManifests", asked), request):
             for manifest in page.manifests:
                 try:
                     yield convert.backup_from_manifest(manifest, self._name)
                 except Corruption as error:  # one of them hides no other
                     _log.error("backup_unreadable", backup=manifest.backup_id, error=str(error))
-            token = page.next_page_token
-            if not token:
-                return
 
     def delete_backup(self, backup_id: str) -> None:
         request = image_pb2.DeleteBackupManifestRequest(backup_id=backup_id, missing_ok=True)

@@ -173,13 +173,14 @@ class ServerDb:
             raise NotFound(f"there is no job {job_id}", subject=f"job {job_id}", next_step="list the jobs")
         return documents.load(Job, row[0], what=f"job {job_id}")
 
-    def jobs(self, *, unfinished: bool, limit: int) -> list[Job]:
-        """Newest first."""
-        where = "WHERE state < 3" if unfinished else ""
+    def jobs(self, *, unfinished: bool, limit: int, behind: str = "") -> list[Job]:
+        """Newest first; ``behind``: only those older than this job, none if it is forgotten."""
+        where = "state < 3" if unfinished else "1"
         with self._read() as db:
             rows = db.execute(
-                f"SELECT document FROM jobs {where} ORDER BY serial DESC LIMIT ?",  # noqa: S608 - a constant
-                (limit,),
+                f"SELECT document FROM jobs WHERE {where} AND (?1 = '' OR serial <"  # noqa: S608 - constants
+                " (SELECT serial FROM jobs WHERE job_id = ?1)) ORDER BY serial DESC LIMIT ?2",
+                (behind, limit),
             ).fetchall()
         return [documents.load(Job, row[0], what="a job") for row in rows]
 
@@ -261,6 +262,17 @@ class ServerDb:
                 "SELECT document FROM backups WHERE deleting = ?1 AND (?2 = '' OR vm_id = ?2 OR vm_name = ?2)"
                 " ORDER BY snapshot_at_ns DESC, backup_id DESC",
                 (deleting, vm),
+            ).fetchall()
+        return [documents.load(Backup, row[0], what="a backup") for row in rows]
+
+    def backups_behind(self, behind: tuple[int, str] | None, *, vm: str = "", count_max: int) -> list[Backup]:
+        """At most so many of ``backups``, older than one of that time and id."""
+        with self._read() as db:
+            rows = db.execute(
+                "SELECT document FROM backups WHERE NOT deleting AND (?1 = '' OR vm_id = ?1 OR vm_name = ?1)"
+                " AND (?2 IS NULL OR (snapshot_at_ns, backup_id) < (?2, ?3))"
+                " ORDER BY snapshot_at_ns DESC, backup_id DESC LIMIT ?4",
+                (vm, *(behind or (None, None)), count_max),
             ).fetchall()
         return [documents.load(Backup, row[0], what="a backup") for row in rows]
 

@@ -5,7 +5,9 @@ Callers: the command line, main thread.
 
 from __future__ import annotations
 
+import contextlib
 import re
+from collections.abc import Iterator
 from typing import Annotated
 
 import typer
@@ -22,6 +24,7 @@ from arraylift.sizes import human
 from arraylift.v1 import backup_pb2, vm_pb2
 
 PREFIX_CHARS_MIN = 4
+_ID = re.compile(r"[0-9a-f]{32}")
 _PREFIX = re.compile(rf"[0-9a-f]{{{PREFIX_CHARS_MIN},32}}")
 
 BackupReference = Annotated[
@@ -125,7 +128,7 @@ def ls(
 ) -> None:
     """List backups, newest first."""
     server = session.server
-    found = server.call(server.backups.ListBackups, backup_pb2.ListBackupsRequest(vm=vm)).backups
+    found = list(_listed(server, vm))
     session.emit([plain(each) for each in found], _table(found))
 
 
@@ -205,17 +208,14 @@ def find_backup(server: Connection, reference: str, *, by_vm: bool = True) -> ba
 
     Raises NotFound, InvalidRequest (several begin so).
     """
-    answer: backup_pb2.ListBackupsResponse = server.call(
-        server.backups.ListBackups, backup_pb2.ListBackupsRequest()
-    )
-    listed = answer.backups
-    for each in listed:
-        if each.backup_id == reference:
-            return each
-    of_vm = [each for each in listed if by_vm and reference in {each.vm_name, each.vm_id}]
-    if of_vm:
-        return max(of_vm, key=lambda each: each.snapshot_at_ns)
-    begin = [each for each in listed if _PREFIX.fullmatch(reference) and each.backup_id.startswith(reference)]
+    if _ID.fullmatch(reference):
+        with contextlib.suppress(NotFound):  # a VM may have that id, or even that name
+            return _backup(server, reference)
+    newest = next(_listed(server, reference, page_size=1), None) if by_vm else None
+    if newest is not None:
+        return newest
+    prefix = _PREFIX.fullmatch(reference)
+    begin = [each for each in _listed(server) if each.backup_id.startswith(reference)] if prefix else []
     if len(begin) > 1:
         raise InvalidRequest(
             f"{len(begin)} backups begin with {reference}",
@@ -230,6 +230,19 @@ def find_backup(server: Connection, reference: str, *, by_vm: bool = True) -> ba
             next_step=f"give {what}; see `arraylift backups ls`",
         )
     return begin[0]
+
+
+def _backup(server: Connection, backup_id: str) -> backup_pb2.Backup:
+    answer: backup_pb2.GetBackupResponse = server.call(
+        server.backups.GetBackup, backup_pb2.GetBackupRequest(backup_id=backup_id)
+    )
+    return answer.backup
+
+
+def _listed(server: Connection, vm: str = "", *, page_size: int = 0) -> Iterator[backup_pb2.Backup]:
+    """Newest first, read page by page as they are taken."""
+    request = backup_pb2.ListBackupsRequest(vm=vm, page_size=page_size)
+    return server.listing(server.backups.ListBackups, request, "backups")
 
 
 def _kind(backup: backup_pb2.Backup) -> str:

@@ -17,9 +17,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from arraylift import pki
 from arraylift.errors import ArrayliftError, PeerUnavailable
-from arraylift.rpc import channel
+from arraylift.rpc import channel, pages
 from arraylift.rpc.address import split_address
-from arraylift.rpc.channel import CALL_SECONDS, TRANSFER_SECONDS, ResponseStream
+from arraylift.rpc.channel import CALL_SECONDS, LONG_CALL_SECONDS, TRANSFER_SECONDS, ResponseStream
 from arraylift.rpc.identity import Peer, peer_of_names
 from arraylift.v1 import (
     backup_logic_pb2_grpc,
@@ -87,6 +87,14 @@ class Connection:
     ) -> Response:
         """Call a method that answers once; errors of ``channel.call``."""
         return channel.call(method, request, peer=self.label, timeout_seconds=timeout_seconds)
+
+    def listing(
+        self, method: Callable[..., Any], request: object, items: str, *, slow: bool = False
+    ) -> Iterator[Any]:
+        """Every item of a listing, over all its pages; ``items`` is the field that has them."""
+        seconds = LONG_CALL_SECONDS if slow else CALL_SECONDS
+        for answer in pages.follow(lambda asked: self.call(method, asked, timeout_seconds=seconds), request):
+            yield from getattr(answer, items)
 
     def stream(self, method: Callable[..., Any], request: object) -> ResponseStream[Any]:
         """Call a method that answers by a stream of data or progress."""

@@ -17,7 +17,6 @@ from arraylift.cli.connection import Connection
 from arraylift.cli.local_files import NewFile
 from arraylift.cli.session import Session
 from arraylift.cli.show import plain
-from arraylift.rpc.channel import LONG_CALL_SECONDS
 from arraylift.sizes import human
 from arraylift.v1 import backup_pb2
 
@@ -47,7 +46,7 @@ def ls(
     request = backup_pb2.ListFilesRequest(
         backup_id=find_backup(server, backup).backup_id, disk_name=disk, path=path
     )
-    found = server.call(server.backups.ListFiles, request, timeout_seconds=LONG_CALL_SECONDS).files
+    found = list(server.listing(server.backups.ListFiles, request, "files", slow=True))
     session.emit([plain(file) for file in found], single_files.listing(found))
 
 

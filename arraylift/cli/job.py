@@ -6,6 +6,8 @@ Callers: the command line, main thread.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from itertools import islice
 from typing import Annotated
 
 import typer
@@ -39,8 +41,8 @@ def find_job(server: Connection, reference: str) -> backup_pb2.Job:
     if _ID.fullmatch(reference):
         return jobs.get_job(server, reference)
     request = backup_pb2.ListJobsRequest(limit=PAGE_MAX)
-    answer: backup_pb2.ListJobsResponse = server.call(server.backups.ListJobs, request)
-    found = [job for job in answer.jobs if job.job_id.startswith(reference)]
+    jobs_there: Iterator[backup_pb2.Job] = server.listing(server.backups.ListJobs, request, "jobs")
+    found = [job for job in jobs_there if job.job_id.startswith(reference)]
     if not found:
         raise NotFound(
             f"there is no job {reference}", subject=f"job {reference}", next_step="see `arraylift job ls`"
@@ -57,12 +59,12 @@ def find_job(server: Connection, reference: str) -> backup_pb2.Job:
 def ls(
     session: Session,
     running: Annotated[bool, typer.Option("--running", help="Only those that have not ended.")] = False,
-    limit: Annotated[int, typer.Option(min=1, max=PAGE_MAX, help="At most so many.")] = 100,
+    limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 100,
 ) -> None:
     """List jobs, newest first."""
     server = session.server
-    request = backup_pb2.ListJobsRequest(running_only=running, limit=limit)
-    found = server.call(server.backups.ListJobs, request).jobs
+    request = backup_pb2.ListJobsRequest(running_only=running, limit=min(limit, PAGE_MAX))
+    found = list(islice(server.listing(server.backups.ListJobs, request, "jobs"), limit))
     shown = table("vm", "job", "state", "created", ">seconds", "error", "id")
     for job in found:
         row(

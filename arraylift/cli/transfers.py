@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from arraylift.cli.connection import Connection
@@ -152,17 +153,5 @@ def find_image(target: Connection, reference: str) -> image_pb2.Image:
 
 def list_images(target: Connection, *, name: str = "", count_max: int) -> list[image_pb2.Image]:
     """Return images, newest first, at most ``count_max``."""
-    images: list[image_pb2.Image] = []
-    token = ""
-    while len(images) < count_max:
-        page = target.call(
-            target.images.ListImages,
-            image_pb2.ListImagesRequest(
-                name=name, page_size=min(1000, count_max - len(images)), page_token=token
-            ),
-        )
-        images += page.images
-        token = page.next_page_token
-        if not token:
-            break
-    return images
+    request = image_pb2.ListImagesRequest(name=name, page_size=min(1000, count_max))
+    return list(islice(target.listing(target.images.ListImages, request, "images"), count_max))

@@ -85,7 +85,7 @@ def ls(
     """List the VMs."""
     center = session.vcenter
     request = virtual_center_pb2.ListManagedVmsRequest(host=host)
-    found = center.call(center.center.ListManagedVms, request).vms
+    found = list(center.listing(center.center.ListManagedVms, request, "vms"))
     session.emit([plain(vm) for vm in found], _table(found))
 
 

@@ -15,7 +15,6 @@ from arraylift.cli.command import command, group
 from arraylift.cli.local_files import NewFile, SourceFile
 from arraylift.cli.session import Session
 from arraylift.cli.show import plain
-from arraylift.rpc.channel import LONG_CALL_SECONDS
 from arraylift.sizes import human
 from arraylift.v1 import vm_pb2
 
@@ -85,7 +84,7 @@ def ls(
     host, vm_id = vm_calls.host_of(session, vm)
     place = vm_pb2.GuestPath(vm_id=vm_id, disk_name=disk, path=path)
     request = vm_pb2.ListGuestFilesRequest(directory=place)
-    found = host.call(host.vms.ListGuestFiles, request, timeout_seconds=LONG_CALL_SECONDS).files
+    found = list(host.listing(host.vms.ListGuestFiles, request, "files", slow=True))
     session.emit([plain(file) for file in found], single_files.listing(found))
 
 

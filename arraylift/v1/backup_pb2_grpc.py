@@ -139,7 +139,7 @@ class BackupServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListJobs(self, request, context):
-        """Newest first. Limit: 1,000 a page.
+        """Newest first, in pages. Limit: 1,000 a page. Errors: INVALID_ARGUMENT. Idempotent.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -161,7 +161,7 @@ class BackupServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListBackups(self, request, context):
-        """Newest first. Idempotent.
+        """Newest first, in pages. Errors: INVALID_ARGUMENT (page token). Idempotent.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -191,9 +191,9 @@ class BackupServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListFiles(self, request, context):
-        """Files inside a backup, read from its images piece by piece (patent figure 6).
-        Errors: NOT_FOUND (backup, disk, path), FAILED_PRECONDITION (no file system that can be
-        read), INVALID_ARGUMENT, DATA_LOSS.
+        """Files inside a backup, read from its images piece by piece (patent figure 6): a directory, by
+        name, in pages; each parses the directory anew. Errors: NOT_FOUND (backup, disk, path),
+        FAILED_PRECONDITION (no file system that can be read), INVALID_ARGUMENT, DATA_LOSS.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -25,15 +25,15 @@ _sym_db = _symbol_database.Default()
 from arraylift.v1 import vm_pb2 as arraylift_dot_v1_dot_vm__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!arraylift/v1/virtual_center.proto\x12\x0c\x61rraylift.v1\x1a\x15\x61rraylift/v1/vm.proto\"\xc6\x01\n\x04Host\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12&\n\x05state\x18\x03 \x01(\x0e\x32\x17.arraylift.v1.HostState\x12\x14\n\x0cmemory_bytes\x18\x04 \x01(\x04\x12\x19\n\x11memory_free_bytes\x18\x05 \x01(\x04\x12\x0c\n\x04\x63pus\x18\x06 \x01(\r\x12\x10\n\x08vm_count\x18\x07 \x01(\r\x12\x16\n\x0elast_report_ns\x18\x08 \x01(\x03\x12\x0e\n\x06\x64river\x18\t \x01(\t\"D\n\x13RegisterHostRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x0e\n\x06\x64river\x18\x03 \x01(\t\"\x16\n\x14RegisterHostResponse\"\x96\x01\n\x16ReportInventoryRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12\x1d\n\x03vms\x18\x03 \x03(\x0b\x32\x10.arraylift.v1.Vm\x12\x14\n\x0cmemory_bytes\x18\x04 \x01(\x04\x12\x19\n\x11memory_free_bytes\x18\x05 \x01(\x04\x12\x0c\n\x04\x63pus\x18\x06 \x01(\r\"\x19\n\x17ReportInventoryResponse\"\x12\n\x10ListHostsRequest\"6\n\x11ListHostsResponse\x12!\n\x05hosts\x18\x01 \x03(\x0b\x32\x12.arraylift.v1.Host\"5\n\x11RemoveHostRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nmissing_ok\x18\x02 \x01(\x08\"\x14\n\x12RemoveHostResponse\"%\n\x15ListManagedVmsRequest\x12\x0c\n\x04host\x18\x01 \x01(\t\"I\n\x16ListManagedVmsResponse\x12\x1d\n\x03vms\x18\x01 \x03(\x0b\x32\x10.arraylift.v1.Vm\x12\x10\n\x08revision\x18\x02 \x01(\x04\"2\n\x13GetManagedVmRequest\x12\r\n\x05vm_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"V\n\x14GetManagedVmResponse\x12\x1c\n\x02vm\x18\x01 \x01(\x0b\x32\x10.arraylift.v1.Vm\x12 \n\x04host\x18\x02 \x01(\x0b\x32\x12.arraylift.v1.Host\"/\n\x15WatchInventoryRequest\x12\x16\n\x0e\x61\x66ter_revision\x18\x01 \x01(\x04\"r\n\x16WatchInventoryResponse\x12\x10\n\x08revision\x18\x01 \x01(\x04\x12\x1d\n\x03vms\x18\x02 \x03(\x0b\x32\x10.arraylift.v1.Vm\x12\x16\n\x0eremoved_vm_ids\x18\x03 \x03(\t\x12\x0f\n\x07listing\x18\x04 \x01(\x08\"\x94\x01\n\x14PrepareBackupRequest\x12\r\n\x05vm_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x31\n\tlevel_min\x18\x03 \x01(\x0e\x32\x1e.arraylift.v1.ConsistencyLevel\x12\x15\n\rlease_seconds\x18\x04 \x01(\r\x12\x15\n\rexclude_disks\x18\x05 \x03(\t\"\x83\x01\n\x15PrepareBackupResponse\x12 \n\x04host\x18\x01 \x01(\x0b\x32\x12.arraylift.v1.Host\x12\x1c\n\x02vm\x18\x02 \x01(\x0b\x32\x10.arraylift.v1.Vm\x12*\n\x08snapshot\x18\x03 \x01(\x0b\x32\x18.arraylift.v1.VmSnapshot\"?\n\x16ReleaseSnapshotRequest\x12\r\n\x05vm_id\x18\x01 \x01(\t\x12\x16\n\x0evm_snapshot_id\x18\x02 \x01(\t\"\x19\n\x17ReleaseSnapshotResponse\"=\n\x14RenewSnapshotRequest\x12\r\n\x05vm_id\x18\x01 \x01(\t\x12\x16\n\x0evm_snapshot_id\x18\x02 \x01(\t\"\x17\n\x15RenewSnapshotResponse\"D\n\x0ePlaceVmRequest\x12\x14\n\x0cmemory_bytes\x18\x01 \x01(\x04\x12\x0c\n\x04\x63pus\x18\x02 \x01(\r\x12\x0e\n\x06\x61rrays\x18\x03 \x03(\t\"3\n\x0fPlaceVmResponse\x12 \n\x04host\x18\x01 \x01(\x0b\x32\x12.arraylift.v1.Host\"Y\n\x12ProvisionVmRequest\x12\r\n\x05vm_id\x18\x01 \x01(\t\x12&\n\x06\x63onfig\x18\x02 \x01(\x0b\x32\x16.arraylift.v1.VmConfig\x12\x0c\n\x04host\x18\x03 \x01(\t\"U\n\x13ProvisionVmResponse\x12\x1c\n\x02vm\x18\x01 \x01(\x0b\x32\x10.arraylift.v1.Vm\x12 \n\x04host\x18\x02 \x01(\x0b\x32\x12.arraylift.v1.Host\"n\n\x0ePowerVmRequest\x12\r\n\x05vm_id\x18\x01 \x01(\t\x12\'\n\x05power\x18\x02 \x01(\x0e\x32\x18.arraylift.v1.PowerState\x12\x15\n\rgrace_seconds\x18\x03 \x01(\r\x12\r\n\x05\x66orce\x18\x04 \x01(\x08\"/\n\x0fPowerVmResponse\x12\x1c\n\x02vm\x18\x01 \x01(\x0b\x32\x10.arraylift.v1.Vm\"J\n\x0fRemoveVmRequest\x12\r\n\x05vm_id\x18\x01 \x01(\t\x12\x14\n\x0ckeep_volumes\x18\x02 \x01(\x08\x12\x12\n\nmissing_ok\x18\x03 \x01(\x08\"\x12\n\x10RemoveVmResponse\"H\n\x15\x41ttachVmVolumeRequest\x12\r\n\x05vm_id\x18\x01 \x01(\t\x12 \n\x04\x64isk\x18\x02 \x01(\x0b\x32\x12.arraylift.v1.Disk\"6\n\x16\x41ttachVmVolumeResponse\x12\x1c\n\x02vm\x18\x01 \x01(\x0b\x32\x10.arraylift.v1.Vm*R\n\tHostState\x12\x1a\n\x16HOST_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10HOST_STATE_ALIVE\x10\x01\x12\x13\n\x0fHOST_STATE_LOST\x10\x02\x32\x9f\n\n\x14VirtualCenterService\x12U\n\x0cRegisterHost\x12!.arraylift.v1.RegisterHostRequest\x1a\".arraylift.v1.RegisterHostResponse\x12^\n\x0fReportInventory\x12$.arraylift.v1.ReportInventoryRequest\x1a%.arraylift.v1.ReportInventoryResponse\x12L\n\tListHosts\x12\x1e.arraylift.v1.ListHostsRequest\x1a\x1f.arraylift.v1.ListHostsResponse\x12O\n\nRemoveHost\x12\x1f.arraylift.v1.RemoveHostRequest\x1a .arraylift.v1.RemoveHostResponse\x12[\n\x0eListManagedVms\x12#.arraylift.v1.ListManagedVmsRequest\x1a$.arraylift.v1.ListManagedVmsResponse\x12U\n\x0cGetManagedVm\x12!.arraylift.v1.GetManagedVmRequest\x1a\".arraylift.v1.GetManagedVmResponse\x12]\n\x0eWatchInventory\x12#.arraylift.v1.WatchInventoryRequest\x1a$.arraylift.v1.WatchInventoryResponse0\x01\x12X\n\rPrepareBackup\x12\".arraylift.v1.PrepareBackupRequest\x1a#.arraylift.v1.PrepareBackupResponse\x12^\n\x0fReleaseSnapshot\x12$.arraylift.v1.ReleaseSnapshotRequest\x1a%.arraylift.v1.ReleaseSnapshotResponse\x12X\n\rRenewSnapshot\x12\".arraylift.v1.RenewSnapshotRequest\x1a#.arraylift.v1.RenewSnapshotResponse\x12\x46\n\x07PlaceVm\x12\x1c.arraylift.v1.PlaceVmRequest\x1a\x1d.arraylift.v1.PlaceVmResponse\x12R\n\x0bProvisionVm\x12 .arraylift.v1.ProvisionVmRequest\x1a!.arraylift.v1.ProvisionVmResponse\x12[\n\x0e\x41ttachVmVolume\x12#.arraylift.v1.AttachVmVolumeRequest\x1a$.arraylift.v1.AttachVmVolumeResponse\x12\x46\n\x07PowerVm\x12\x1c.arraylift.v1.PowerVmRequest\x1a\x1d.arraylift.v1.PowerVmResponse\x12I\n\x08RemoveVm\x12\x1d.arraylift.v1.RemoveVmRequest\x1a\x1e.arraylift.v1.RemoveVmResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!arraylift/v1/virtual_center.proto\x12\x0c\x61rraylift.v1\x1a\x15\x61rraylift/v1/vm.proto\"\xc6\x01\n\x04Host\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12&\n\x05state\x18\x03 \x01(\x0e\x32\x17.arraylift.v1.HostState\x12\x14\n\x0cmemory_bytes\x18\x04 \x01(\x04\x12\x19\n\x11memory_free_bytes\x18\x05 \x01(\x04\x12\x0c\n\x04\x63pus\x18\x06 \x01(\r\x12\x10\n\x08vm_count\x18\x07 \x01(\r\x12\x16\n\x0elast_report_ns\x18\x08 \x01(\x03\x12\x0e\n\x06\x64river\x18\t \x01(\t\"D\n\x13RegisterHostRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x0e\n\x06\x64river\x18\x03 \x01(\t\"\x16\n\x14RegisterHostResponse\"\x96\x01\n\x16ReportInventoryRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12\x1d\n\x03vms\x18\x03 \x03(\x0b\x32\x10.arraylift.v1.Vm\x12\x14\n\x0cmemory_bytes\x18\x04 \x01(\x04\x12\x19\n\x11memory_free_bytes\x18\x05 \x01(\x04\x12\x0c\n\x04\x63pus\x18\x06 \x01(\r\"\x19\n\x17ReportInventoryResponse\"\x12\n\x10ListHostsRequest\"6\n\x11ListHostsResponse\x12!\n\x05hosts\x18\x01 \x03(\x0b\x32\x12.arraylift.v1.Host\"5\n\x11RemoveHostRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nmissing_ok\x18\x02 \x01(\x08\"\x14\n\x12RemoveHostResponse\"L\n\x15ListManagedVmsRequest\x12\x0c\n\x04host\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\r\x12\x12\n\npage_token\x18\x03 \x01(\t\"b\n\x16ListManagedVmsResponse\x12\x1d\n\x03vms\x18\x01 \x03(\x0b\x32\x10.arraylift.v1.Vm\x12\x10\n\x08revision\x18\x02 \x01(\x04\x12\x17\n\x0fnext_page_token\x18\x03 \x01(\t\"2\n\x13GetManagedVmRequest\x12\r\n\x05vm_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"V\n\x14GetManagedVmResponse\x12\x1c\n\x02vm\x18\x01 \x01(\x0b\x32\x10.arraylift.v1.Vm\x12 \n\x04host\x18\x02 \x01(\x0b\x32\x12.arraylift.v1.Host\"/\n\x15WatchInventoryRequest\x12\x16\n\x0e\x61\x66ter_revision\x18\x01 \x01(\x04\"r\n\x16WatchInventoryResponse\x12\x10\n\x08revision\x18\x01 \x01(\x04\x12\x1d\n\x03vms\x18\x02 \x03(\x0b\x32\x10.arraylift.v1.Vm\x12\x16\n\x0eremoved_vm_ids\x18\x03 \x03(\t\x12\x0f\n\x07listing\x18\x04 \x01(\x08\"\x94\x01\n\x14PrepareBackupRequest\x12\r\n\x05vm_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x31\n\tlevel_min\x18\x03 \x01(\x0e\x32\x1e.arraylift.v1.ConsistencyLevel\x12\x15\n\rlease_seconds\x18\x04 \x01(\r\x12\x15\n\rexclude_disks\x18\x05 \x03(\t\"\x83\x01\n\x15PrepareBackupResponse\x12 \n\x04host\x18\x01 \x01(\x0b\x32\x12.arraylift.v1.Host\x12\x1c\n\x02vm\x18\x02 \x01(\x0b\x32\x10.arraylift.v1.Vm\x12*\n\x08snapshot\x18\x03 \x01(\x0b\x32\x18.arraylift.v1.VmSnapshot\"?\n\x16ReleaseSnapshotRequest\x12\r\n\x05vm_id\x18\x01 \x01(\t\x12\x16\n\x0evm_snapshot_id\x18\x02 \x01(\t\"\x19\n\x17ReleaseSnapshotResponse\"=\n\x14RenewSnapshotRequest\x12\r\n\x05vm_id\x18\x01 \x01(\t\x12\x16\n\x0evm_snapshot_id\x18\x02 \x01(\t\"\x17\n\x15RenewSnapshotResponse\"D\n\x0ePlaceVmRequest\x12\x14\n\x0cmemory_bytes\x18\x01 \x01(\x04\x12\x0c\n\x04\x63pus\x18\x02 \x01(\r\x12\x0e\n\x06\x61rrays\x18\x03 \x03(\t\"3\n\x0fPlaceVmResponse\x12 \n\x04host\x18\x01 \x01(\x0b\x32\x12.arraylift.v1.Host\"Y\n\x12ProvisionVmRequest\x12\r\n\x05vm_id\x18\x01 \x01(\t\x12&\n\x06\x63onfig\x18\x02 \x01(\x0b\x32\x16.arraylift.v1.VmConfig\x12\x0c\n\x04host\x18\x03 \x01(\t\"U\n\x13ProvisionVmResponse\x12\x1c\n\x02vm\x18\x01 \x01(\x0b\x32\x10.arraylift.v1.Vm\x12 \n\x04host\x18\x02 \x01(\x0b\x32\x12.arraylift.v1.Host\"n\n\x0ePowerVmRequest\x12\r\n\x05vm_id\x18\x01 \x01(\t\x12\'\n\x05power\x18\x02 \x01(\x0e\x32\x18.arraylift.v1.PowerState\x12\x15\n\rgrace_seconds\x18\x03 \x01(\r\x12\r\n\x05\x66orce\x18\x04 \x01(\x08\"/\n\x0fPowerVmResponse\x12\x1c\n\x02vm\x18\x01 \x01(\x0b\x32\x10.arraylift.v1.Vm\"J\n\x0fRemoveVmRequest\x12\r\n\x05vm_id\x18\x01 \x01(\t\x12\x14\n\x0ckeep_volumes\x18\x02 \x01(\x08\x12\x12\n\nmissing_ok\x18\x03 \x01(\x08\"\x12\n\x10RemoveVmResponse\"H\n\x15\x41ttachVmVolumeRequest\x12\r\n\x05vm_id\x18\x01 \x01(\t\x12 \n\x04\x64isk\x18\x02 \x01(\x0b\x32\x12.arraylift.v1.Disk\"6\n\x16\x41ttachVmVolumeResponse\x12\x1c\n\x02vm\x18\x01 \x01(\x0b\x32\x10.arraylift.v1.Vm*R\n\tHostState\x12\x1a\n\x16HOST_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10HOST_STATE_ALIVE\x10\x01\x12\x13\n\x0fHOST_STATE_LOST\x10\x02\x32\x9f\n\n\x14VirtualCenterService\x12U\n\x0cRegisterHost\x12!.arraylift.v1.RegisterHostRequest\x1a\".arraylift.v1.RegisterHostResponse\x12^\n\x0fReportInventory\x12$.arraylift.v1.ReportInventoryRequest\x1a%.arraylift.v1.ReportInventoryResponse\x12L\n\tListHosts\x12\x1e.arraylift.v1.ListHostsRequest\x1a\x1f.arraylift.v1.ListHostsResponse\x12O\n\nRemoveHost\x12\x1f.arraylift.v1.RemoveHostRequest\x1a .arraylift.v1.RemoveHostResponse\x12[\n\x0eListManagedVms\x12#.arraylift.v1.ListManagedVmsRequest\x1a$.arraylift.v1.ListManagedVmsResponse\x12U\n\x0cGetManagedVm\x12!.arraylift.v1.GetManagedVmRequest\x1a\".arraylift.v1.GetManagedVmResponse\x12]\n\x0eWatchInventory\x12#.arraylift.v1.WatchInventoryRequest\x1a$.arraylift.v1.WatchInventoryResponse0\x01\x12X\n\rPrepareBackup\x12\".arraylift.v1.PrepareBackupRequest\x1a#.arraylift.v1.PrepareBackupResponse\x12^\n\x0fReleaseSnapshot\x12$.arraylift.v1.ReleaseSnapshotRequest\x1a%.arraylift.v1.ReleaseSnapshotResponse\x12X\n\rRenewSnapshot\x12\".arraylift.v1.RenewSnapshotRequest\x1a#.arraylift.v1.RenewSnapshotResponse\x12\x46\n\x07PlaceVm\x12\x1c.arraylift.v1.PlaceVmRequest\x1a\x1d.arraylift.v1.PlaceVmResponse\x12R\n\x0bProvisionVm\x12 .arraylift.v1.ProvisionVmRequest\x1a!.arraylift.v1.ProvisionVmResponse\x12[\n\x0e\x41ttachVmVolume\x12#.arraylift.v1.AttachVmVolumeRequest\x1a$.arraylift.v1.AttachVmVolumeResponse\x12\x46\n\x07PowerVm\x12\x1c.arraylift.v1.PowerVmRequest\x1a\x1d.arraylift.v1.PowerVmResponse\x12I\n\x08RemoveVm\x12\x1d.arraylift.v1.RemoveVmRequest\x1a\x1e.arraylift.v1.RemoveVmResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'arraylift.v1.virtual_center_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_HOSTSTATE']._serialized_start=2274
-  _globals['_HOSTSTATE']._serialized_end=2356
+  _globals['_HOSTSTATE']._serialized_start=2338
+  _globals['_HOSTSTATE']._serialized_end=2420
   _globals['_HOST']._serialized_start=75
   _globals['_HOST']._serialized_end=273
   _globals['_REGISTERHOSTREQUEST']._serialized_start=275
@@ -53,49 +53,49 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REMOVEHOSTRESPONSE']._serialized_start=680
   _globals['_REMOVEHOSTRESPONSE']._serialized_end=700
   _globals['_LISTMANAGEDVMSREQUEST']._serialized_start=702
-  _globals['_LISTMANAGEDVMSREQUEST']._serialized_end=739
-  _globals['_LISTMANAGEDVMSRESPONSE']._serialized_start=741
-  _globals['_LISTMANAGEDVMSRESPONSE']._serialized_end=814
-  _globals['_GETMANAGEDVMREQUEST']._serialized_start=816
-  _globals['_GETMANAGEDVMREQUEST']._serialized_end=866
-  _globals['_GETMANAGEDVMRESPONSE']._serialized_start=868
-  _globals['_GETMANAGEDVMRESPONSE']._serialized_end=954
-  _globals['_WATCHINVENTORYREQUEST']._serialized_start=956
-  _globals['_WATCHINVENTORYREQUEST']._serialized_end=1003
-  _globals['_WATCHINVENTORYRESPONSE']._serialized_start=1005
-  _globals['_WATCHINVENTORYRESPONSE']._serialized_end=1119
-  _globals['_PREPAREBACKUPREQUEST']._serialized_start=1122
-  _globals['_PREPAREBACKUPREQUEST']._serialized_end=1270
-  _globals['_PREPAREBACKUPRESPONSE']._serialized_start=1273
-  _globals['_PREPAREBACKUPRESPONSE']._serialized_end=1404
-  _globals['_RELEASESNAPSHOTREQUEST']._serialized_start=1406
-  _globals['_RELEASESNAPSHOTREQUEST']._serialized_end=1469
-  _globals['_RELEASESNAPSHOTRESPONSE']._serialized_start=1471
-  _globals['_RELEASESNAPSHOTRESPONSE']._serialized_end=1496
-  _globals['_RENEWSNAPSHOTREQUEST']._serialized_start=1498
-  _globals['_RENEWSNAPSHOTREQUEST']._serialized_end=1559
-  _globals['_RENEWSNAPSHOTRESPONSE']._serialized_start=1561
-  _globals['_RENEWSNAPSHOTRESPONSE']._serialized_end=1584
-  _globals['_PLACEVMREQUEST']._serialized_start=1586
-  _globals['_PLACEVMREQUEST']._serialized_end=1654
-  _globals['_PLACEVMRESPONSE']._serialized_start=1656
-  _globals['_PLACEVMRESPONSE']._serialized_end=1707
-  _globals['_PROVISIONVMREQUEST']._serialized_start=1709
-  _globals['_PROVISIONVMREQUEST']._serialized_end=1798
-  _globals['_PROVISIONVMRESPONSE']._serialized_start=1800
-  _globals['_PROVISIONVMRESPONSE']._serialized_end=1885
-  _globals['_POWERVMREQUEST']._serialized_start=1887
-  _globals['_POWERVMREQUEST']._serialized_end=1997
-  _globals['_POWERVMRESPONSE']._serialized_start=1999
-  _globals['_POWERVMRESPONSE']._serialized_end=2046
-  _globals['_REMOVEVMREQUEST']._serialized_start=2048
-  _globals['_REMOVEVMREQUEST']._serialized_end=2122
-  _globals['_REMOVEVMRESPONSE']._serialized_start=2124
-  _globals['_REMOVEVMRESPONSE']._serialized_end=2142
-  _globals['_ATTACHVMVOLUMEREQUEST']._serialized_start=2144
-  _globals['_ATTACHVMVOLUMEREQUEST']._serialized_end=2216
-  _globals['_ATTACHVMVOLUMERESPONSE']._serialized_start=2218
-  _globals['_ATTACHVMVOLUMERESPONSE']._serialized_end=2272
-  _globals['_VIRTUALCENTERSERVICE']._serialized_start=2359
-  _globals['_VIRTUALCENTERSERVICE']._serialized_end=3670
+  _globals['_LISTMANAGEDVMSREQUEST']._serialized_end=778
+  _globals['_LISTMANAGEDVMSRESPONSE']._serialized_start=780
+  _globals['_LISTMANAGEDVMSRESPONSE']._serialized_end=878
+  _globals['_GETMANAGEDVMREQUEST']._serialized_start=880
+  _globals['_GETMANAGEDVMREQUEST']._serialized_end=930
+  _globals['_GETMANAGEDVMRESPONSE']._serialized_start=932
+  _globals['_GETMANAGEDVMRESPONSE']._serialized_end=1018
+  _globals['_WATCHINVENTORYREQUEST']._serialized_start=1020
+  _globals['_WATCHINVENTORYREQUEST']._serialized_end=1067
+  _globals['_WATCHINVENTORYRESPONSE']._serialized_start=1069
+  _globals['_WATCHINVENTORYRESPONSE']._serialized_end=1183
+  _globals['_PREPAREBACKUPREQUEST']._serialized_start=1186
+  _globals['_PREPAREBACKUPREQUEST']._serialized_end=1334
+  _globals['_PREPAREBACKUPRESPONSE']._serialized_start=1337
+  _globals['_PREPAREBACKUPRESPONSE']._serialized_end=1468
+  _globals['_RELEASESNAPSHOTREQUEST']._serialized_start=1470
+  _globals['_RELEASESNAPSHOTREQUEST']._serialized_end=1533
+  _globals['_RELEASESNAPSHOTRESPONSE']._serialized_start=1535
+  _globals['_RELEASESNAPSHOTRESPONSE']._serialized_end=1560
+  _globals['_RENEWSNAPSHOTREQUEST']._serialized_start=1562
+  _globals['_RENEWSNAPSHOTREQUEST']._serialized_end=1623
+  _globals['_RENEWSNAPSHOTRESPONSE']._serialized_start=1625
+  _globals['_RENEWSNAPSHOTRESPONSE']._serialized_end=1648
+  _globals['_PLACEVMREQUEST']._serialized_start=1650
+  _globals['_PLACEVMREQUEST']._serialized_end=1718
+  _globals['_PLACEVMRESPONSE']._serialized_start=1720
+  _globals['_PLACEVMRESPONSE']._serialized_end=1771
+  _globals['_PROVISIONVMREQUEST']._serialized_start=1773
+  _globals['_PROVISIONVMREQUEST']._serialized_end=1862
+  _globals['_PROVISIONVMRESPONSE']._serialized_start=1864
+  _globals['_PROVISIONVMRESPONSE']._serialized_end=1949
+  _globals['_POWERVMREQUEST']._serialized_start=1951
+  _globals['_POWERVMREQUEST']._serialized_end=2061
+  _globals['_POWERVMRESPONSE']._serialized_start=2063
+  _globals['_POWERVMRESPONSE']._serialized_end=2110
+  _globals['_REMOVEVMREQUEST']._serialized_start=2112
+  _globals['_REMOVEVMREQUEST']._serialized_end=2186
+  _globals['_REMOVEVMRESPONSE']._serialized_start=2188
+  _globals['_REMOVEVMRESPONSE']._serialized_end=2206
+  _globals['_ATTACHVMVOLUMEREQUEST']._serialized_start=2208
+  _globals['_ATTACHVMVOLUMEREQUEST']._serialized_end=2280
+  _globals['_ATTACHVMVOLUMERESPONSE']._serialized_start=2282
+  _globals['_ATTACHVMVOLUMERESPONSE']._serialized_end=2336
+  _globals['_VIRTUALCENTERSERVICE']._serialized_start=2423
+  _globals['_VIRTUALCENTERSERVICE']._serialized_end=3734
 # @@protoc_insertion_point(module_scope)

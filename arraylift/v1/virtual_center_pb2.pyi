@@ -96,18 +96,24 @@ class RemoveHostResponse(_message.Message):
     def __init__(self) -> None: ...
 
 class ListManagedVmsRequest(_message.Message):
-    __slots__ = ("host",)
+    __slots__ = ("host", "page_size", "page_token")
     HOST_FIELD_NUMBER: _ClassVar[int]
+    PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
     host: str
-    def __init__(self, host: _Optional[str] = ...) -> None: ...
+    page_size: int
+    page_token: str
+    def __init__(self, host: _Optional[str] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ...) -> None: ...
 
 class ListManagedVmsResponse(_message.Message):
-    __slots__ = ("vms", "revision")
+    __slots__ = ("vms", "revision", "next_page_token")
     VMS_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
     vms: _containers.RepeatedCompositeFieldContainer[_vm_pb2.Vm]
     revision: int
-    def __init__(self, vms: _Optional[_Iterable[_Union[_vm_pb2.Vm, _Mapping]]] = ..., revision: _Optional[int] = ...) -> None: ...
+    next_page_token: str
+    def __init__(self, vms: _Optional[_Iterable[_Union[_vm_pb2.Vm, _Mapping]]] = ..., revision: _Optional[int] = ..., next_page_token: _Optional[str] = ...) -> None: ...
 
 class GetManagedVmRequest(_message.Message):
     __slots__ = ("vm_id", "name")

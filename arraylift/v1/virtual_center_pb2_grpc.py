@@ -149,7 +149,8 @@ class VirtualCenterServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListManagedVms(self, request, context):
-        """By name order. Idempotent.
+        """In the order of names, in pages. Errors: NOT_FOUND (host), INVALID_ARGUMENT (page token).
+        Idempotent.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -359,16 +359,22 @@ class GetGuestFileResponse(_message.Message):
     def __init__(self, file: _Optional[_Union[GuestFile, _Mapping]] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class ListGuestFilesRequest(_message.Message):
-    __slots__ = ("directory",)
+    __slots__ = ("directory", "page_size", "page_token")
     DIRECTORY_FIELD_NUMBER: _ClassVar[int]
+    PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
     directory: GuestPath
-    def __init__(self, directory: _Optional[_Union[GuestPath, _Mapping]] = ...) -> None: ...
+    page_size: int
+    page_token: str
+    def __init__(self, directory: _Optional[_Union[GuestPath, _Mapping]] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ...) -> None: ...
 
 class ListGuestFilesResponse(_message.Message):
-    __slots__ = ("files",)
+    __slots__ = ("files", "next_page_token")
     FILES_FIELD_NUMBER: _ClassVar[int]
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
     files: _containers.RepeatedCompositeFieldContainer[GuestFile]
-    def __init__(self, files: _Optional[_Iterable[_Union[GuestFile, _Mapping]]] = ...) -> None: ...
+    next_page_token: str
+    def __init__(self, files: _Optional[_Iterable[_Union[GuestFile, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
 
 class RemoveGuestFileRequest(_message.Message):
     __slots__ = ("file",)

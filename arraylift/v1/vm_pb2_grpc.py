@@ -246,7 +246,8 @@ class VmServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListGuestFiles(self, request, context):
-        """A directory, by name. Errors: as GetGuestFile. Limit: 100,000 entries.
+        """A directory, by name, in pages; each looks into the guest anew. Errors: as GetGuestFile,
+        INVALID_ARGUMENT (page token). Limit: 100,000 entries.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -10,6 +10,7 @@ import grpc
 
 from arraylift.errors import InvalidRequest, NotFound
 from arraylift.ids import check_id, check_name
+from arraylift.rpc import pages
 from arraylift.rpc.address import split_address
 from arraylift.rpc.identity import checked_peer
 from arraylift.v1 import backup_pb2 as pb
@@ -97,8 +98,13 @@ class BackupEdge(FilesEdge):
     def ListJobs(self, request: pb.ListJobsRequest, context: grpc.ServicerContext) -> pb.ListJobsResponse:
         if request.limit > JOBS_PER_PAGE_MAX:
             raise InvalidRequest(f"a page has at most {JOBS_PER_PAGE_MAX} jobs")
-        views = self._engine.views(unfinished=request.running_only, limit=request.limit or JOBS_PER_PAGE)
-        return pb.ListJobsResponse(jobs=map(convert.job_to_pb, views))
+        behind = pages.after(request.page_token, str)
+        size = request.limit or JOBS_PER_PAGE
+        views = self._engine.views(
+            unfinished=request.running_only, limit=size + 1, behind=str(behind[0]) if behind else ""
+        )
+        page, token = pages.cut(views, size, key=lambda view: (view.job.job_id,), to_pb=convert.job_to_pb)
+        return pb.ListJobsResponse(jobs=page, next_page_token=token)
 
     def WatchJob(
         self, request: pb.WatchJobRequest, context: grpc.ServicerContext
@@ -123,7 +129,17 @@ class BackupEdge(FilesEdge):
     def ListBackups(
         self, request: pb.ListBackupsRequest, context: grpc.ServicerContext
     ) -> pb.ListBackupsResponse:
-        return pb.ListBackupsResponse(backups=map(convert.backup_to_pb, self._backups.all(request.vm)))
+        behind = pages.after(request.page_token, int, str)
+        found = self._backups.newest_first(
+            request.vm, behind=(int(behind[0]), str(behind[1])) if behind else None
+        )
+        page, token = pages.cut(
+            found,
+            request.page_size,
+            key=lambda backup: (backup.snapshot_at_ns, backup.backup_id),
+            to_pb=convert.backup_to_pb,
+        )
+        return pb.ListBackupsResponse(backups=page, next_page_token=token)
 
     def GetBackup(self, request: pb.GetBackupRequest, context: grpc.ServicerContext) -> pb.GetBackupResponse:
         backup = self._backups.get(check_id(request.backup_id, "backup id"))

@@ -8,9 +8,10 @@ from typing import Protocol
 
 import grpc
 
-from arraylift.errors import InvalidRequest, NotFound, WrongState
+from arraylift.errors import InvalidRequest, NotFound
 from arraylift.ids import check_id, check_name
-from arraylift.sizes import MESSAGE_BYTES_MAX, MIB
+from arraylift.rpc import pages
+from arraylift.sizes import MIB
 from arraylift.v1 import backup_pb2 as pb
 from arraylift.v1 import backup_pb2_grpc as pb_grpc
 from backup_server.backups import Backups
@@ -19,7 +20,6 @@ from backup_server.ports import Peers
 from backup_server.registry import Registry
 
 PATH_BYTES_MAX = 4096
-LISTING_BYTES_MAX = MESSAGE_BYTES_MAX - 64 * 1024
 
 
 class ImageAccess(Protocol):
@@ -66,16 +66,13 @@ class FilesEdge(pb_grpc.BackupServiceServicer):
         self._browser = browser
 
     def ListFiles(self, request: pb.ListFilesRequest, context: grpc.ServicerContext) -> pb.ListFilesResponse:
+        behind = pages.after(request.page_token, str)
         with self._image(request.backup_id, request.disk_name) as image:
             found = self._browser.list_directory(image, _path(request.path))
-        response = pb.ListFilesResponse(files=map(_file, found))
-        if response.ByteSize() > LISTING_BYTES_MAX:
-            raise WrongState(
-                f"{request.path} has {len(found)} names: more than one answer holds",
-                subject=request.path,
-                next_step="get its files by name",
-            )
-        return response
+        page, token = pages.cut(
+            pages.rest(found, behind, _by_path), request.page_size, key=_by_path, to_pb=_file
+        )
+        return pb.ListFilesResponse(files=page, next_page_token=token)
 
     def GetFile(
         self, request: pb.GetFileRequest, context: grpc.ServicerContext
@@ -100,6 +97,11 @@ class FilesEdge(pb_grpc.BackupServiceServicer):
                 )
             target = self._peers.target(self._registry.target(backup.target))
             yield RemoteImage(target, disks[name].image_id, disks[name].size_bytes)
+
+
+def _by_path(entry: FileEntry) -> pages.Key:
+    """Keeps the order of the name's bytes, which is the listing's."""
+    return (entry.path.encode("utf-8", "surrogateescape").decode("latin-1"),)
 
 
 def _path(path: str) -> str:

@@ -7,9 +7,10 @@ from collections.abc import Iterator
 
 import grpc
 
-from arraylift.errors import InvalidRequest, NotFound, Overloaded
+from arraylift.errors import InvalidRequest, NotFound
 from arraylift.ids import VmId, VmSnapshotId, check_id
-from arraylift.sizes import EXTENT_BYTES_MAX, KIB, MESSAGE_BYTES_MAX
+from arraylift.rpc import pages
+from arraylift.sizes import EXTENT_BYTES_MAX
 from arraylift.v1 import vm_pb2 as pb
 from arraylift.v1 import vm_pb2_grpc as pb_grpc
 from arraylift.vm import convert as shared
@@ -17,7 +18,7 @@ from hostagent import convert
 from hostagent.guest_files import GuestFiles
 from hostagent.machines import Machines
 from hostagent.vm_snapshots import VmSnapshots
-from hostagent.vm_types import VmRecord
+from hostagent.vm_types import GuestFile, VmRecord
 
 
 class VmEdge(pb_grpc.VmServiceServicer):
@@ -152,12 +153,12 @@ class VmEdge(pb_grpc.VmServiceServicer):
     def ListGuestFiles(
         self, request: pb.ListGuestFilesRequest, context: grpc.ServicerContext
     ) -> pb.ListGuestFilesResponse:
-        at = request.directory
+        at, behind = request.directory, pages.after(request.page_token, str)
         found = self._files.listed(_vm_id(at.vm_id), at.disk_name, at.path)
-        response = pb.ListGuestFilesResponse(files=map(convert.file_to_pb, found))
-        if response.ByteSize() > MESSAGE_BYTES_MAX - 4 * KIB:
-            raise Overloaded(f"{at.path} has more entries than one answer holds", subject=at.path)
-        return response
+        page, token = pages.cut(
+            pages.rest(found, behind, _by_path), request.page_size, key=_by_path, to_pb=convert.file_to_pb
+        )
+        return pb.ListGuestFilesResponse(files=page, next_page_token=token)
 
     def RemoveGuestFile(
         self, request: pb.RemoveGuestFileRequest, context: grpc.ServicerContext
@@ -168,6 +169,10 @@ class VmEdge(pb_grpc.VmServiceServicer):
 
     def _pb(self, vm: VmRecord) -> pb.Vm:
         return shared.vm_to_pb(vm.told(self._host))
+
+
+def _by_path(file: GuestFile) -> pages.Key:
+    return (file.path,)
 
 
 def _vm_id(text: str) -> VmId:

@@ -136,6 +136,12 @@ def center_handlers(world: World) -> list[Any]:
     def host() -> virtual_center_pb2.Host:
         return pb.Host(name="host1", address=world.addresses["host"], state=pb.HOST_STATE_ALIVE)
 
+    def list_vms(request: Any) -> virtual_center_pb2.ListManagedVmsResponse:
+        """One VM a page."""
+        at, vms = int(request.page_token or 0), list(world.vms.values())
+        more = str(at + 1) if at + 1 < len(vms) else ""
+        return pb.ListManagedVmsResponse(vms=vms[at : at + 1], next_page_token=more)
+
     def prepare(request: Any) -> virtual_center_pb2.PrepareBackupResponse:
         snapshot = world.create_snapshot(request)
         return pb.PrepareBackupResponse(host=host(), vm=world._vm(request.vm_id), snapshot=snapshot)
@@ -145,7 +151,7 @@ def center_handlers(world: World) -> list[Any]:
 
     methods = dict(
         [
-            handler("ListManagedVms", lambda _: pb.ListManagedVmsResponse(vms=world.vms.values())),
+            handler("ListManagedVms", list_vms),
             handler(
                 "GetManagedVm",
                 lambda r: pb.GetManagedVmResponse(vm=world._vm(r.vm_id, r.name), host=host()),

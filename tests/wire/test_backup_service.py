@@ -11,6 +11,7 @@ import grpc
 import pytest
 
 from arraylift import errors, pki
+from arraylift.rpc import pages
 from arraylift.rpc.channel import call, connect, stream
 from arraylift.rpc.server import RpcServer, service_of
 from arraylift.sizes import MIB
@@ -252,15 +253,40 @@ def test_files_come_out_of_images(desk: Desk) -> None:
         desk.stream("GetFile", pb.GetFileRequest(backup_id=backup_id, path="/none"))
 
 
-def test_odd_names_pass_and_too_many_are_refused(desk: Desk) -> None:
+def test_odd_names_pass_and_many_come_in_pages(desk: Desk) -> None:
     backup_id = desk.back_up().backup_id
     request = pb.ListFilesRequest(backup_id=backup_id, path="/")
     desk.browser.listing = [Entry("/caf\udce9", 1, link_target="\udcff")]
     (listed,) = desk.call("ListFiles", request).files
     assert (listed.path, listed.link_target) == ("/caf\\xe9", "\\xff")
-    desk.browser.listing = [Entry("/" + "x" * 200, 1)] * 30_000
-    with pytest.raises(errors.WrongState, match="30000 names"):
-        desk.call("ListFiles", request)
+    # The listing's order is that of the bytes: an escaped one before what takes three of them.
+    odd = ["/" + "x" * 200 + name for name in ("a", "\udce9", "\uffee")]
+    desk.browser.listing = [Entry(f"/{number:05d}" + "x" * 200, 1) for number in range(30_000)]
+    desk.browser.listing += [Entry(path, 1) for path in odd]
+    answers = list(pages.follow(lambda asked: desk.call("ListFiles", asked), request))
+    assert len(answers) > 1
+    assert [file.path for one in answers for file in one.files] == [
+        entry.path.replace("\udce9", "\\xe9") for entry in desk.browser.listing
+    ]
+    desk.browser.listing = [Entry(path, 1) for path in odd]
+    request = pb.ListFilesRequest(backup_id=backup_id, path="/", page_size=1)
+    answers = list(pages.follow(lambda asked: desk.call("ListFiles", asked), request))
+    assert [len(one.files) for one in answers] == [1, 1, 1]
+
+
+def test_jobs_and_backups_come_in_pages(desk: Desk) -> None:
+    made = [desk.back_up("db1").backup_id for _ in range(3)]
+    made.append(desk.back_up("web1").backup_id)
+    backups = pages.follow(lambda asked: desk.call("ListBackups", asked), pb.ListBackupsRequest(page_size=2))
+    listed = [[one.backup_id for one in page.backups] for page in backups]
+    assert [len(page) for page in listed] == [2, 2]
+    assert [*listed[0], *listed[1]] == made[::-1]
+    of_vm = pages.follow(
+        lambda asked: desk.call("ListBackups", asked), pb.ListBackupsRequest(vm="db1", page_size=2)
+    )
+    assert [[one.vm_name for one in page.backups] for page in of_vm] == [["db1", "db1"], ["db1"]]
+    jobs = pages.follow(lambda asked: desk.call("ListJobs", asked), pb.ListJobsRequest(limit=3))
+    assert [[one.job_id for one in page.jobs] for page in jobs] == [made[:0:-1], made[:1]]
 
 
 def test_the_registry(desk: Desk) -> None:
@@ -317,6 +343,9 @@ BAD: list[tuple[str, object, type[errors.ArrayliftError]]] = [
     ("GetJob", pb.GetJobRequest(job_id=UNKNOWN), errors.NotFound),
     ("GetJob", pb.GetJobRequest(job_id="../x"), errors.InvalidRequest),
     ("ListJobs", pb.ListJobsRequest(limit=1001), errors.InvalidRequest),
+    ("ListJobs", pb.ListJobsRequest(page_token="7"), errors.InvalidRequest),
+    ("ListBackups", pb.ListBackupsRequest(page_token='["a", 1]'), errors.InvalidRequest),
+    ("ListFiles", pb.ListFilesRequest(backup_id=UNKNOWN, path="/", page_token="[]"), errors.InvalidRequest),
     ("CancelJob", pb.CancelJobRequest(job_id=UNKNOWN), errors.NotFound),
     ("GetBackup", pb.GetBackupRequest(backup_id=UNKNOWN), errors.NotFound),
     ("DeleteBackup", pb.DeleteBackupRequest(backup_id=UNKNOWN), errors.NotFound),

@@ -19,6 +19,7 @@ from arraylift.errors import (
     WrongState,
 )
 from arraylift.ids import random_id
+from arraylift.rpc import pages
 from arraylift.rpc.channel import call, connect, stream
 from arraylift.rpc.server import RpcServer, service_of
 from arraylift.sizes import MIB
@@ -175,6 +176,20 @@ def test_a_put_commits_by_its_last_message_alone(
     ]
     ask("RemoveGuestFile", pb.RemoveGuestFileRequest(file=at))
     assert stage.driver.files == {}
+
+
+def test_a_directory_comes_in_pages(stage: Stage, ask: Callable[..., Any]) -> None:
+    vm = ask("CreateVm", request(stage)).vm
+    ask("PowerOn", pb.PowerOnRequest(vm_id=vm.vm_id))
+    for name in ("c", "a", "b"):
+        header = pb.GuestPath(vm_id=vm.vm_id, path=f"/{name}")
+        ask("PutGuestFile", iter([pb.PutGuestFileRequest(header=header, last=True)]))
+    listing = pb.ListGuestFilesRequest(directory=pb.GuestPath(vm_id=vm.vm_id, path="/"), page_size=2)
+    answers = pages.follow(lambda asked: ask("ListGuestFiles", asked), listing)
+    assert [[file.path for file in answer.files] for answer in answers] == [["/a", "/b"], ["/c"]]
+    listing.page_token = "[1]"
+    with pytest.raises(InvalidRequest, match="page token"):
+        ask("ListGuestFiles", listing)
 
 
 @pytest.mark.parametrize("role", ["host", "array", "target"])

@@ -12,16 +12,16 @@ from collections.abc import Iterator
 import grpc
 
 from arraylift.clock import Clock
-from arraylift.errors import InvalidRequest, NotFound, NotPermitted, Overloaded
+from arraylift.errors import InvalidRequest, NotFound, NotPermitted
 from arraylift.ids import VmId, VmSnapshotId, check_id, check_name
+from arraylift.rpc import pages
 from arraylift.rpc.address import split_address
 from arraylift.rpc.identity import current_peer
-from arraylift.sizes import MESSAGE_BYTES_MAX, human
 from arraylift.v1 import virtual_center_pb2 as pb
 from arraylift.v1 import virtual_center_pb2_grpc as pb_grpc
 from arraylift.v1 import vm_pb2
 from arraylift.vm import convert as shared
-from arraylift.vm.types import GRACE_SECONDS_MAX, PowerState
+from arraylift.vm.types import GRACE_SECONDS_MAX, PowerState, Vm
 from vcenter import admission, convert
 from vcenter.live_inventory import LiveInventory
 from vcenter.prepare_backup import BackupPreparer
@@ -92,15 +92,12 @@ class VirtualCenterEdge(pb_grpc.VirtualCenterServiceServicer):
         if request.host:
             now.host(request.host)
         self._messages.keep_only(now)
-        vms = [vm for vm in now.shown.values() if request.host in ("", vm.host)]
-        vms.sort(key=lambda vm: (vm.config.name, vm.vm_id))
-        response = pb.ListManagedVmsResponse(vms=map(self._messages.of, vms), revision=now.revision)
-        if response.ByteSize() > MESSAGE_BYTES_MAX:
-            raise Overloaded(
-                f"{len(vms)} VMs take {human(response.ByteSize())}, more than one message holds",
-                next_step="list host by host, or watch the inventory, which begins with a listing in pieces",
-            )
-        return response
+        behind = pages.after(request.page_token, str, str)
+        vms = sorted((vm for vm in now.shown.values() if request.host in ("", vm.host)), key=_by_name)
+        page, token = pages.cut(
+            pages.rest(vms, behind, _by_name), request.page_size, key=_by_name, to_pb=self._messages.of
+        )
+        return pb.ListManagedVmsResponse(vms=page, revision=now.revision, next_page_token=token)
 
     def GetManagedVm(
         self, request: pb.GetManagedVmRequest, context: grpc.ServicerContext
@@ -196,6 +193,10 @@ class VirtualCenterEdge(pb_grpc.VirtualCenterServiceServicer):
 
     def _budget(self, context: grpc.ServicerContext) -> Budget:
         return Budget(self._clock, context.time_remaining() - ANSWER_SECONDS)
+
+
+def _by_name(vm: Vm) -> pages.Key:
+    return vm.config.name, vm.vm_id
 
 
 def _check_own_name(name: str) -> None:

@@ -183,6 +183,9 @@ def test_half_a_verification_is_none(arraylift: Arraylift, daemons: Daemons) -> 
 def test_jobs(arraylift: Arraylift, daemons: Daemons) -> None:
     daemons.server.jobs = {hex_id(n): [job(n, state)] for n, state in ((1, SUCCEEDED), (0x12, RUNNING))}
     assert len(arraylift("job", "ls", "--json").document) == 2
+    daemons.server.jobs |= {hex_id(n): [job(n, SUCCEEDED)] for n in (0x20, 0x21, 0x22)}
+    assert len(arraylift("job", "ls", "--json").document) == 5, "over three pages"
+    assert len(arraylift("job", "ls", "--limit", "3", "--json").document) == 3
     assert "running" in arraylift("job", "ls").out
     assert "12.3 ms" in arraylift("job", "show", hex_id(1)).out
     assert arraylift("job", "watch", hex_id(1)).code == 0
@@ -207,6 +210,7 @@ def test_a_file_of_a_backup_comes_with_its_attributes(
         path="/etc/hosts", size_bytes=20, mode=0o104755, modified_at_ns=10**18 + 5, uid=7
     )
     assert "-rwsr-xr-x" in arraylift("files", "ls", "web", "/etc").out
+    assert len(arraylift("files", "ls", "web", "/etc", "--json").document) == 3, "over two pages"
     assert arraylift("files", "get", "web", "/etc/hosts").code == 0
     made = tmp_path / "hosts"
     assert made.read_bytes() == server.content

@@ -137,4 +137,4 @@ def test_a_long_list_comes_page_by_page_up_to_its_limit(target: Connection, daem
     found = transfers.list_images(target, count_max=100)
     assert [image.image_id for image in found] == [hex_id(number) for number in range(25)]
     assert len(transfers.list_images(target, count_max=12)) == 12
-    assert daemons.images.page_sizes[-2:] == [12, 2]
+    assert daemons.images.page_sizes[-2:] == [12, 12], "no page is asked for more than is wanted"

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import grpc
 
@@ -19,6 +20,15 @@ from arraylift.v1 import (
 )
 
 Context = grpc.ServicerContext
+Item = TypeVar("Item")
+
+PAGE_SIZE = 2
+
+
+def paged(items: list[Item], token: str) -> tuple[list[Item], str]:
+    """A page, and the next one's token: small ones, so that everybody who lists must follow them."""
+    at = int(token or 0)
+    return items[at : at + PAGE_SIZE], str(at + PAGE_SIZE) if at + PAGE_SIZE < len(items) else ""
 
 
 @dataclass
@@ -47,7 +57,8 @@ class FakeCenter(virtual_center_pb2_grpc.VirtualCenterServiceServicer):
     def ListManagedVms(
         self, request: virtual_center_pb2.ListManagedVmsRequest, context: Context
     ) -> virtual_center_pb2.ListManagedVmsResponse:
-        return virtual_center_pb2.ListManagedVmsResponse(vms=self.vms.values())
+        page, token = paged(list(self.vms.values()), request.page_token)
+        return virtual_center_pb2.ListManagedVmsResponse(vms=page, next_page_token=token)
 
     def GetManagedVm(
         self, request: virtual_center_pb2.GetManagedVmRequest, context: Context
@@ -133,7 +144,8 @@ class FakeHost(vm_pb2_grpc.VmServiceServicer):
             for disk, path in self.files
             if disk == request.directory.disk_name and path.startswith(request.directory.path)
         ]
-        return vm_pb2.ListGuestFilesResponse(files=map(self._file, places))
+        page, token = paged(places, request.page_token)
+        return vm_pb2.ListGuestFilesResponse(files=map(self._file, page), next_page_token=token)
 
     def RemoveGuestFile(
         self, request: vm_pb2.RemoveGuestFileRequest, context: Context
@@ -185,7 +197,8 @@ class FakeServer(backup_pb2_grpc.BackupServiceServicer):
             yield backup_pb2.WatchJobResponse(job=job)
 
     def ListJobs(self, request: backup_pb2.ListJobsRequest, context: Context) -> backup_pb2.ListJobsResponse:
-        return backup_pb2.ListJobsResponse(jobs=[states[-1] for states in self.jobs.values()])
+        page, token = paged([states[-1] for states in self.jobs.values()], request.page_token)
+        return backup_pb2.ListJobsResponse(jobs=page, next_page_token=token)
 
     def CancelJob(
         self, request: backup_pb2.CancelJobRequest, context: Context
@@ -197,7 +210,17 @@ class FakeServer(backup_pb2_grpc.BackupServiceServicer):
         self, request: backup_pb2.ListBackupsRequest, context: Context
     ) -> backup_pb2.ListBackupsResponse:
         found = [each for each in self.backups if request.vm in {"", each.vm_name, each.vm_id}]
-        return backup_pb2.ListBackupsResponse(backups=found)
+        found.sort(key=lambda each: each.snapshot_at_ns, reverse=True)
+        page, token = paged(found, request.page_token)
+        return backup_pb2.ListBackupsResponse(backups=page, next_page_token=token)
+
+    def GetBackup(
+        self, request: backup_pb2.GetBackupRequest, context: Context
+    ) -> backup_pb2.GetBackupResponse:
+        for each in self.backups:
+            if each.backup_id == request.backup_id:
+                return backup_pb2.GetBackupResponse(backup=each)
+        raise NotFound(f"there is no backup {request.backup_id}")
 
     def DeleteBackup(
         self, request: backup_pb2.DeleteBackupRequest, context: Context
@@ -219,7 +242,9 @@ class FakeServer(backup_pb2_grpc.BackupServiceServicer):
     def ListFiles(
         self, request: backup_pb2.ListFilesRequest, context: Context
     ) -> backup_pb2.ListFilesResponse:
-        return backup_pb2.ListFilesResponse(files=[self.file])
+        other = backup_pb2.BackupFile(path="/other", size_bytes=1, mode=0o100644)
+        page, token = paged([self.file, other, other], request.page_token)
+        return backup_pb2.ListFilesResponse(files=page, next_page_token=token)
 
     def GetFile(
         self, request: backup_pb2.GetFileRequest, context: Context

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from arraylift.pki import TlsMaterial
+from arraylift.rpc import pages
 from arraylift.rpc.channel import ResponseStream, call, connect, stream
 from arraylift.rpc.server import RpcServer
 from arraylift.v1 import virtual_center_pb2 as pb
@@ -64,7 +65,9 @@ class Stage:
         return self.ask("PrepareBackup", pb.PrepareBackupRequest(vm_id=vm_id, name=name), seconds=seconds)
 
     def vms(self, host: str = "") -> list[vm_pb2.Vm]:
-        return list(self.ask("ListManagedVms", pb.ListManagedVmsRequest(host=host)).vms)
+        request = pb.ListManagedVmsRequest(host=host)
+        answers = pages.follow(lambda asked: self.ask("ListManagedVms", asked), request)
+        return [vm for answer in answers for vm in answer.vms]
 
     def silence(self, *but: str) -> None:
         """Let every host but those named fall silent, and wait until the center has noticed."""
