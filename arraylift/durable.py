@@ -142,6 +142,10 @@ class OsCalls:
         stats = os.statvfs(path)
         return stats.f_bavail * stats.f_frsize
 
+    def total_bytes(self, path: str) -> int:
+        stats = os.statvfs(path)
+        return stats.f_blocks * stats.f_frsize
+
 
 def _status(found: os.stat_result) -> FileStatus:
     return FileStatus(found.st_size, found.st_blocks * 512, stat.S_ISDIR(found.st_mode), found.st_dev)
@@ -200,6 +204,10 @@ class RealFiles(Steps):
     def free_bytes(self, path: str) -> int:
         with reading(path):
             return self.system.free_bytes(path)
+
+    def total_bytes(self, path: str) -> int:
+        with reading(path):
+            return self.system.total_bytes(path)
 
     # -- changing ---------------------------------------------------------------------------
 

@@ -26,12 +26,14 @@ from dedup_target.housekeeping import Housekeeping
 from dedup_target.image_reader import ImageReader
 from dedup_target.ingest import Ingest
 from dedup_target.lock_clock import LockClock
+from dedup_target.reserve import BALLAST_AT_START_BYTES_MAX, Reserve
 from dedup_target.send_image import ImageSender
 from dedup_target.service.admin import AdminEdge
 from dedup_target.service.images import ImageEdge
 from dedup_target.store import Store
 from dedup_target.transfers import Transfers
 
+RESERVE_SECONDS = 30.0
 LOCK_CLOCK_SECONDS = 60.0
 """How often it is looked at, so that a jump is told when it happens."""
 
@@ -40,7 +42,10 @@ def build(settings: TargetSettings, tls: TlsMaterial) -> daemon.Built:
     """Open the unit, load transfers, join the services to them."""
     files, state = RealFiles(), str(settings.state.expanduser().absolute())
     limits = ContainerLimits(cache_bytes_max=settings.container_cache_bytes)
-    store = Store(files, state, limits=limits)
+    reserve = Reserve(files, state, low_water_bytes=settings.reserve_bytes)
+    # A full disk must not stop a start: who else could delete?
+    store = reserve.with_room(lambda: Store(files, state, limits=limits, reserve=reserve))
+    reserve.tend(size_bytes_max=BALLAST_AT_START_BYTES_MAX)
     images = ImageReader(store)
     newest = max((image.committed_at_ns for image in store.manifests.all()), default=None)
     lock_clock = LockClock(files, state, SYSTEM_CLOCK, newest_image_ns=newest)
@@ -54,6 +59,7 @@ def build(settings: TargetSettings, tls: TlsMaterial) -> daemon.Built:
     doubter.start()
 
     house = Housekeeping()
+    house.add("reserve", RESERVE_SECONDS, lambda _stopping: reserve.tend())
     house.add("lock-clock", LOCK_CLOCK_SECONDS, lambda _stopping: lock_clock.tick())
     house.start()
 

@@ -37,6 +37,7 @@ class Backups:
     def __init__(self, store: Store, images: ImageReader, lock_clock: LockClock) -> None:
         self._store = store
         self._lock_clock = lock_clock
+        self._with_room = store.reserve.with_room
         self._manifests: BackupManifestStore = store.unit.backups
         self._images = images
         self._changing = threading.Lock()
@@ -106,7 +107,7 @@ class Backups:
             image_ids = key.image_ids
             for image_id in image_ids:
                 self._check_unlocked(image_id)
-            self._manifests.remove(backup_id)
+            self._with_room(lambda: self._manifests.remove(backup_id))
             _log.info("backup_removed", backup=backup_id)
             for image_id in image_ids:
                 if self._manifests.naming(image_id) is None and not self._manifests.damaged_names:
@@ -169,7 +170,7 @@ class Backups:
 
     def _remove_image(self, image_id: ImageId) -> None:
         try:
-            self._store.manifests.remove(image_id)
+            self._with_room(lambda: self._store.manifests.remove(image_id))
         except NotFound:
             return
         self._images.forget(image_id)

@@ -29,5 +29,12 @@ class TargetSettings:
     container_cache_bytes: int = field(
         default=96 * MIB, metadata={"doc": "Memory for whole containers while images are read."}
     )
+    reserve_bytes: int = field(
+        default=0,
+        metadata={
+            "doc": "Below this much free space no transfer begins; deletion and restore go on. "
+            "0: a sixteenth of the file system, 8 MiB to 4 GiB."
+        },
+    )
     log_level: str = field(default="info", metadata={"doc": "debug, info, warning or error."})
     log_format: str = field(default="console", metadata={"doc": "console, or json for machines."})

@@ -80,6 +80,11 @@ class ContainerBuffer:
         """Header and frames so far."""
         return self._used
 
+    @property
+    def file_bytes(self) -> int:
+        """What the container will have when it is sealed now."""
+        return page_up(self._used + len(self._records) * RECORD_BYTES)
+
     def fits(self, count: int, payload_bytes: int) -> bool:
         """Whether a frame of ``count`` records can still be appended."""
         frame_bytes = FRAME_HEADER_BYTES + count * RECORD_BYTES + payload_bytes

@@ -18,6 +18,7 @@ from __future__ import annotations
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -65,7 +66,9 @@ FILTER_BYTES_MAX = 1024 * MIB
 """Filters and block indexes lie on the heap, whole, so that nothing can push them out: 1.45 bytes an
 entry. Beyond 13 TiB of unique data new tables get fewer bits a key, to stay inside this."""
 REOPEN_FREE_BYTES = 2 * WRITE_BUFFER_BYTES
-"""A reopened database writes its log out as a table; with less room it would not open at all."""
+"""A reopened database writes its log out as a table; with less room it would not open at all. This
+much is always enough; twice the log, and some, is too."""
+REOPEN_SLACK_BYTES = 2 * MIB
 
 T = TypeVar("T")
 
@@ -265,10 +268,10 @@ class RocksSegmentIndex:
         if self._closed:
             raise WrongState("the index is closed", subject=self._path)
         if self._full:
-            free = shutil.disk_usage(self._path).free
-            if free < REOPEN_FREE_BYTES:
+            free, needed = shutil.disk_usage(self._path).free, self._reopen_bytes()
+            if free < needed:
                 raise OutOfSpace(
-                    f"after a full disk the index needs {REOPEN_FREE_BYTES} free bytes to go on, not {free}",
+                    f"after a full disk the index needs {needed} free bytes to go on, not {free}",
                     subject=self._path,
                     next_step="free space on that file system, then repeat",
                 )
@@ -279,6 +282,10 @@ class RocksSegmentIndex:
                 subject=self._path,
                 next_step="check the disk, then restart the daemon; the index is brought up to date at start",
             )
+
+    def _reopen_bytes(self) -> int:
+        logs = sum(path.stat().st_size for path in Path(self._path).glob("*.log"))
+        return min(REOPEN_FREE_BYTES, 2 * logs + REOPEN_SLACK_BYTES)
 
     def _reopen(self) -> None:
         """Get a fresh handle. Raises OutOfSpace, Corruption; then the next call tries again."""

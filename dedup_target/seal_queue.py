@@ -5,6 +5,7 @@ Invariants:
   Q1 a ticket is ``sealed`` only when its container is durable and its index batch synced.
   Q2 containers of one lane are sealed in the order in which they were filled.
   Q3 a job that fails fails its attempt; the queue goes on with the next.
+  Q4 what ``admit`` refuses is not written: a tenant's quota and the target's reserve (law 17).
 Limits: as many jobs as the container store has buffers. Callers: submit from any
 thread; jobs run on the queue's own.
 """
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from arraylift.errors import ArrayliftError
+from arraylift.ids import TenantId
 from arraylift.logs import get_logger
 from arraylift.outcome import attempt
 from dedup_target.container_buffer import ContainerBuffer
@@ -48,7 +50,11 @@ class SealJob:
 class SealQueue:
     """One writer for one storage unit."""
 
-    def __init__(self, containers: ContainerStore, index: SegmentIndex) -> None:
+    def __init__(
+        self, containers: ContainerStore, index: SegmentIndex, admit: Callable[[TenantId, int], None]
+    ) -> None:
+        """``admit`` gets tenant and bytes of each container; raises OutOfSpace to refuse it."""
+        self._admit = admit
         self._containers = containers
         self._index = index
         self._jobs: queue.Queue[SealJob | None] = queue.Queue()  # bounded by the store's buffers
@@ -59,9 +65,14 @@ class SealQueue:
         """Queue a job; the buffer belongs to the queue from now on."""
         self._jobs.put(job)
 
-    def seal_now(self, buffer: ContainerBuffer) -> SealedContainer:
-        """Seal and index in the caller's thread, with the same order and the same errors."""
+    def seal_now(self, buffer: ContainerBuffer, *, frees_space: bool = False) -> SealedContainer:
+        """Seal and index in the caller's thread, with the same order and the same errors.
+
+        ``frees_space``: for collection, which Q4 must not stop.
+        """
         try:
+            if not frees_space:
+                self._admit(buffer.tenant, buffer.file_bytes)
             sealed = self._containers.seal(buffer)
             self._index.add_containers([sealed])
         finally:

@@ -14,8 +14,9 @@ Format: docs/formats/index-v2.md
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -73,14 +74,19 @@ class IndexTotals:
     file_bytes: int = 0
     stored_bytes: int = 0
     plain_bytes: int = 0
+    tenant_bytes: Mapping[TenantId, int] = field(default_factory=dict)
+    """``file_bytes`` by tenant, of those that have containers."""
 
     def plus(self, mark: ContainerMark, sign: int = 1) -> IndexTotals:
+        of_tenant = self.tenant_bytes.get(mark.tenant, 0) + sign * mark.file_bytes
+        tenants = {**self.tenant_bytes, mark.tenant: of_tenant}
         return IndexTotals(
             self.container_count + sign,
             self.record_count + sign * mark.record_count,
             self.file_bytes + sign * mark.file_bytes,
             self.stored_bytes + sign * mark.stored_bytes,
             self.plain_bytes + sign * mark.plain_bytes,
+            {tenant: size for tenant, size in tenants.items() if size},
         )
 
 
@@ -216,7 +222,15 @@ def decode_mark(value: bytes) -> ContainerMark | None:
 
 def sum_marks(marks: Iterable[ContainerMark]) -> IndexTotals:
     """Add marks up."""
-    totals = IndexTotals()
-    for mark in marks:
-        totals = totals.plus(mark)
-    return totals
+    tenants: Counter[TenantId] = Counter()
+    listed = list(marks)
+    for mark in listed:
+        tenants[mark.tenant] += mark.file_bytes
+    return IndexTotals(
+        container_count=len(listed),
+        record_count=sum(mark.record_count for mark in listed),
+        file_bytes=sum(mark.file_bytes for mark in listed),
+        stored_bytes=sum(mark.stored_bytes for mark in listed),
+        plain_bytes=sum(mark.plain_bytes for mark in listed),
+        tenant_bytes=tenants,
+    )

@@ -3,8 +3,8 @@
 Invariants:
   V1 a node or plain segment that leaves this module was fingerprinted after decoding.
   V2 an absent or quarantined fingerprint is Corruption that names it, never a hole.
-  V3 a record found damaged is quarantined before the error leaves: it counts as missing
-     from then on, so the next backup of the same data brings it again (law 7).
+  V3 a record found damaged is quarantined before the error leaves, unless the disk refuses: it
+     counts as missing from then on, so the next backup of the same data brings it again (law 7).
 Reads go by whole containers, through the store's bounded cache: a restore reads
 forward in them. Callers: any thread.
 """
@@ -14,12 +14,15 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 
-from arraylift.errors import Corruption, NotFound
+from arraylift.errors import Corruption, NotFound, OutOfSpace, StoreFailed
 from arraylift.ids import Fingerprint, TenantId
+from arraylift.logs import get_logger
 from arraylift.segments.codecs import decompress
 from arraylift.segments.fingerprint import FingerprintKey
 from dedup_target.segment_index import Locator
 from dedup_target.storage_unit import StorageUnit
+
+_log = get_logger("segment_reader")
 
 _HEALS = "back the same data up again: the record is then asked for, and old images heal"
 
@@ -70,7 +73,10 @@ class SegmentReader:
         try:
             yield
         except (Corruption, NotFound) as error:
-            self._unit.condemn_records(locator.container, tenant, [fingerprint], str(error))
+            try:
+                self._unit.condemn_records(locator.container, tenant, [fingerprint], str(error))
+            except (OutOfSpace, StoreFailed) as refused:  # the next reader finds it as we did
+                _log.error("record_not_quarantined", error=str(refused))
             if isinstance(error, Corruption):
                 raise
             raise Corruption(

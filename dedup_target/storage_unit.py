@@ -35,6 +35,7 @@ from dedup_target.manifest_store import ManifestStore
 from dedup_target.pins import PinHolder, Pins
 from dedup_target.quarantine import Quarantine
 from dedup_target.rebuild import DamageMark, IndexOpener, Progress, ReconcileReport, bring_up_index
+from dedup_target.reserve import Reserve
 from dedup_target.segment_index import Locator, SegmentIndex
 from dedup_target.unit_backend import UnitBackend
 
@@ -87,14 +88,17 @@ class StorageUnit:
         limits: ContainerLimits | None = None,
         opener: IndexOpener | None = None,
         progress: Progress | None = None,
+        reserve: Reserve | None = None,
     ) -> None:
         """Open, or make on first start; see ``report`` for what was found.
 
         The index lies on this machine, in ``<index_root>/<unit id>``, wherever the unit does.
         Raises Corruption (superblock, keys), WrongState (keys under another wrapping key),
         OutOfSpace, StoreFailed, PeerUnavailable. ``progress`` follows the rebuild of the index.
-        The backend is closed with the unit, and where opening fails.
+        The backend is closed with the unit, and where opening fails. ``reserve`` makes room for
+        what a full disk must not stop.
         """
+        self._reserve = reserve or Reserve(files, index_root)
         self.backend = backend
         with contextlib.ExitStack() as undo:
             undo.callback(backend.close)
@@ -159,8 +163,9 @@ class StorageUnit:
     ) -> None:
         """Quarantine records of one container: absent from now on, also after a restart."""
         with self.quarantine.lock:
-            self.quarantine.add(container, tenant, fingerprints, why)
-            self.index.forget_records(tenant, container, fingerprints)
+            with_room = self._reserve.with_room
+            with_room(lambda: self.quarantine.add(container, tenant, fingerprints, why))
+            with_room(lambda: self.index.forget_records(tenant, container, fingerprints))
 
     def remove_container(self, container: ContainerId) -> bool:
         """Take a container away: entries first, then the file (law 1, backwards). False: it was
@@ -173,7 +178,8 @@ class StorageUnit:
                 return False
             self.quarantine.raise_generation()
             directory = self.containers.read_directory(container).directory
-            self.index.remove_container(container, directory["fingerprint"].tolist())
+            listed = directory["fingerprint"].tolist()
+            self._reserve.with_room(lambda: self.index.remove_container(container, listed))
             self.containers.remove(container)
             self.quarantine.drop_container(container)
         return True

@@ -29,8 +29,11 @@ from dedup_target.container_store import ContainerLimits
 from dedup_target.directory_backend import DirectoryBackend
 from dedup_target.key_store import load_wrapping_key
 from dedup_target.pins import PinHolder
+from dedup_target.quotas import Quotas
 from dedup_target.rebuild import IndexOpener, Progress
+from dedup_target.reserve import Reserve
 from dedup_target.seal_queue import SealQueue
+from dedup_target.space import Space
 from dedup_target.storage_unit import StorageUnit
 from dedup_target.transfer_log import TransferLogs
 
@@ -50,6 +53,7 @@ class Store:
         limits: ContainerLimits | None = None,
         opener: IndexOpener | None = None,
         progress: Progress | None = None,
+        reserve: Reserve | None = None,
     ) -> None:
         """Open, or make on first start. ``opener`` is of the active unit's index.
 
@@ -57,6 +61,7 @@ class Store:
         OutOfSpace, StoreFailed. ``progress`` follows the rebuild of the index.
         """
         self._files = files
+        self.reserve = reserve or Reserve(files, state_path)
         files.make_dirs(state_path)
         with contextlib.ExitStack() as undo:
             self._lock = files.lock(state_path)
@@ -73,6 +78,7 @@ class Store:
                 limits=limits,
                 opener=opener,
                 progress=progress,
+                reserve=self.reserve,
             )
             undo.callback(unit.close)
             self._grant_secret = load_grant_secret(files, state_path)
@@ -84,7 +90,13 @@ class Store:
         self.index = unit.index
         self.manifests = unit.manifests
         self.keys = unit.keys
-        self.seal_queue = SealQueue(unit.containers, unit.index)
+        self.space = Space(
+            self.reserve,
+            Quotas(files, state_path),
+            stored_bytes=self._stored_bytes,
+            name_of=lambda tenant: self.keys.by_id(tenant).name,
+        )
+        self.seal_queue = SealQueue(unit.containers, unit.index, self.space.check_container)
 
     @staticmethod
     def _index_root(files: Files, state_path: str) -> str:
@@ -140,6 +152,9 @@ class Store:
     def all_healthy(self) -> bool:
         """See H1."""
         return self.unit.quarantine.is_empty and not self._doubt
+
+    def _stored_bytes(self, tenant: TenantId) -> int:
+        return self.index.totals().tenant_bytes.get(tenant, 0)
 
     # -- the active unit ------------------------------------------------------------------------
 

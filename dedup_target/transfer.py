@@ -155,7 +155,10 @@ class Transfer:
     # -- attempts -------------------------------------------------------------------------------
 
     def open(self, message: Open) -> Opened:
-        """Begin the next attempt, or join the current one. Raises Conflict, LeaseLost, WrongState."""
+        """Begin the next attempt, or join the current one.
+
+        Raises Conflict, LeaseLost, WrongState, OutOfSpace (reserve, quota).
+        """
         with self.lock:
             self.renew()
             if self.log.state.committed is not None:
@@ -182,6 +185,7 @@ class Transfer:
                     next_step="ask for a new grant to send another snapshot",
                 )
         number = logged.attempt + 1 if logged is not None else 1
+        self.store.space.check_transfer(self.tenant)
         self.fence(LeaseLost(f"attempt {number} of transfer {self.transfer_id} took over"))
         generation = self.store.generation
         if logged is not None and not self.store.all_healthy:

@@ -112,8 +112,15 @@ class TransferLog:
         self._append(RecordType.VOIDED, spans.astype("<u4").tobytes())
 
     def append_committed(self, committed: CommittedTransfer) -> None:
-        """Keep the receipt; the image's manifest is published."""
-        self._append(RecordType.COMMITTED, encode_committed(committed))
+        """Keep the receipt; the image's manifest is published.
+
+        A full disk does not undo that: the receipt is then in memory, and made from the manifest
+        after a restart (transfers.py R3).
+        """
+        try:
+            self._append(RecordType.COMMITTED, encode_committed(committed))
+        except (OutOfSpace, Overloaded):
+            self.state.committed = committed
 
     def sync(self) -> None:
         """Make everything appended durable. Raises OutOfSpace, StoreFailed."""

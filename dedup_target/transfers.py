@@ -83,7 +83,8 @@ class Transfers:
     def create_grant(self, request: GrantRequest) -> tuple[bytes, ImageId | None]:
         """Return (grant, chosen base). Idempotent by transfer id.
 
-        Raises NotFound (base), AlreadyExists (another request with this id), Overloaded.
+        Raises NotFound (base), AlreadyExists (another request with this id), Overloaded,
+        OutOfSpace (the target's reserve, the tenant's quota).
         """
         with self._lock:
             known = self._transfers.get(request.transfer_id)
@@ -94,7 +95,9 @@ class Transfers:
 
     def _grant(self, request: GrantRequest) -> Transfer:
         """Admit a transfer whose id is free. Caller holds the lock."""
+        self._store.reserve.check_begin()  # before a tenant's key is made for nothing
         tenant = self._store.keys.get_or_create(request.tenant_name)
+        self._store.space.check_transfer(tenant.tenant)
         if len(self._transfers) >= TRANSFERS_MAX:
             raise Overloaded(
                 f"{TRANSFERS_MAX} transfers are open",

@@ -7,10 +7,8 @@ Callers: map_commit under the commit lock; pool_open before other threads exist.
 
 from __future__ import annotations
 
-from contextlib import suppress
-
+from arraylift.ballast import Ballast
 from arraylift.durable import Files
-from arraylift.errors import OutOfSpace, Overloaded
 from arraylift.sizes import MIB
 from primary_array.superblock import Layout
 
@@ -24,21 +22,14 @@ class Reserve:
 
     def __init__(self, files: Files, layout: Layout) -> None:
         self._files = files
-        self._path = layout.reserve
         self._directory = layout.directory
+        self._ballast = Ballast(files, layout.reserve, label=LABEL)
 
     def restore(self) -> None:
         """Lay the ballast down if it is gone and there is room for it."""
-        if self._files.exists(self._path) or self._files.free_bytes(self._directory) < 2 * RESERVE_BYTES:
-            return
-        # Not zeros: a file system that compresses would keep no room for them.
-        part = bytes(range(1, 256)) * (MIB // 255)
-        with suppress(OutOfSpace, Overloaded):
-            self._files.publish(self._path, [part] * (RESERVE_BYTES // MIB), label=LABEL)
+        if not self._ballast.laid and self._files.free_bytes(self._directory) >= 2 * RESERVE_BYTES:
+            self._ballast.lay(RESERVE_BYTES)
 
     def give_up(self) -> bool:
         """Free the ballast; False if it was gone already."""
-        if not self._files.exists(self._path):
-            return False
-        self._files.remove(self._path, label=LABEL)
-        return True
+        return self._ballast.give_up()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 
@@ -22,9 +22,14 @@ def need(*programs: str) -> None:
     """Skip (or fail) the running test unless every program is on the path."""
     for program in programs:
         if shutil.which(program) is None and shutil.which(program, path="/usr/sbin:/sbin") is None:
-            if os.environ.get("ARRAYLIFT_REQUIRE_ALL") == "1":
-                pytest.fail(f"{_MISSING_MARK}{program}, and ARRAYLIFT_REQUIRE_ALL=1", pytrace=False)
-            pytest.skip(f"{_MISSING_MARK}{program}")
+            lacking(f"{_MISSING_MARK}{program}")
+
+
+def lacking(reason: str) -> NoReturn:
+    """Skip the running test, or fail it where everything is promised to be there."""
+    if os.environ.get("ARRAYLIFT_REQUIRE_ALL") == "1":
+        pytest.fail(f"{reason}, and ARRAYLIFT_REQUIRE_ALL=1", pytrace=False)
+    pytest.skip(reason)
 
 
 def left_out(skip_reasons: list[str]) -> dict[str, int]:

@@ -152,6 +152,10 @@ class Files(Protocol):
         """Free space of the file system that holds ``path``. Raises NotFound."""
         ...
 
+    def total_bytes(self, path: str) -> int:
+        """Its size, used or not. Raises NotFound."""
+        ...
+
 
 class FileStatus(NamedTuple):
     """What ``durable`` wants to know about an inode."""
@@ -212,3 +216,5 @@ class SystemCalls(Protocol):
     def unlink(self, path: str) -> None: ...
 
     def free_bytes(self, path: str) -> int: ...
+
+    def total_bytes(self, path: str) -> int: ...

@@ -8,12 +8,12 @@ from arraylift.errors import InvalidRequest
 from arraylift.ids import ImageId, TransferId, check_id, check_name
 from arraylift.v1 import target_admin_pb2 as pb
 from dedup_target.lock_clock import LockClock
-from dedup_target.service.keeping import LockClockEdge
+from dedup_target.service.keeping import KeepingEdge
 from dedup_target.store import Store
 from dedup_target.transfers import GrantRequest, Transfers
 
 
-class AdminEdge(LockClockEdge):
+class AdminEdge(KeepingEdge):
     """Serves one target."""
 
     def __init__(self, store: Store, transfers: Transfers, lock_clock: LockClock) -> None:
@@ -62,6 +62,8 @@ class AdminEdge(LockClockEdge):
             free_bytes=self._store.free_bytes(),
             open_transfer_count=self._transfers.open_count,
             quarantined_count=self._store.unit.quarantine.record_count,
+            reserve_bytes=self._store.reserve.low_water_bytes,
+            below_reserve=self._store.reserve.is_low(),
             lock_clock_ns=lock_time.time_ns,
             lock_clock_lags=lock_time.lags,
             cache_bytes=self._store.containers.stats().cache_bytes,

@@ -1,6 +1,8 @@
-"""Edge: locks, and the clock that judges them."""
+"""Edge: what keeps a target in order: locks, the clock that judges them, tenants and their quotas."""
 
 from __future__ import annotations
+
+from collections import Counter
 
 import grpc
 
@@ -10,6 +12,7 @@ from arraylift.v1 import image_pb2, image_pb2_grpc, target_admin_pb2, target_adm
 from dedup_target.backup_manifest_format import BackupId
 from dedup_target.backups import Backups
 from dedup_target.lock_clock import LockClock
+from dedup_target.store import Store
 
 
 class ImageLocksEdge(image_pb2_grpc.ImageServiceServicer):
@@ -29,9 +32,10 @@ class ImageLocksEdge(image_pb2_grpc.ImageServiceServicer):
         return image_pb2.LockImageResponse(lock_until_ns=request.until_ns)
 
 
-class LockClockEdge(target_admin_pb2_grpc.TargetAdminServiceServicer):
-    """ConfirmTime."""
+class KeepingEdge(target_admin_pb2_grpc.TargetAdminServiceServicer):
+    """ConfirmTime, ListTenants, SetQuota."""
 
+    _store: Store
     _lock_clock: LockClock
 
     def ConfirmTime(
@@ -39,3 +43,27 @@ class LockClockEdge(target_admin_pb2_grpc.TargetAdminServiceServicer):
     ) -> target_admin_pb2.ConfirmTimeResponse:
         now = self._lock_clock.confirm(request.wall_ns)
         return target_admin_pb2.ConfirmTimeResponse(lock_clock_ns=now.time_ns, lags=now.lags)
+
+    def ListTenants(
+        self, request: target_admin_pb2.ListTenantsRequest, context: grpc.ServicerContext
+    ) -> target_admin_pb2.ListTenantsResponse:
+        space = self._store.space
+        images = Counter(image.tenant for image in self._store.manifests.all())
+        return target_admin_pb2.ListTenantsResponse(
+            tenants=[
+                target_admin_pb2.Tenant(
+                    name=known.name,
+                    quota_bytes=space.quotas.of(known.tenant),
+                    stored_bytes=space.stored_bytes(known.tenant),
+                    image_count=images[known.tenant],
+                )
+                for known in self._store.keys.all()
+            ]
+        )
+
+    def SetQuota(
+        self, request: target_admin_pb2.SetQuotaRequest, context: grpc.ServicerContext
+    ) -> target_admin_pb2.SetQuotaResponse:
+        tenant = self._store.keys.by_name(request.tenant).tenant
+        self._store.space.quotas.set(tenant, request.quota_bytes)
+        return target_admin_pb2.SetQuotaResponse()

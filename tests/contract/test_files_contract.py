@@ -72,9 +72,11 @@ def test_exists_and_size(rig: Rig) -> None:
 
 
 def test_free_bytes_is_positive_and_a_missing_path_is_not_found(rig: Rig) -> None:
-    assert rig.files.free_bytes(rig.root) > 0
+    assert 0 < rig.files.free_bytes(rig.root) <= rig.files.total_bytes(rig.root)
     with pytest.raises(NotFound):
         rig.files.free_bytes(rig.path("missing"))
+    with pytest.raises(NotFound):
+        rig.files.total_bytes(rig.path("missing"))
 
 
 # -- publish and read ------------------------------------------------------------------------

@@ -120,7 +120,10 @@ def test_totals_add_up(make: Callable[[], SegmentIndex]) -> None:
         file_bytes=4096,
         stored_bytes=sum(len(segment.stored) for segment in segments),
         plain_bytes=sum(segment.plain_bytes for segment in segments),
+        tenant_bytes={TENANT: 4096},
     )
+    index.remove_container(ContainerId(1), [])
+    assert index.totals() == IndexTotals()
 
 
 def test_removing_takes_only_entries_that_still_point_there(make: Callable[[], SegmentIndex]) -> None:

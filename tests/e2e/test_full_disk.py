@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 from collections.abc import Iterator
@@ -11,9 +12,12 @@ from typing import Any
 import pytest
 
 from arraylift.errors import OutOfSpace, StoreFailed
-from arraylift.sizes import MIB
+from arraylift.rpc.channel import call
+from arraylift.sizes import KIB, MIB
+from arraylift.v1 import image_pb2, target_admin_pb2
 from tests.e2e.cluster import Cluster, Sent, last_of
 from tests.e2e.disks import differing_spans, random_disk
+from tests.programs import lacking
 
 
 class Full:
@@ -141,11 +145,11 @@ class SmallDisk:
 def small(tmp_path: Path) -> Iterator[tuple[Cluster, SmallDisk]]:
     disk = SmallDisk(tmp_path / "small")
     if os.geteuid() != 0:
-        pytest.skip("mounting a small disk needs root")
+        lacking("mounting a small disk needs root")
     try:
         disk.mount(96 * MIB)
     except subprocess.CalledProcessError as error:
-        pytest.skip(f"no tmpfs may be mounted here: {error.stderr.decode().strip()}")
+        lacking(f"no tmpfs may be mounted here: {error.stderr.decode().strip()}")
     try:
         cluster = Cluster(tmp_path, target_state=disk.path / "target1")
         try:
@@ -183,4 +187,56 @@ def test_a_full_disk_survives_a_restart(small: tuple[Cluster, SmallDisk]) -> Non
     cluster.target.stop()
     disk.resize(512 * MIB)
     cluster.target.start()
+    full.check_done(full.send())
+
+
+def test_a_full_target_deletes_restores_and_takes_backups_again(small: tuple[Cluster, SmallDisk]) -> None:
+    """The reserve refuses what is new before the disk is full; then another program fills it up."""
+    cluster, disk = small
+    full = Full(cluster, size_bytes=112 * MIB)
+    with pytest.raises(OutOfSpace):
+        full.send()
+    stats = cluster.stats()
+    assert stats.free_bytes >= stats.reserve_bytes // 2 > 0, "that much is kept"
+    filler = disk.path / "filler"
+    with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(64 * KIB))
+    assert cluster.stats().below_reserve
+    with pytest.raises(OutOfSpace, match="keeps"):
+        cluster.grant("another")
+    full.check_reads()
+    cluster.target.kill()
+    cluster.target.start()  # by the ballast
+    full.check_reads()
+    cluster.target.stop()
+    cluster.target.start()
+    call(cluster.images.DeleteImage, image_pb2.DeleteImageRequest(image_id=full.old_image), peer="target")
+    assert cluster.image_list() == []
+    filler.unlink()
+    disk.resize(512 * MIB)
+    full.check_done(full.send())
+    assert not cluster.stats().below_reserve
+
+
+def test_a_quota_stops_a_transfer_in_its_middle_and_the_next_at_its_grant(cluster: Cluster) -> None:
+    full = Full(cluster)
+    tenant = target_admin_pb2.SetQuotaRequest(tenant="default", quota_bytes=24 * MIB)
+    call(cluster.admin.SetQuota, tenant, peer="target")
+    with pytest.raises(OutOfSpace, match="of its quota of 24"):
+        full.send()
+    listed = call(cluster.admin.ListTenants, target_admin_pb2.ListTenantsRequest(), peer="target").tenants
+    assert [(one.name, one.quota_bytes, one.image_count) for one in listed] == [("default", 24 * MIB, 1)]
+    assert 4 * MIB < listed[0].stored_bytes <= 24 * MIB
+    full.check_reads()
+    tenant.quota_bytes = 5 * MIB
+    call(cluster.admin.SetQuota, tenant, peer="target")
+    with pytest.raises(OutOfSpace, match="quota"):
+        cluster.grant("another")
+    cluster.target.kill()
+    cluster.target.start()
+    with pytest.raises(OutOfSpace, match="quota"):
+        full.send()
+    tenant.quota_bytes = 0
+    call(cluster.admin.SetQuota, tenant, peer="target")
     full.check_done(full.send())

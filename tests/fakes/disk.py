@@ -105,6 +105,11 @@ class FakeFiles(RealFiles):
         """
         self.kernel.faults[self.kernel.op_count + operations] = _ERRNO[kind]
 
+    def fill_after(self, operations: int) -> None:
+        """Let ``operations`` more primitive changes pass; then the disk is full, and stays so until
+        ``set_capacity`` or a removal makes room."""
+        self.kernel.full_at = self.kernel.op_count + operations
+
     def set_capacity(self, capacity_bytes: int | None) -> None:
         """Give the disk room, or take it."""
         self.kernel.capacity_bytes = capacity_bytes

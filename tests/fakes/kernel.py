@@ -112,6 +112,7 @@ class FakeKernel:
         self.op_count = 0
         self.log: deque[str] = deque(maxlen=LOG_ENTRIES_MAX)
         self.crash_at: int | None = None
+        self.full_at: int | None = None
         self.faults: dict[int, int] = {}
         self.mutex = threading.RLock()
         self.handles: dict[int, Inode] = {}
@@ -144,6 +145,8 @@ class FakeKernel:
             self.log.append(f"{number} {text}")
             if number == self.crash_at:
                 self.dead = True
+            if number == self.full_at:
+                self.capacity_bytes = self.used_bytes()
             code = self.faults.pop(number, 0)
             yield code
             if self.dead:
@@ -372,9 +375,16 @@ class FakeKernel:
         with self.mutex:
             self.check_power()
             self.resolve(path)
-            alive = {*self.names.values(), *(inode.number for inode in self.handles.values())}
-            used = sum(self.inodes[number].current.allocated_bytes for number in alive)
-            return (UNLIMITED_BYTES if self.capacity_bytes is None else self.capacity_bytes) - used
+            return self.total_bytes(path) - self.used_bytes()
+
+    def used_bytes(self) -> int:
+        alive = {*self.names.values(), *(inode.number for inode in self.handles.values())}
+        return sum(self.inodes[number].current.allocated_bytes for number in alive)
+
+    def total_bytes(self, path: str) -> int:
+        self.check_power()
+        self.resolve(path)
+        return UNLIMITED_BYTES if self.capacity_bytes is None else self.capacity_bytes
 
 
 def _status(inode: Inode) -> FileStatus:

@@ -42,6 +42,7 @@ from arraylift.segments.segmentation import DEFAULT_SEGMENTATION, Segmenter
 from arraylift.sizes import KIB, MIB, SPAN_BYTES, spans_of
 from dedup_target.image_reader import ImageReader
 from dedup_target.ingest import Ingest
+from dedup_target.reserve import Reserve
 from dedup_target.seal_queue import SealJob
 from dedup_target.store import Store
 from dedup_target.transfers import GrantRequest, Transfers
@@ -111,9 +112,9 @@ class Notes:
 class Target:
     """A target without its edges and threads."""
 
-    def __init__(self, files: Files, disk: IndexDisk) -> None:
+    def __init__(self, files: Files, disk: IndexDisk, *, reserve: Reserve | None = None) -> None:
         self.clock = Ticks()
-        self.store = Store(files, "/state", opener=disk)
+        self.store = Store(files, "/state", opener=disk, reserve=reserve)
         self.store.seal_queue.submit = self._seal_at_once  # type: ignore[method-assign]
         self.images = ImageReader(self.store)
         self.transfers: Transfers | None = None

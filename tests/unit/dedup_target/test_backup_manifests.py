@@ -32,6 +32,7 @@ from dedup_target.backups import Backups
 from dedup_target.directory_backend import DirectoryBackend
 from dedup_target.lock_clock import DAY_NS, LockClock
 from dedup_target.manifest_store import ManifestStore
+from dedup_target.reserve import Reserve
 from tests.unit.dedup_target.hand_clock import START_NS, HandClock
 from tests.unit.dedup_target.material import TENANT, backup, manifest, toy_sealer
 
@@ -52,6 +53,7 @@ class Rig:
             keys=SimpleNamespace(by_name=lambda _name: tenant),
             unit=SimpleNamespace(backups=self.manifests),
             commit_lock=threading.RLock(),
+            reserve=Reserve(files, str(path)),
         )
         reader: Any = SimpleNamespace(forget=self.forgotten.append)
         self.clock = HandClock()

@@ -25,6 +25,7 @@ from dedup_target import (
     key_store,
     lock_clock,
     manifest_format,
+    quotas,
     storage_unit,
 )
 from dedup_target.container_store import ContainerStore
@@ -95,6 +96,7 @@ WRITERS: dict[str, Callable[[Path], bytes]] = {
     "backup-manifest-v1.alb": lambda _: backup_manifest_format.encode(backup(1), toy_sealer),
     "backup-manifest-v1-locked.alb": lambda _: backup_manifest_format.encode(LOCKED, toy_sealer),
     "lock-clock-v1.ald": _lock_clock,
+    "quotas-v1.ald": lambda _: quotas.encode({TENANT: 1 << 40, TenantId(7): 1}),
     "transfer-log-v1.alt": _transfer_log,
     "key-v1.alk": lambda _: key_store.encode_key(KEY, WRAPPING_KEY),
     "key-v1-secret.key": lambda _: grants.encode_secret(WRAPPING_KEY),
@@ -169,6 +171,11 @@ def test_the_locked_backup_manifest_and_the_lock_clock_read() -> None:
     assert backup_manifest_format.decode(data, toy_sealer, what="golden") == LOCKED
     data = (GOLDEN / "lock-clock-v1.ald").read_bytes()
     assert lock_clock.decode(data) == (START_NS, 61 * SECOND_NS)
+
+
+def test_the_quotas_read() -> None:
+    data = (GOLDEN / "quotas-v1.ald").read_bytes()
+    assert quotas.decode(data) == {TENANT: 1 << 40, TenantId(7): 1}
 
 
 def test_the_transfer_log_reads(tmp_path: Path) -> None:
