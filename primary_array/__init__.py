@@ -2,12 +2,13 @@
 
 Layers, imports pointing down only: ``__main__`` | ``service``, ``convert`` | ``send``, ``restores`` and
 what they stand on (``send_lanes``, ``worker_pool``, ``send_worker``, ``span_source``, ``restore_draft``) |
-``pool`` and what it stands on | the pure core (``send_plan``, ``block_map``, ``changes``, ``lineage``,
-``map_events``, ``run_log``).
+``pool`` and what it stands on | the pure core (``send_plan``, ``block_map``, ``slot_counts``, ``changes``,
+``lineage``, ``map_events``, ``run_log``).
 
-The pool, from the front door inwards: ``pool`` (requests, lock order), ``draft``, ``pin``,
-``pool_view`` (look-ups), ``granule_io`` (data path), ``map_commit`` (durability), ``map_journal``,
-``map_checkpoint``, ``map_state`` (tables), ``slot_store`` (bytes and free slots), ``pool_open``
+The pool, from the front door inwards: ``pool`` (requests, lock order), ``volume_ops`` (resize, clone,
+rollback, swap), ``draft``, ``pin``, ``pool_view`` (look-ups), ``granule_io`` (data path), ``map_commit``
+(durability), ``checkpointer``, ``map_journal``, ``map_checkpoint``, ``page_file``, ``map_state`` (tables),
+``block_map`` and ``slot_counts`` (who shares what), ``slot_store`` (bytes and free slots), ``pool_open``
 (recovery), ``superblock`` (file names).
 
 Concurrency of the pool. Three kinds of lock, always taken in this order and never the other way:
@@ -28,29 +29,39 @@ What makes each pair safe (the first column does its data I/O without commit or 
   write    | snapshot       the snapshot holds the whole gate from before it commits until birth + 1 is
                             durable: earlier writes are in it, later ones come in the next epoch.
   write    | delete volume  the deletion holds the whole gate; a write that waited finds the volume gone.
-  write    | delete snapshot  what the writer frees is decided under the map lock by the snapshots of
-                            that moment; what the deletion frees, by the living map of that moment: a slot
-                            that both dropped is freed once, by the later of the two. It is released
+  write    | delete snapshot  what each frees is what falls to count 0 under the map lock: a slot that both
+                            dropped is freed once, by the later of the two. It is released
                             only after a commit that took the writer's mapping as well (C2).
+  write    | resize, rollback, swap  as write | snapshot; a write that waited looks at the size again.
+  write    | write to a clone  nothing shared but the map lock: the first write into a shared page copies it.
+                            A slot that both left is released after a commit that took both mappings (C8).
   write    | checkpoint     the checkpoint freezes the pages under the map lock together with taking the
-                            pending mappings (C5); the writer copies a frozen page before it changes it.
+                            pending mappings (C5); the writer copies a frozen page before it changes it. A
+                            slot that is released meanwhile was left by frames in the new journal.
   write    | pin            a pin has the frozen map of an older epoch; a writer never touches its slots (W1).
   trim     | any            as write.
   read     | read           nothing changes.
-  read     | trim, delete snapshot, delete volume  the slots are released, but wait for the read (F2).
+  read     | trim, delete snapshot, delete volume, resize, rollback, swap  the reader keeps the map that it
+                            found, which nobody changes any more; the slots are released, but wait for
+                            the read (F2).
   read     | snapshot, flush, checkpoint  page arrays are looked up under the map lock.
   flush    | flush          the commit lock; the second finds its writes kept already, and does no I/O.
+  flush    | checkpoint     the flush goes into the new journal while pages are written (checkpointer H2).
   flush    | tables         the commit lock: one frame after the other, in the order of the changes (J1).
   snapshot | snapshot       gates in the order of volume ids, then the commit lock: no deadlock, and
                             groups that share a volume are one after the other.
   snapshot | delete volume  the gate; the later of the two finds the volume gone, or with a snapshot more.
-  snapshot | delete snapshot, distrust, drafts  the commit lock.
+  snapshot | delete snapshot, distrust, drafts, clone  the commit lock.
+  clone    | delete snapshot  the commit lock: the later finds no snapshot, or a clone that has its nodes.
+  resize, rollback, swap | each other, delete volume  the gates, in the order of volume and draft ids.
+  checkpoint | checkpoint   a lock of their own, before the commit lock; inside a commit there is no thread.
   pin      | delete snapshot, delete volume  the deletion marks the snapshot as ending under the map lock
                             before it commits; a pin is refused from then on, a pin before it refuses the
                             deletion. If the commit fails the mark is taken back.
   pin      | pin            a count under the map lock.
   pin      | slot reuse     a slot is released only when no snapshot names it; the pinned one stays.
-  draft    | draft          each has its gate, its map and its slots; the commit lock orders their commits.
+  draft    | draft          each has its gate and its map; the commit lock orders their commits.
+  draft    | the volume it is a clone of  as write | write to a clone; a swap holds the gates of both.
   draft write | commit, abort, save   commit and abort hold the whole gate, a later write finds the draft
                             gone; a save takes what was noted before it under the map lock.
   draft    | create volume  both check the name inside a transaction.

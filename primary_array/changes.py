@@ -7,7 +7,10 @@ Invariants:
   T2 after a resize the last span of the smaller size counts as changed, and so
      does everything past the end of the base.
   T3 span indexes are sorted, without repeats, and inside the size.
-The caller has made sure that the older state is an ancestor (lineage.py).
+  T4 two frozen maps of one family that name the same slot at a granule hold the same bytes
+     there: a slot is overwritten in place only while no snapshot names it.
+The caller has made sure that the older state is an ancestor (lineage.py), or that the two maps
+belong to one family (T4).
 Callers: any thread, over frozen maps. Source: US 2016/0170666 [0047]-[0052].
 """
 
@@ -16,7 +19,10 @@ from __future__ import annotations
 import numpy as np
 
 from arraylift.sizes import GRANULE_BYTES, SPAN_BYTES, spans_of
-from primary_array.block_map import PAGE_GRANULES, U64, MapView, without_repeats
+from primary_array.block_map import PAGE_GRANULES, U64, MapView, pages_of, without_repeats
+
+NOTHING: U64 = np.zeros(PAGE_GRANULES, np.uint64)
+"""Slots of a page that nobody wrote."""
 
 GRANULES_PER_SPAN = SPAN_BYTES // GRANULE_BYTES
 
@@ -25,25 +31,39 @@ def changed_granules(view: MapView, since_birth: int) -> U64:
     """Return the granules of ``view`` born after ``since_birth``, ascending (T1)."""
     found = [
         np.flatnonzero(page.births > since_birth).astype(np.uint64) + np.uint64(number * PAGE_GRANULES)
-        for number, page in enumerate(view.pages())
-        if page is not None and page.newest_birth > since_birth
+        for number, page in view.pages()
+        if page.newest_birth > since_birth
     ]
     return np.concatenate(found) if found else np.empty(0, np.uint64)
 
 
-def changed_spans(view: MapView, since_birth: int, *, size_bytes: int, base_bytes: int) -> U64:
-    """Return the indexes of the spans that may differ from a base of ``base_bytes`` (T1-T3)."""
-    spans = without_repeats(changed_granules(view, since_birth) // np.uint64(GRANULES_PER_SPAN))
+def differing_granules(view: MapView, older: MapView) -> U64:
+    """Return the granules of ``view`` whose slot is another than in ``older``, ascending (T4)."""
+    found = []
+    for number in range(pages_of(view.granule_count)):
+        page = view.page(number)
+        other = older.page(number) if number < pages_of(older.granule_count) else None
+        if page is other:
+            continue
+        ours = NOTHING if page is None else page.slots
+        theirs = NOTHING if other is None else other.slots
+        found.append(np.flatnonzero(ours != theirs).astype(np.uint64) + np.uint64(number * PAGE_GRANULES))
+    granules = np.concatenate(found) if found else np.empty(0, np.uint64)
+    return granules[granules < np.uint64(view.granule_count)]
+
+
+def spans_of_granules(granules: U64, *, size_bytes: int, base_bytes: int) -> U64:
+    """Return the indexes of the spans that hold ``granules``, or that a resize touched (T2, T3)."""
+    spans = without_repeats(granules // np.uint64(GRANULES_PER_SPAN))
     return np.union1d(spans, _resized_spans(size_bytes, base_bytes))
 
 
-def changed_ranges(view: MapView, since_birth: int, *, size_bytes: int, base_bytes: int) -> tuple[U64, U64]:
-    """Return (offsets, lengths) in bytes: ascending, disjoint, cut at ``size_bytes`` (T1, T2)."""
-    granules = changed_granules(view, since_birth)
+def ranges_of_granules(granules: U64, *, size_bytes: int, base_bytes: int) -> tuple[U64, U64]:
+    """Return (offsets, lengths) in bytes: ascending, disjoint, cut at ``size_bytes`` (T2)."""
     resized = _resized_spans(size_bytes, base_bytes) * np.uint64(GRANULES_PER_SPAN)
     if len(resized):
         every = (resized[:, None] + np.arange(GRANULES_PER_SPAN, dtype=np.uint64)).ravel()
-        granules = np.union1d(granules, every[every < view.granule_count])
+        granules = np.union1d(granules, every[every < -(-size_bytes // GRANULE_BYTES)])
     if not len(granules):
         return np.empty(0, np.uint64), np.empty(0, np.uint64)
     bounds = np.flatnonzero(np.diff(granules) != 1) + 1

@@ -5,7 +5,8 @@ Invariants:
      is whole and durable. A crash in between leaves one of the two.
   V2 after ``save_progress(tag)`` everything written before it survives any crash, under
      the draft's id and with that tag; a draft that never saved is void after a crash.
-  V3 what a draft wrote is born in DRAFT_EPOCH; the volume goes on in the next epoch.
+  V3 what a draft wrote is born in its one epoch, above every birth that it took over from the
+     snapshot it is a clone of, if it is; the volume goes on in the next epoch.
 Callers: any thread; writes of disjoint ranges may run beside each other.
 """
 
@@ -106,7 +107,8 @@ class Draft:
                 self._commit.commit(DraftAborted(self.draft_id))
                 return
             with self._state.lock:
-                self._commit.abandon(self._state.drop_draft(self._record))
+                for slots in (self._state.drop_draft(self._record), *self._record.freed):
+                    self._commit.abandon(slots)
             self._commit.commit()
 
     def _check_open(self) -> None:

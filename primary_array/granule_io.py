@@ -21,9 +21,9 @@ import numpy.typing as npt
 from arraylift.durable import Buffer
 from arraylift.errors import InvalidRequest, NotFound
 from arraylift.sizes import GRANULE_BYTES, MIB
-from primary_array.block_map import NONE_SLOT, U64, MapView
+from primary_array.block_map import NO_SLOTS, NONE_SLOT, U64, MapView
 from primary_array.map_commit import MapCommit
-from primary_array.map_state import NO_SLOTS, Draft, MapState, Volume
+from primary_array.map_state import Draft, MapState, Volume
 from primary_array.slot_store import SlotStore
 
 WRITE_BYTES_MAX = 64 * MIB
@@ -59,20 +59,34 @@ class GranuleIo:
         with owner.gate.hold(first, end), self._commit.guarded():
             with self._state.lock:
                 check_not_gone(owner)
+                check_range(owner, offset, view.nbytes)  # it may have shrunk meanwhile
                 old = owner.map.lookup(first, end - first)
                 epoch = owner.epoch
-            moved = (old[0] == NONE_SLOT) | (old[1] != epoch)  # W1
-            slots = old[0].copy()
-            fresh = self._slots.allocate(int(np.count_nonzero(moved))) if moved.any() else NO_SLOTS
-            slots[moved] = fresh
-            try:
-                self._put(view, skip, old[0], slots, moved)
-            except BaseException:
-                if len(fresh):
-                    self._slots.give_back(fresh)  # W3
-                raise
-            with self._state.lock:
-                self._commit.note(owner, first, old=old, slots=slots, changed=moved)  # W2
+            self._redirect(owner, first, skip, view, old=old, epoch=epoch)
+
+    def _redirect(
+        self,
+        owner: Volume | Draft,
+        first: int,
+        skip: int,
+        view: memoryview,
+        *,
+        old: tuple[U64, U64],
+        epoch: int,
+    ) -> None:
+        """Write ``view`` from byte ``skip`` of granule ``first``, in place or to new slots. Gate held."""
+        moved = (old[0] == NONE_SLOT) | (old[1] != epoch)  # W1
+        slots = old[0].copy()
+        fresh = self._slots.allocate(int(np.count_nonzero(moved))) if moved.any() else NO_SLOTS
+        slots[moved] = fresh
+        try:
+            self._put(view, skip, old[0], slots, moved)
+        except BaseException:
+            if len(fresh):
+                self._slots.give_back(fresh)  # W3
+            raise
+        with self._state.lock:
+            self._commit.note(owner, first, old=old, slots=slots, changed=moved)  # W2
 
     def _put(self, view: memoryview, skip: int, old: U64, slots: U64, moved: npt.NDArray[np.bool_]) -> None:
         """Write ``view`` from byte ``skip`` of the first slot: edge, whole granules, edge."""
@@ -101,37 +115,60 @@ class GranuleIo:
 
     def trim(self, owner: Volume | Draft, offset: int, length: int) -> None:
         """Make a range read as zeros and free its whole granules (W4). Errors as ``write``."""
+        while not self._trim_once(owner, offset, length, owner.size_bytes):
+            pass  # it was resized meanwhile
+
+    def _trim_once(self, owner: Volume | Draft, offset: int, length: int, size_bytes: int) -> bool:
+        """Trim while the owner has ``size_bytes``: where its end is decides what is a whole granule."""
         check_range(owner, offset, length)
         if not length:
-            return
+            return True
         stop = offset + length
         first = -(-offset // GRANULE_BYTES)
-        end = owner.map.granule_count if stop == owner.size_bytes else stop // GRANULE_BYTES
+        end = -(-size_bytes // GRANULE_BYTES) if stop == size_bytes else stop // GRANULE_BYTES
         if first >= end:  # no whole granule: one edge, or two that touch
             middle = min(stop, first * GRANULE_BYTES)
             self._zero_part(owner, offset, middle)
             self._zero_part(owner, middle, stop)
-            return
+            return True
+        if not self._trim_whole(owner, first, end, size_bytes):
+            return False
         self._zero_part(owner, offset, first * GRANULE_BYTES)
-        self._trim_whole(owner, first, end)
         self._zero_part(owner, end * GRANULE_BYTES, stop)
+        return True
 
-    def _trim_whole(self, owner: Volume | Draft, first: int, end: int) -> None:
+    def _trim_whole(self, owner: Volume | Draft, first: int, end: int, size_bytes: int) -> bool:
         self._commit.relieve(owner)
         with owner.gate.hold(first, end), self._commit.guarded(), self._state.lock:
             check_not_gone(owner)
+            if owner.size_bytes != size_bytes:
+                return False
             old = owner.map.lookup(first, end - first)
             nothing = np.zeros(end - first, np.uint64)
             self._commit.note(owner, first, old=old, slots=nothing, changed=old[0] != NONE_SLOT)
+            return True
 
     def _zero_part(self, owner: Volume | Draft, start: int, stop: int) -> None:
         """Zero a part of one granule, unless it is a hole already."""
         if start >= stop:
             return
         with self._state.lock:
+            check_range(owner, start, stop - start)
             slots, _ = owner.map.lookup(start // GRANULE_BYTES, 1)
         if int(slots[0]) != NONE_SLOT:
             self._write_piece(owner, start, memoryview(_ZEROS)[: stop - start])
+
+    def zero_tail(self, owner: Volume | Draft) -> None:
+        """Zero what the last granule holds past the end, before the owner grows: an earlier cut may
+        have left it. The caller holds the whole gate. Errors as ``write``."""
+        first, skip = divmod(owner.size_bytes, GRANULE_BYTES)
+        if not skip:
+            return
+        with self._state.lock:
+            old = owner.map.lookup(first, 1)
+            epoch = owner.epoch
+        if int(old[0][0]) != NONE_SLOT:
+            self._redirect(owner, first, skip, memoryview(_ZEROS)[skip:], old=old, epoch=epoch)
 
     # -- reading ----------------------------------------------------------------------------
 

@@ -4,7 +4,8 @@ Owns: the table of lineages and the ancestor rule.
 A lineage is one unbroken history of one volume: its epochs count up from 1 and
 every epoch's writes carry the epoch as their birth. A rollback or a clone forks:
 the new lineage names its parent and the last birth that it took over. A volume
-whose tracker is no longer believed starts a lineage without a parent.
+whose tracker is no longer believed starts a lineage without a parent, and so do those that forked
+from its lineages.
 Invariants:
   L1 a lineage id names one history for ever; an id that the table does not know
      is no ancestor of anything.
@@ -57,6 +58,14 @@ class LineageTable:
                 subject=lineage.lineage_id,
             )
         self._lineages[lineage.lineage_id] = lineage
+
+    def orphan(self, parents: Iterable[LineageId]) -> None:
+        """Cut the descent from ``parents``: what they took over is no longer believed (distrust)."""
+        doubted = set(parents)
+        self._lineages = {
+            key: Lineage(key) if lineage.parent_id in doubted else lineage
+            for key, lineage in self._lineages.items()
+        }
 
     def prune(self, in_use: Iterable[LineageId]) -> None:
         """Forget lineages that are neither in ``in_use`` nor an ancestor of one that is."""

@@ -1,4 +1,4 @@
-"""Make map changes durable: pending mappings, commits, checkpoints.
+"""Make map changes durable: pending mappings, commits, and the change to a new journal.
 
 Owns: the commit lock, what is mapped in memory and not yet in the journal, and
 the slots whose freeing is not yet durable.
@@ -9,18 +9,19 @@ Invariants:
      slot was freed: until then a crash brings back a map that names it.
   C3 table events are durable before they are applied.
   C4 a commit that fails for lack of space puts back what it took; nothing is lost.
-  C5 a checkpoint captures the maps at the instant at which it takes the pending
-     mappings, and is published after their frame is durable.
-  C6 older files go only after the checkpoint that replaces them is published.
+  C5 a rotation captures the maps at the instant at which it takes the pending mappings, after
+     whose frame the new journal begins.
   C7 after StoreFailed nothing is changed any more; reads go on.
+  C8 a commit takes the pending mappings of everything that the journal knows, drafts too: a slot
+     may have been shared by several of them, and is released after all have left it durably.
 Callers: any thread. The commit lock is taken before the map lock, never after it.
-Format: docs/formats/pool-v1.md. Why: docs/decisions/0003-map-journal.md.
+Format: docs/formats/pool-v2.md. Why: docs/decisions/0003-map-journal.md, 0075-counts-of-sharing.md.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
@@ -31,8 +32,7 @@ from arraylift.durable import Files
 from arraylift.errors import OutOfSpace, Overloaded, StoreFailed
 from arraylift.ids import VolumeId
 from arraylift.sizes import MIB
-from primary_array import map_checkpoint, map_journal
-from primary_array.block_map import NONE_SLOT, U64
+from primary_array.block_map import U64
 from primary_array.map_events import (
     DraftAborted,
     DraftBegun,
@@ -46,6 +46,7 @@ from primary_array.map_events import (
 )
 from primary_array.map_journal import HEADER_BYTES, MapJournal
 from primary_array.map_state import Draft, MapState, Volume
+from primary_array.map_tables import Capture, capture
 from primary_array.reserve import Reserve
 from primary_array.run_log import RunLog
 from primary_array.slot_store import SlotStore
@@ -78,6 +79,15 @@ class _Batch:
     written: int
 
 
+@dataclass(frozen=True, slots=True)
+class Rotation:
+    """A checkpoint that can be written: ``captured`` is what the journals before ``number`` led to."""
+
+    captured: Capture
+    number: int
+    sequence: int
+
+
 class MapCommit:
     """The way from memory to the journal, for one pool."""
 
@@ -89,6 +99,7 @@ class MapCommit:
         state: MapState,
         slots: SlotStore,
         journal: MapJournal,
+        reserve: Reserve,
         journal_bytes_max: int = JOURNAL_BYTES_MAX,
     ) -> None:
         self._files = files
@@ -98,7 +109,9 @@ class MapCommit:
         self._journal = journal
         self._journal_bytes_max = journal_bytes_max
         self._rotate_at = journal_bytes_max
-        self._reserve = Reserve(files, layout)
+        self._reserve = reserve
+        self.on_journal_full: Callable[[], None] = lambda: None
+        """Called inside a transaction, before a commit that finds the journal long enough."""
         self._commit_lock = threading.Lock()
         self._failed: StoreFailed | None = None
         # Under the map lock:
@@ -150,23 +163,23 @@ class MapCommit:
             return
         old_slots, old_births = old
         births = np.where(changed, np.uint64(owner.epoch), old_births)
-        owner.map.assign(first, np.where(changed, slots, old_slots), births)
+        freed = owner.map.assign(first, np.where(changed, slots, old_slots), births)
         at = np.flatnonzero(changed)
         runs = make_runs(at.astype(np.uint64) + np.uint64(first), slots[at])
-        # A slot born after the newest snapshot is named by the living map alone.
-        dead = changed & (old_slots != NONE_SLOT) & (old_births > owner.newest_snapshot_birth)
-        freed = old_slots[dead]
-        if isinstance(owner, Draft):
+        if isinstance(owner, Draft) and not owner.registered:
             owner.runs.extend(runs)
             if len(freed):
                 owner.freed.append(freed)
             return
-        log = self._pending.setdefault(owner.volume_id, RunLog())
+        self._add_pending(owner.volume_id, runs)
+        if len(freed):
+            self._freed.append((freed, not slots.any()))
+
+    def _add_pending(self, volume_id: VolumeId, runs: list[tuple[int, int, int]]) -> None:
+        log = self._pending.setdefault(volume_id, RunLog())
         before = len(log)
         log.extend(runs)
         self._pending_runs += len(log) - before
-        if len(freed):
-            self._freed.append((freed, not slots.any()))
 
     def abandon(self, slots: U64) -> None:
         """Free slots that only an unregistered draft named. Map lock held."""
@@ -174,7 +187,7 @@ class MapCommit:
 
     def relieve(self, owner: Volume | Draft) -> None:
         """Commit if too much is pending; before a write, holding nothing. Raises OutOfSpace."""
-        if isinstance(owner, Draft):
+        if isinstance(owner, Draft) and not owner.registered:
             if len(owner.runs) >= PENDING_RUNS_MAX:
                 with self.transaction():
                     if not owner.gone:
@@ -198,35 +211,40 @@ class MapCommit:
             if self._kept < target:
                 self.commit()
 
-    def commit(self, *events: TableEvent, draft: Draft | None = None) -> None:
+    def commit(self, *events: TableEvent) -> None:
         """Make everything pending durable, and ``events``, then apply these. Inside a transaction.
 
-        ``draft`` adds that draft's own mappings. Raises OutOfSpace (nothing happened), StoreFailed.
+        Raises OutOfSpace (nothing happened), StoreFailed.
         """
         assert self._commit_lock.locked()
         if self._journal.size_bytes >= self._rotate_at:
             with suppress(OutOfSpace):  # what follows meets the full disk itself
-                self.checkpoint()
+                self.on_journal_full()
         try:
-            freed = self._commit_once(events, draft)
+            freed = self._commit_once(events)
         except OutOfSpace:
             if not any(isinstance(event, _SHRINKING) for event in events) or not self._reserve.give_up():
                 raise
-            freed = self._commit_once(events, draft)
+            freed = self._commit_once(events)
         if freed:  # waits for one more commit (C2), usually an empty one
             with suppress(OutOfSpace):  # the events stand; the slots follow with the next commit
-                self._commit_once((), None)
+                self._commit_once(())
 
     def commit_draft(self, draft: Draft, *events: TableEvent) -> None:
-        """Commit a draft's mappings under its id, introducing it to the journal first."""
+        """Commit with a draft's mappings, introducing it to the journal first (C8)."""
         if not draft.registered:
             self.commit(DraftBegun(draft.volume_id, draft.name, draft.size_bytes))
-        self.commit(*events, draft=draft)
+            with self._state.lock:
+                draft.registered = True
+                self._add_pending(draft.volume_id, draft.runs.take_list())
+                self._freed += [(slots, True) for slots in draft.freed]
+                draft.freed = []
+        self.commit(*events)
 
-    def _commit_once(self, events: Sequence[TableEvent], draft: Draft | None) -> bool:
+    def _commit_once(self, events: Sequence[TableEvent]) -> bool:
         """Take, store, apply, release. Says whether the events freed slots."""
         with self._state.lock:
-            batch = self._take(draft)
+            batch = self._take()
         self._store(batch, events)
         with self._state.lock:
             dropped = [slots for event in events if len(slots := self._state.apply(event))]  # C3
@@ -234,17 +252,13 @@ class MapCommit:
         self._release(batch.freed)
         return bool(dropped)
 
-    def _take(self, draft: Draft | None) -> _Batch:
+    def _take(self) -> _Batch:
         """Take everything pending. Map lock held."""
-        mapped = []
+        mapped: list[GranulesMapped] = []
         for volume_id, log in self._pending.items():
             mapped += _events(volume_id, self._state.by_id[volume_id].epoch, log)
         freed = self._freed
         self._pending, self._pending_runs, self._freed = {}, 0, []
-        if draft is not None:
-            mapped += _events(draft.volume_id, draft.epoch, draft.runs)
-            freed = freed + [(slots, True) for slots in draft.freed]
-            draft.freed = []
         return _Batch(mapped, freed, self._written)
 
     def _store(self, batch: _Batch, events: Sequence[TableEvent]) -> None:
@@ -268,13 +282,9 @@ class MapCommit:
 
     def _put_back(self, batch: _Batch) -> None:
         for event in reversed(batch.mapped):
-            owner = self._state.by_id[event.owner_id]
-            if isinstance(owner, Draft):
-                owner.runs.put_back(event.runs)
-            else:
-                log = self._pending.setdefault(event.owner_id, RunLog())
-                log.put_back(event.runs)
-                self._pending_runs += len(event.runs)
+            log = self._pending.setdefault(event.owner_id, RunLog())
+            log.put_back(event.runs)
+            self._pending_runs += len(event.runs)
         self._freed[:0] = batch.freed
 
     def _release(self, freed: list[Freed]) -> None:
@@ -284,17 +294,17 @@ class MapCommit:
                 self._slots.release(np.concatenate(chosen), punch=punch)
         self._slots.drain()
 
-    # -- checkpoints ------------------------------------------------------------------------
+    # -- rotation ---------------------------------------------------------------------------
 
-    def checkpoint(self) -> None:
-        """Publish the whole state and start a new journal. Inside a transaction.
+    def rotate(self) -> Rotation | None:
+        """Begin a new journal, and capture what the older ones led to (C5). Inside a transaction.
 
-        A full disk leaves things as they are, to be tried again after more journal.
+        None where the disk is full: the journal that there is goes on. Raises OutOfSpace, StoreFailed.
         """
         assert self._commit_lock.locked()
         with self._state.lock:
-            batch = self._take(None)
-            captured = map_checkpoint.capture(self._state)  # C5
+            batch = self._take()
+            captured = capture(self._state)
         self._store(batch, ())
         self._release(batch.freed)
         number = self._journal.number + 1
@@ -306,41 +316,37 @@ class MapCommit:
                 number=number,
                 sequence=self._journal.sequence,
             )
-            self._journal.close()
-            # From here on frames go to the new journal; recovery reads both until the checkpoint is there.
-            self._journal = journal
-            self._rotate_at = self._journal_bytes_max
-            parts = list(map_checkpoint.encode(captured, number=number, sequence=journal.sequence))
-            path = self._layout.checkpoint(number)
-            self._files.publish(path, parts, label=map_checkpoint.LABEL)
         except (OutOfSpace, Overloaded):
-            self._rotate_at = self._journal.size_bytes + self._journal_bytes_max
-            return
-        remove_older(self._files, self._layout, number)  # C6
-        self._reserve.restore()
+            self.put_rotation_off()
+            return None
+        self._journal.close()
+        # From here on frames go to the new journal; recovery reads both until the checkpoint is there.
+        self._journal = journal
+        self._rotate_at = self._journal_bytes_max
+        return Rotation(captured, number, journal.sequence)
+
+    def put_rotation_off(self) -> None:
+        """Try again after as much journal again."""
+        self._rotate_at = self._journal.size_bytes + self._journal_bytes_max
+
+    @property
+    def worth_a_checkpoint(self) -> bool:
+        """Something happened since the last one. Inside a transaction."""
+        return self._journal.size_bytes > EMPTY_JOURNAL_BYTES or bool(self._pending)
+
+    @property
+    def journal_number(self) -> int:
+        return self._journal.number
 
     def close(self) -> None:
-        """Make everything durable and leave an empty journal. Afterwards nothing may be called."""
+        """Make what is pending durable and close the files. Afterwards nothing may be called."""
         try:
             with self.transaction():
-                if self._journal.size_bytes > EMPTY_JOURNAL_BYTES or self._pending:
-                    self.checkpoint()
-                elif self._kept < self._written:
+                if self._kept < self._written:
                     self.commit()
         finally:
             self._journal.close()
             self._slots.close()
-
-
-def remove_older(files: Files, layout: Layout, number: int) -> None:
-    """Remove what checkpoint ``number`` replaced; checkpoints first, so that none stands without
-    its journals."""
-    for old in layout.checkpoints(files):
-        if old < number:
-            files.remove(layout.checkpoint(old), label=map_checkpoint.LABEL)
-    for old in layout.journals(files):
-        if old < number:
-            files.remove(layout.journal(old), label=map_journal.LABEL)
 
 
 def _events(volume_id: VolumeId, epoch: int, log: RunLog) -> list[GranulesMapped]:

@@ -6,7 +6,7 @@ Invariants:
      same state gives the same state, without looking at anything else.
   E2 decode(encode(events)) == events; what is unknown or malformed is Corruption.
 Bulk mappings are binary runs; all other events are rare and carry canonical JSON.
-Callers: map_journal and map_commit. Format: docs/formats/pool-v1.md.
+Callers: map_journal and map_commit. Format: docs/formats/pool-v2.md.
 """
 
 from __future__ import annotations
@@ -120,6 +120,51 @@ class DraftAborted:
     draft_id: VolumeId
 
 
+@dataclass(frozen=True, slots=True)
+class VolumeResized:
+    """What is past a smaller size is gone; up to a larger one all is zero, and counts as changed."""
+
+    volume_id: VolumeId
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeCloned:
+    """A new volume with a snapshot's content; its lineage forks from the snapshot's."""
+
+    volume_id: VolumeId
+    name: str
+    snapshot_id: SnapshotId
+    lineage_id: LineageId
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeRolledBack:
+    """The volume has its snapshot's content and size again; its lineage forks from the snapshot's."""
+
+    volume_id: VolumeId
+    snapshot_id: SnapshotId
+    lineage_id: LineageId
+
+
+@dataclass(frozen=True, slots=True)
+class DraftCloned:
+    """A draft begun with a snapshot's content, cut or filled to ``size_bytes``."""
+
+    draft_id: VolumeId
+    name: str
+    size_bytes: int
+    snapshot_id: SnapshotId
+
+
+@dataclass(frozen=True, slots=True)
+class DraftsSwapped:
+    """Each draft is, from now on, the content of a volume: [draft id, volume id, lineage id, root or
+    empty]. The volumes keep id, name and snapshots; the drafts are no more."""
+
+    members: tuple[tuple[VolumeId, VolumeId, LineageId, str], ...]
+
+
 TableEvent = (
     VolumeCreated
     | VolumeDeleted
@@ -130,6 +175,11 @@ TableEvent = (
     | DraftSaved
     | DraftCommitted
     | DraftAborted
+    | VolumeResized
+    | VolumeCloned
+    | VolumeRolledBack
+    | DraftCloned
+    | DraftsSwapped
 )
 Event = GranulesMapped | TableEvent
 
@@ -144,6 +194,11 @@ TYPES: dict[int, type[Any]] = {
     8: DraftSaved,
     9: DraftCommitted,
     10: DraftAborted,
+    11: VolumeResized,
+    12: VolumeCloned,
+    13: VolumeRolledBack,
+    14: DraftCloned,
+    15: DraftsSwapped,
 }
 _NUMBERS = {kind: number for number, kind in TYPES.items()}
 

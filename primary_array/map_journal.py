@@ -9,7 +9,7 @@ Invariants:
   J3 a frame counts whole or not at all.
   J4 the header is published with the file: a journal without one is Corruption.
 Callers: map_commit under the commit lock; pool_open before other threads exist.
-Format: docs/formats/pool-v1.md. Why: docs/decisions/0003-map-journal.md.
+Format: docs/formats/pool-v2.md. Why: docs/decisions/0003-map-journal.md.
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ from primary_array.superblock import Layout
 LABEL = "journal"
 MAGIC = b"AL-POOLJ"
 FRAME_MAGIC = b"ALJF"
-VERSION = 1
+VERSION = 2
+VERSIONS_READ = (1, 2)
+"""Version 1 knew fewer events."""
 ALGORITHM_XXH3_64 = 1
 FRAME_PAYLOAD_BYTES_MAX = 16 * MIB
 
@@ -89,8 +91,8 @@ class MapJournal:
         self._log.close()
 
 
-def encode_header(pool_id: PoolId, number: int) -> bytes:
-    head = _HEADER.pack(MAGIC, VERSION, ALGORITHM_XXH3_64, 0, bytes.fromhex(pool_id), number)
+def encode_header(pool_id: PoolId, number: int, version: int = VERSION) -> bytes:
+    head = _HEADER.pack(MAGIC, version, ALGORITHM_XXH3_64, 0, bytes.fromhex(pool_id), number)
     return head + _CHECKSUM.pack(xxhash.xxh3_64_intdigest(head))
 
 
@@ -101,7 +103,7 @@ def encode_frame(sequence: int, payload: bytes) -> bytes:
 
 def scan(data: bytes, *, pool_id: PoolId, number: int, path: str) -> Scan:
     """Parse a whole journal file. Raises Corruption (J1, J2, J4)."""
-    if data[:HEADER_BYTES] != encode_header(pool_id, number):
+    if data[:HEADER_BYTES] not in [encode_header(pool_id, number, version) for version in VERSIONS_READ]:
         raise Corruption(
             f"{path} is not journal {number} of pool {pool_id}",
             subject=path,

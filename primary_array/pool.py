@@ -9,19 +9,18 @@ Invariants:
   A3 ``flush`` answered = every write and trim answered before it survives.
   A4 changes are told only against an ancestor of the snapshot; anything else is None.
 Callers: any thread, every method. What makes each pair of operations safe is in
-primary_array/__init__.py. Format: docs/formats/pool-v1.md.
+primary_array/__init__.py. Format: docs/formats/pool-v2.md.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 
 from arraylift.clock import SYSTEM_CLOCK, Clock
 from arraylift.durable import Buffer, Files
-from arraylift.errors import AlreadyExists, InvalidRequest, NotFound, Overloaded, WrongState
+from arraylift.errors import InvalidRequest, NotFound, WrongState
 from arraylift.ids import (
-    GroupId,
     LineageId,
     PoolId,
     SnapshotId,
@@ -30,15 +29,14 @@ from arraylift.ids import (
     check_name,
     random_id,
 )
-from arraylift.sizes import GRANULE_BYTES, human
-from primary_array import map_state
+from arraylift.sizes import GRANULE_BYTES
+from primary_array import changes, map_state
 from primary_array.block_map import U64
 from primary_array.draft import Draft
 from primary_array.granule_io import GranuleIo
 from primary_array.map_commit import JOURNAL_BYTES_MAX
 from primary_array.map_events import (
     SnapshotDeleted,
-    SnapshotsTaken,
     TrackerDistrusted,
     VolumeCreated,
     VolumeDeleted,
@@ -47,10 +45,6 @@ from primary_array.map_state import Snapshot
 from primary_array.pin import Pin
 from primary_array.pool_open import OpenedPool, open_pool
 from primary_array.pool_types import (
-    SECTOR_BYTES,
-    SNAPSHOTS_PER_VOLUME_MAX,
-    VOLUME_BYTES_MAX,
-    VOLUMES_MAX,
     VOLUMES_PER_GROUP_MAX,
     DraftInfo,
     PoolStats,
@@ -59,6 +53,7 @@ from primary_array.pool_types import (
     VolumeInfo,
 )
 from primary_array.pool_view import PoolView
+from primary_array.volume_ops import Swap, VolumeOps, check_size
 
 
 class Pool:
@@ -69,11 +64,12 @@ class Pool:
         self._state = parts.state
         self._slots = parts.slots
         self._commit = parts.commit
+        self._checkpointer = parts.checkpointer
         self._io = GranuleIo(parts.state, parts.slots, parts.commit)
         self._view = PoolView(parts.state)
+        self._ops = VolumeOps(parts.state, parts.commit, self._io, clock)
         self._files = files
         self._directory = directory
-        self._clock = clock
 
     @classmethod
     def open(
@@ -83,18 +79,22 @@ class Pool:
         *,
         clock: Clock = SYSTEM_CLOCK,
         journal_bytes_max: int = JOURNAL_BYTES_MAX,
+        background: bool = False,
     ) -> Pool:
         """Open the pool in ``directory`` (absolute), made if the directory is empty or missing.
 
+        ``background``: checkpoints are written by a thread, and hold no flush up.
+
         Raises WrongState (in use, or another version's), Corruption (nothing was changed).
         """
-        return cls(open_pool(files, directory, journal_bytes_max=journal_bytes_max), files, directory, clock)
+        parts = open_pool(files, directory, journal_bytes_max=journal_bytes_max, background=background)
+        return cls(parts, files, directory, clock)
 
     def close(self) -> None:
         """Make everything durable and give the directory back. No other call may be running.
         Raises OutOfSpace, StoreFailed: what was not flushed may be lost; the pool is closed anyway."""
         try:
-            self._commit.close()
+            self._checkpointer.close()
         finally:
             self._lock_file.close()
 
@@ -114,7 +114,7 @@ class Pool:
         check_name(name, "a volume name")
         check_size(size_bytes)
         with self._commit.transaction():
-            self._check_room_for(name)
+            self._ops.check_room_for(name)
             event = VolumeCreated(VolumeId(random_id()), name, size_bytes, LineageId(random_id()))
             self._commit.commit(event)
             return self.volume(name)
@@ -123,7 +123,9 @@ class Pool:
         """Remove a volume; with ``cascade`` its snapshots too. Raises NotFound, WrongState (has
         snapshots; one is pinned). Waits for writes that are on their way."""
         volume = self._view.volume(name)
+        self._ops.refuse_if_used(name)
         with volume.gate.hold(), self._commit.transaction():
+            self._ops.refuse_if_used(name)
             with self._state.lock:
                 if volume.gone:
                     raise NotFound(f"volume {name} is gone", subject=name)
@@ -140,13 +142,41 @@ class Pool:
             finally:
                 _stop_ending(ending)
 
-    def volumes(self) -> list[VolumeInfo]:
-        """All volumes, by name."""
-        return self._view.volume_infos()
+    def resize_volume(self, name: str, size_bytes: int) -> VolumeInfo:
+        """Make a volume larger (zeros are added) or smaller (what is cut off is gone, but from its
+        snapshots), durably. Raises NotFound, InvalidRequest, WrongState (smaller, while it is used),
+        OutOfSpace (nothing happened)."""
+        self._ops.resize(self._view.volume(name), size_bytes)
+        return self.volume(name)
 
-    def volume(self, name: str) -> VolumeInfo:
+    def clone_volume(self, snapshot_id: SnapshotId, name: str) -> VolumeInfo:
+        """Make a volume with a snapshot's content, which shares its slots, durably. Raises NotFound,
+        AlreadyExists, InvalidRequest, OutOfSpace, Overloaded."""
+        self._ops.clone(snapshot_id, name)
+        return self.volume(name)
+
+    def rollback_volume(
+        self, name: str, snapshot_id: SnapshotId, *, safety_name: str = ""
+    ) -> tuple[VolumeInfo, SnapshotInfo | None]:
+        """Set a volume back to one of its snapshots, durably; younger snapshots stay. With
+        ``safety_name`` what it held becomes a snapshot, in the same instant. Raises NotFound,
+        InvalidRequest, WrongState (it is used), OutOfSpace, Overloaded (nothing happened)."""
+        safety = self._ops.rollback(self._view.volume(name), snapshot_id, safety_name)
+        return self.volume(name), None if safety is None else self.get_snapshot(safety)
+
+    def refuse_changes_under(self, refuse_if_used: Callable[[str], None]) -> None:
+        """Ask ``refuse_if_used`` (volume name; raises WrongState) before a volume is made smaller,
+        replaced or deleted. Called once, before requests come."""
+        self._ops.refuse_if_used = refuse_if_used
+
+    def volumes(self, *, with_space: bool = False) -> list[VolumeInfo]:
+        """All volumes, by name; ``with_space`` counts what only each one names (milliseconds for
+        each 8 GiB)."""
+        return self._view.volume_infos(with_space=with_space)
+
+    def volume(self, name: str, *, with_space: bool = False) -> VolumeInfo:
         """Raises NotFound."""
-        return self._view.volume_info(name)
+        return self._view.volume_info(name, with_space=with_space)
 
     def distrust(self, name: str) -> None:
         """Stop believing the births of a volume, durably: from now on no earlier state of it or of
@@ -207,16 +237,13 @@ class Pool:
             for volume in sorted(volumes, key=lambda volume: volume.volume_id):
                 stack.enter_context(volume.gate.hold())
             stack.enter_context(self._commit.transaction())
-            for volume in volumes:
-                self._check_snapshottable(volume)
-            members = tuple((v.volume_id, SnapshotId(random_id()), v.epoch) for v in volumes)
-            now_ns = self._clock.wall_ns()
-            self._commit.commit(SnapshotsTaken(GroupId(random_id()), label, now_ns, members))
-            return [self._view.snapshot_info(snapshot_id) for _, snapshot_id, _ in members]
+            taken = self._ops.snapshot_event(volumes, label)
+            self._commit.commit(taken)
+            return [self._view.snapshot_info(snapshot_id) for _, snapshot_id, _ in taken.members]
 
-    def snapshots(self, name: str | None = None) -> list[SnapshotInfo]:
+    def snapshots(self, name: str | None = None, *, with_space: bool = False) -> list[SnapshotInfo]:
         """Snapshots of one volume, oldest first, or of all by volume name. Raises NotFound."""
-        return self._view.snapshot_infos(name)
+        return self._view.snapshot_infos(name, with_space=with_space)
 
     def get_snapshot(self, snapshot_id: SnapshotId) -> SnapshotInfo:
         """Raises NotFound."""
@@ -266,6 +293,31 @@ class Pool:
         """Like ``changed_spans``, in (offsets, lengths) of bytes, cut at granules."""
         return self._view.changed_ranges(snapshot_id, since, base_bytes)
 
+    def diff(self, snapshot_id: SnapshotId, base_id: SnapshotId) -> tuple[U64, U64] | None:
+        """Return (offsets, lengths) of what two snapshots have in different slots: a superset of what
+        differs, cut at granules; None if their volumes share no history. Raises NotFound."""
+        granules = self._view.differing_granules(snapshot_id, base_id)
+        if granules is None:
+            return None
+        sizes = self.get_snapshot(snapshot_id).size_bytes, self.get_snapshot(base_id).size_bytes
+        return changes.ranges_of_granules(granules, size_bytes=sizes[0], base_bytes=sizes[1])
+
+    def diff_spans(
+        self, snapshot_id: SnapshotId, base_id: SnapshotId, since: SourceState, *, base_bytes: int
+    ) -> U64 | None:
+        """Return the indexes of the spans in which two snapshots may differ, or None unless
+        ``base_id`` is exactly the state ``since``. Raises NotFound (``snapshot_id`` alone)."""
+        info = self.get_snapshot(snapshot_id)
+        try:
+            if self.get_snapshot(base_id).state != since:
+                return None
+            granules = self._view.differing_granules(snapshot_id, base_id)
+        except NotFound:
+            return None
+        if granules is None:
+            return None
+        return changes.spans_of_granules(granules, size_bytes=info.size_bytes, base_bytes=base_bytes)
+
     # -- drafts -----------------------------------------------------------------------------
 
     def begin_volume(self, name: str, size_bytes: int, *, volume_id: VolumeId | None = None) -> Draft:
@@ -277,13 +329,26 @@ class Pool:
         check_name(name, "a volume name")
         check_size(size_bytes)
         with self._commit.transaction():
-            self._check_room_for(name)
-            record = map_state.new_draft(volume_id or VolumeId(random_id()), name, size_bytes)
-            if record.volume_id in self._state.by_id:
-                raise AlreadyExists(f"volume {record.volume_id} exists already", subject=name)
+            self._ops.check_room_for(name)
+            record = self._state.new_draft(volume_id or VolumeId(random_id()), name, size_bytes)
+            self._ops.check_id_free(record.volume_id, name)
             with self._state.lock:
                 self._state.add(record)
         return self._draft(record)
+
+    def begin_clone(
+        self, name: str, reference: SnapshotId, size_bytes: int, *, volume_id: VolumeId | None = None
+    ) -> Draft:
+        """Begin a draft with a snapshot's content, cut or filled to ``size_bytes``: what a growing
+        snapshot's last granule holds past its end is undefined. Errors as ``begin_volume``; NotFound."""
+        draft_id = volume_id or VolumeId(random_id())
+        return self._draft(self._ops.begin_clone(name, reference, size_bytes, draft_id))
+
+    def swap_drafts(self, members: Sequence[Swap], *, safety_name: str) -> list[SnapshotInfo]:
+        """Make drafts the content of volumes that they are clones of, all in one commit; what the
+        volumes held becomes snapshots, which are returned. Raises NotFound, InvalidRequest,
+        WrongState (used; no clone), OutOfSpace, Overloaded: then nothing happened."""
+        return [self.get_snapshot(taken) for taken in self._ops.swap(members, safety_name)]
 
     def drafts(self) -> list[DraftInfo]:
         """Drafts that are being written, and those that a stop of the array left with saved progress."""
@@ -318,36 +383,6 @@ class Pool:
             draft_count=counts.drafts,
             map_bytes=counts.map_bytes,
             journal_bytes=self._commit.journal_bytes,
-        )
-
-    # -- helpers ----------------------------------------------------------------------------
-
-    def _check_room_for(self, name: str) -> None:
-        """Raise AlreadyExists or Overloaded; inside a transaction the answer stays true."""
-        with self._state.lock:
-            if self._state.name_taken(name):
-                raise AlreadyExists(f"volume {name} exists already", subject=name)
-            if len(self._state.by_id) >= VOLUMES_MAX:
-                raise Overloaded(f"a pool has at most {VOLUMES_MAX} volumes", next_step="delete some first")
-
-    def _check_snapshottable(self, volume: map_state.Volume) -> None:
-        with self._state.lock:
-            if volume.gone:
-                raise NotFound(f"volume {volume.name} is gone", subject=volume.name)
-            if len(volume.snapshots) >= SNAPSHOTS_PER_VOLUME_MAX:
-                raise Overloaded(
-                    f"volume {volume.name} has {SNAPSHOTS_PER_VOLUME_MAX} snapshots",
-                    subject=volume.name,
-                    next_step="delete some first",
-                )
-
-
-def check_size(size_bytes: int) -> None:
-    """Raise InvalidRequest unless a volume may have this size."""
-    if not SECTOR_BYTES <= size_bytes <= VOLUME_BYTES_MAX or size_bytes % SECTOR_BYTES:
-        raise InvalidRequest(
-            f"a volume has {SECTOR_BYTES} bytes to {human(VOLUME_BYTES_MAX)}, "
-            f"in multiples of {SECTOR_BYTES}, not {size_bytes}"
         )
 
 

@@ -1,6 +1,7 @@
 """Make a pool, or bring one back from its files.
 
-Owns: recovery. Newest valid checkpoint, then the journals from its number on.
+Owns: recovery. Newest valid checkpoint, then the journals from its number on; then the slots are
+counted, from the maps alone.
 Invariants:
   O1 nothing on disk is changed before everything was read and agreed with
      itself; a contradiction is Corruption and leaves the files as they are.
@@ -8,32 +9,33 @@ Invariants:
      those parts are what an interrupted creation leaves: empty ones.
   O3 what recovery builds on is durable: files are opened, hence synced, before
      they are read, and names are synced by ``sweep`` before older files go.
-  O4 a slot that no map names is free; two families of maps that name one slot,
-     or one slot at two granules, are Corruption.
+  O4 a slot that no map names is free; what contradicts slot_audit U1 is Corruption.
   O5 a draft that never saved progress is void. Nothing is written about that, so that a pool
      opens on a full disk too: its name and slots may be another's in later frames.
   O6 a torn tail may end the last journal that has frames, no other.
+  O7 a pool of version 1 is read as it is; the superblock of version 2 is published before
+     anything of version 2 is written.
 Callers: Pool.open, before any other thread exists.
-Format: docs/formats/pool-v1.md.
+Format: docs/formats/pool-v2.md.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from arraylift.durable import AppendFile, Files, StoreLock
-from arraylift.errors import Corruption, NotFound
+from arraylift.errors import Corruption, NotFound, OutOfSpace
 from arraylift.ids import PoolId, random_id
 from arraylift.sizes import GRANULE_BYTES
-from primary_array import map_checkpoint, map_journal
-from primary_array.block_map import NONE_SLOT, PAGE_GRANULES, U64, without_repeats
-from primary_array.map_checkpoint import capture, encode
-from primary_array.map_commit import JOURNAL_BYTES_MAX, MapCommit, remove_older
+from primary_array import map_checkpoint, map_journal, page_file, slot_audit, superblock
+from primary_array.block_map import U64
+from primary_array.checkpointer import Checkpointer, remove_older
+from primary_array.map_commit import JOURNAL_BYTES_MAX, MapCommit
 from primary_array.map_events import decode
 from primary_array.map_journal import MapJournal, Scan
 from primary_array.map_state import MapState
+from primary_array.map_tables import capture
+from primary_array.page_file import PageFile
 from primary_array.reserve import Reserve
 from primary_array.slot_store import SlotStore
 from primary_array.superblock import Layout, publish_superblock, read_superblock
@@ -49,6 +51,7 @@ class OpenedPool:
     state: MapState
     slots: SlotStore
     commit: MapCommit
+    checkpointer: Checkpointer
 
 
 @dataclass(slots=True)
@@ -56,11 +59,14 @@ class _Recovered:
     state: MapState
     sequence: int
     checkpoint: int
+    places: list[int]
     logs: dict[int, AppendFile]
     scans: dict[int, Scan]
 
 
-def open_pool(files: Files, directory: str, *, journal_bytes_max: int = JOURNAL_BYTES_MAX) -> OpenedPool:
+def open_pool(
+    files: Files, directory: str, *, journal_bytes_max: int = JOURNAL_BYTES_MAX, background: bool = False
+) -> OpenedPool:
     """Open the pool in ``directory``, made if there is none.
 
     Raises WrongState (in use; another version), Corruption (nothing was changed), OutOfSpace.
@@ -72,10 +78,24 @@ def open_pool(files: Files, directory: str, *, journal_bytes_max: int = JOURNAL_
         files.sweep(directory)
         if not files.exists(layout.superblock):
             _create(files, layout)
-        pool_id = read_superblock(files, layout)
+        pool_id, version = read_superblock(files, layout)
         found = _recover(files, layout, pool_id)
         try:
-            return _assemble(files, layout, found, lock, journal_bytes_max)
+            used = used_slots(found.state)
+            _check_data(files, layout, used)
+            if version != superblock.VERSION:
+                _upgrade(files, layout, pool_id)
+            parts = _assemble(files, layout, found, used, journal_bytes_max)
+            commit, slots, pages = parts
+            checkpointer = Checkpointer(
+                files,
+                layout,
+                commit=commit,
+                pages=pages,
+                reserve=Reserve(files, layout),
+                background=background,
+            )
+            return OpenedPool(lock, found.state, slots, commit, checkpointer)
         except BaseException:
             for log in found.logs.values():
                 log.close()
@@ -92,8 +112,10 @@ def _create(files: Files, layout: Layout) -> None:
     _check_creatable(files, layout)
     pool_id = PoolId(random_id())
     files.random_file(layout.slots, label=SLOTS_LABEL).close()
+    files.random_file(layout.pages, label=page_file.LABEL).close()
     MapJournal.create(files, layout, pool_id=pool_id, number=1, sequence=0).close()
-    parts = list(encode(capture(MapState(pool_id)), number=1, sequence=0))
+    nothing = map_checkpoint.Shared([])
+    parts = list(map_checkpoint.encode(capture(MapState(pool_id)), nothing, [], number=1, sequence=0))
     files.publish(layout.checkpoint(1), parts, label=map_checkpoint.LABEL)
     publish_superblock(files, layout, pool_id)
 
@@ -101,9 +123,8 @@ def _create(files: Files, layout: Layout) -> None:
 def _check_creatable(files: Files, layout: Layout) -> None:
     """Raise Corruption if the directory holds more than an interrupted creation leaves (O2)."""
     journals = layout.journals(files)
-    content = (files.exists(layout.slots) and files.size(layout.slots) > 0) or (
-        journals and files.size(layout.journal(journals[-1])) > map_journal.HEADER_BYTES
-    )
+    content = any(files.exists(path) and files.size(path) > 0 for path in (layout.slots, layout.pages))
+    content |= bool(journals) and files.size(layout.journal(journals[-1])) > map_journal.HEADER_BYTES
     if content or journals not in ([], [1]) or layout.checkpoints(files) not in ([], [1]):
         raise Corruption(
             f"{layout.directory} holds a pool without its pool.json",
@@ -134,7 +155,12 @@ def _recover(files: Files, layout: Layout, pool_id: PoolId) -> _Recovered:
 
 def _recover_from(files: Files, layout: Layout, pool_id: PoolId, *, number: int, newest: int) -> _Recovered:
     path = layout.checkpoint(number)
-    state, sequence = map_checkpoint.decode(files.read(path), pool_id=pool_id, number=number, path=path)
+    try:
+        found = map_checkpoint.read(files, path, layout.pages, pool_id=pool_id, number=number)
+    except NotFound as error:
+        raise Corruption(f"{layout.pages} is missing", subject=layout.pages) from error
+    state, sequence, places = found
+    state.counts.replace(slot_audit.count_slots(state))
     numbers = [journal for journal in layout.journals(files) if journal >= number]
     if numbers != list(range(number, number + len(numbers))) or newest not in numbers:
         raise Corruption(
@@ -155,7 +181,7 @@ def _recover_from(files: Files, layout: Layout, pool_id: PoolId, *, number: int,
         for log in logs.values():
             log.close()
         raise
-    return _Recovered(state, sequence, number, logs, scans)
+    return _Recovered(state, sequence, number, places, logs, scans)
 
 
 def _replay(state: MapState, scans: dict[int, Scan], sequence: int, layout: Layout) -> int:
@@ -180,11 +206,21 @@ def _replay(state: MapState, scans: dict[int, Scan], sequence: int, layout: Layo
     return sequence
 
 
-def _assemble(
-    files: Files, layout: Layout, found: _Recovered, lock: StoreLock, journal_bytes_max: int
-) -> OpenedPool:
-    """Check what was recovered against the data file, then change what has to change (O1)."""
-    used = used_slots(found.state)
+def used_slots(state: MapState) -> U64:
+    """Count the slots anew, and return every slot that a map names, ascending. Raises Corruption (O4)."""
+    counts = slot_audit.count_slots(state)
+    for wrong in slot_audit.contradictions(state, len(counts) - 1):
+        raise Corruption(
+            f"the pool's map names one slot {wrong.message}: {int(wrong.slots[0])}, {wrong.owner}",
+            subject=wrong.owner,
+            next_step="restore the pool's metadata from a copy; nothing was changed",
+        )
+    state.counts.replace(counts)
+    return state.counts.named()
+
+
+def _check_data(files: Files, layout: Layout, used: U64) -> None:
+    """Raise Corruption unless the data file reaches to the end of the highest slot."""
     try:
         data_bytes = files.size(layout.slots)
     except NotFound:
@@ -195,6 +231,23 @@ def _assemble(
             subject=layout.slots,
             next_step="restore the file from a copy of this pool; nothing was changed",
         )
+
+
+def _upgrade(files: Files, layout: Layout, pool_id: PoolId) -> None:
+    """Declare a pool of version 1 to be one of version 2 (O7)."""
+    files.random_file(layout.pages, label=page_file.LABEL).close()
+    try:
+        publish_superblock(files, layout, pool_id)
+    except OutOfSpace:
+        if not Reserve(files, layout).give_up():
+            raise
+        publish_superblock(files, layout, pool_id)
+
+
+def _assemble(
+    files: Files, layout: Layout, found: _Recovered, used: U64, journal_bytes_max: int
+) -> tuple[MapCommit, SlotStore, PageFile]:
+    """Change what has to change, now that all is read and agreed (O1)."""
     for number, scan in found.scans.items():
         if scan.torn_bytes:
             found.logs[number].truncate(scan.good_bytes)
@@ -204,38 +257,17 @@ def _assemble(
             log.close()
     journal = MapJournal(found.logs[last], last, found.sequence)
     slots = SlotStore(files.random_file(layout.slots, label=SLOTS_LABEL), used)
+    pages = PageFile(files.random_file(layout.pages, label=page_file.LABEL), found.places)
     remove_older(files, layout, found.checkpoint)
-    Reserve(files, layout).restore()
+    reserve = Reserve(files, layout)
+    reserve.restore()
     commit = MapCommit(
-        files, layout, state=found.state, slots=slots, journal=journal, journal_bytes_max=journal_bytes_max
+        files,
+        layout,
+        state=found.state,
+        slots=slots,
+        journal=journal,
+        reserve=reserve,
+        journal_bytes_max=journal_bytes_max,
     )
-    return OpenedPool(lock, found.state, slots, commit)
-
-
-def used_slots(state: MapState) -> U64:
-    """Return every slot that a map names, ascending. Raises Corruption (O4)."""
-    families = []
-    for maps in state.families():
-        pages = {
-            id(page): (number * PAGE_GRANULES, page)
-            for view in maps
-            for number, page in enumerate(view.pages())
-            if page is not None
-        }
-        if not pages:
-            continue
-        slots = np.concatenate([page.slots for _, page in pages.values()])
-        firsts = np.repeat(np.array([first for first, _ in pages.values()], np.uint64), PAGE_GRANULES)
-        granules = firsts + np.tile(np.arange(PAGE_GRANULES, dtype=np.uint64), len(pages))
-        mapped = slots != NONE_SLOT
-        slots, granules = slots[mapped], granules[mapped]
-        order = np.argsort(slots, kind="stable")
-        slots, granules = slots[order], granules[order]
-        repeated = np.flatnonzero(slots[1:] == slots[:-1])
-        if np.any(granules[repeated] != granules[repeated + 1]):
-            raise Corruption("the pool's map names one slot at two places of a volume")
-        families.append(without_repeats(slots))
-    used = np.sort(np.concatenate(families)) if families else np.empty(0, np.uint64)
-    if np.any(used[1:] == used[:-1]):
-        raise Corruption("the pool's map names one slot in two volumes")
-    return used
+    return commit, slots, pages

@@ -48,7 +48,8 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class VolumeInfo:
-    """``state.birth`` is the current epoch, still being written."""
+    """``state.birth`` is the current epoch, still being written. ``unique_bytes`` are of slots that
+    nothing else names; 0 unless asked for."""
 
     volume_id: VolumeId
     name: str
@@ -57,11 +58,13 @@ class VolumeInfo:
     state: SourceState
     snapshot_count: int
     origin: Origin | None
+    unique_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class SnapshotInfo:
-    """``state.birth`` is the last epoch that the snapshot contains."""
+    """``state.birth`` is the last epoch that the snapshot contains. ``unique_bytes`` would be freed
+    with it; 0 unless asked for."""
 
     snapshot_id: SnapshotId
     volume_id: VolumeId
@@ -73,6 +76,7 @@ class SnapshotInfo:
     state: SourceState
     created_at_ns: int
     pinned: bool
+    unique_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

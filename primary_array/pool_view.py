@@ -8,6 +8,7 @@ Callers: pool, any thread; methods that say so want the map lock held, the other
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,8 +18,8 @@ from arraylift.ids import SnapshotId, SourceState
 from arraylift.sizes import GRANULE_BYTES
 from primary_array import changes
 from primary_array.block_map import NONE_SLOT, U64, FrozenMap, MapView
-from primary_array.map_checkpoint import PAGE_BYTES
 from primary_array.map_state import MapState, Snapshot, Volume
+from primary_array.page_file import PAGE_BYTES
 from primary_array.pool_types import DraftInfo, SnapshotInfo, Source, VolumeInfo, VolumeSource
 
 EXTENT_GRANULES = 1 << 16
@@ -58,40 +59,50 @@ class PoolView:
     def mapped(self, source: Source, offset: int, length: int) -> MapView:
         """Return the map of a source. Raises NotFound, InvalidRequest (range outside)."""
         found: Volume | Snapshot
-        if isinstance(source, VolumeSource):
-            found = self.volume(source.name)
-        else:
-            found = self.snapshot(source.snapshot_id)
-        if offset < 0 or length < 0 or offset + length > found.size_bytes:
+        with self._state.lock:  # size and map change together
+            if isinstance(source, VolumeSource):
+                found = self.volume(source.name)
+            else:
+                found = self.snapshot(source.snapshot_id)
+            view, size_bytes = found.map, found.size_bytes
+        if offset < 0 or length < 0 or offset + length > size_bytes:
             raise InvalidRequest(
-                f"bytes {offset} to {offset + length} are outside {source} of {found.size_bytes} bytes"
+                f"bytes {offset} to {offset + length} are outside {source} of {size_bytes} bytes"
             )
-        return found.map
+        return view
 
     # -- figures ----------------------------------------------------------------------------
 
-    def volume_info(self, name: str) -> VolumeInfo:
+    def volume_info(self, name: str, *, with_space: bool = False) -> VolumeInfo:
         """Raises NotFound."""
         with self._state.lock:
-            return self._volume_info(self.volume(name))
+            return self._volume_info(self.volume(name), with_space)
 
-    def volume_infos(self) -> list[VolumeInfo]:
-        with self._state.lock:
-            return [self._volume_info(volume) for _, volume in sorted(self._state.volumes.items())]
+    def volume_infos(self, *, with_space: bool = False) -> list[VolumeInfo]:
+        names = sorted(self._state.volumes)
+        found = []
+        for name in names:  # the lock is let go between volumes: counting takes its time
+            with suppress(NotFound):
+                found.append(self.volume_info(name, with_space=with_space))
+        return found
 
     def snapshot_info(self, snapshot_id: SnapshotId) -> SnapshotInfo:
         """Raises NotFound."""
         with self._state.lock:
-            return self._snapshot_info(self.snapshot(snapshot_id))
+            return self._snapshot_info(self.snapshot(snapshot_id), False)
 
-    def snapshot_infos(self, name: str | None) -> list[SnapshotInfo]:
+    def snapshot_infos(self, name: str | None, *, with_space: bool = False) -> list[SnapshotInfo]:
         """Of one volume, oldest first, or of all by volume name. Raises NotFound."""
         with self._state.lock:
             if name is not None:
                 volumes = [self.volume(name)]
             else:
                 volumes = [volume for _, volume in sorted(self._state.volumes.items())]
-            return [self._snapshot_info(snapshot) for volume in volumes for snapshot in volume.snapshots]
+            return [
+                self._snapshot_info(snapshot, with_space)
+                for volume in volumes
+                for snapshot in volume.snapshots
+            ]
 
     def draft_infos(self) -> list[DraftInfo]:
         with self._state.lock:
@@ -108,25 +119,27 @@ class PoolView:
 
     def counts(self) -> Counts:
         with self._state.lock:
-            views = [view for maps in self._state.families() for view in maps]
+            views = [view for _, view in self._state.maps()]
             numbers = len(self._state.volumes), len(self._state.snapshots), len(self._state.drafts)
-        # Outside the lock, as a pool may have a million page references; a page that is
+        # Outside the lock, as a pool may have a million pages; one that is
         # replaced meanwhile may be counted as the old one or as the new one.
-        pages = {id(page) for view in views for page in view.pages() if page is not None}
+        nodes = {id(node): node for view in views for node in view.nodes() if node is not None}
+        pages = {id(page) for node in nodes.values() for page in node.pages if page is not None}
         return Counts(*numbers, map_bytes=len(pages) * PAGE_BYTES)
 
-    def _volume_info(self, volume: Volume) -> VolumeInfo:
+    def _volume_info(self, volume: Volume, with_space: bool) -> VolumeInfo:
         return VolumeInfo(
             volume_id=volume.volume_id,
             name=volume.name,
             size_bytes=volume.size_bytes,
             mapped_bytes=volume.map.mapped_count * GRANULE_BYTES,
+            unique_bytes=volume.map.unique_count() * GRANULE_BYTES if with_space else 0,
             state=self._state.state_of(volume),
             snapshot_count=len(volume.snapshots),
             origin=volume.origin,
         )
 
-    def _snapshot_info(self, snapshot: Snapshot) -> SnapshotInfo:
+    def _snapshot_info(self, snapshot: Snapshot, with_space: bool) -> SnapshotInfo:
         return SnapshotInfo(
             snapshot_id=snapshot.snapshot_id,
             volume_id=snapshot.volume_id,
@@ -135,6 +148,7 @@ class PoolView:
             group_id=snapshot.group_id,
             size_bytes=snapshot.size_bytes,
             mapped_bytes=snapshot.map.mapped_count * GRANULE_BYTES,
+            unique_bytes=snapshot.map.unique_count() * GRANULE_BYTES if with_space else 0,
             state=self._state.state_of(snapshot),
             created_at_ns=snapshot.created_at_ns,
             pinned=snapshot.pins > 0,
@@ -171,7 +185,8 @@ class PoolView:
             return None
         frozen, birth, size_bytes = found
         base = size_bytes if base_bytes is None else base_bytes
-        return changes.changed_spans(frozen, birth, size_bytes=size_bytes, base_bytes=base)
+        granules = changes.changed_granules(frozen, birth)
+        return changes.spans_of_granules(granules, size_bytes=size_bytes, base_bytes=base)
 
     def changed_ranges(
         self, snapshot_id: SnapshotId, since: SourceState | bytes, base_bytes: int | None
@@ -182,7 +197,18 @@ class PoolView:
             return None
         frozen, birth, size_bytes = found
         base = size_bytes if base_bytes is None else base_bytes
-        return changes.changed_ranges(frozen, birth, size_bytes=size_bytes, base_bytes=base)
+        granules = changes.changed_granules(frozen, birth)
+        return changes.ranges_of_granules(granules, size_bytes=size_bytes, base_bytes=base)
+
+    def differing_granules(self, snapshot_id: SnapshotId, base_id: SnapshotId) -> U64 | None:
+        """See Pool.diff."""
+        with self._state.lock:
+            snapshot, base = self.snapshot(snapshot_id), self.snapshot(base_id)
+            families = {self._state.by_id[found.volume_id].family_id for found in (snapshot, base)}
+            if len(families) > 1:
+                return None
+            view, older = snapshot.map, base.map
+        return changes.differing_granules(view, older)  # frozen: needs no lock
 
     def _since(
         self, snapshot_id: SnapshotId, since: SourceState | bytes

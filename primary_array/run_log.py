@@ -46,6 +46,11 @@ class RunLog:
         self._runs = []
         return runs
 
+    def take_list(self) -> list[tuple[int, int, int]]:
+        """Like ``take``, for another log."""
+        runs, self._runs = self._runs, []
+        return runs
+
     def put_back(self, runs: Runs) -> None:
         """Undo a ``take`` whose commit failed: ``runs`` happened before what is here (G1)."""
         self._runs[:0] = [(int(run["granule"]), int(run["slot"]), int(run["count"])) for run in runs]

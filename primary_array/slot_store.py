@@ -10,7 +10,7 @@ Invariants:
   F4 ``release`` is called only for slots whose freeing is durable in the journal;
      ``give_back`` only for slots that no map ever named.
 Callers: any thread; the lock inside is a leaf (nothing else is taken under it).
-Format: docs/formats/pool-v1.md.
+Format: docs/formats/pool-v2.md.
 """
 
 from __future__ import annotations

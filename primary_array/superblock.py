@@ -3,7 +3,7 @@
 Owns: pool.json and the names of all files of a pool.
 Invariants: P1 pool.json is published last when a pool is made: where it is, a valid
 checkpoint is. P2 a version, feature or algorithm that this code does not know is refused.
-Callers: pool_open, before any other thread exists. Format: docs/formats/pool-v1.md.
+Callers: pool_open, before any other thread exists. Format: docs/formats/pool-v2.md.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ from arraylift.sizes import GRANULE_BYTES
 from primary_array.block_map import PAGE_GRANULES
 
 MAGIC = "arraylift-pool"
-VERSION = 1
+VERSION = 2
+VERSIONS_READ = (1, 2)
+"""Version 1 had its pages in its checkpoints and knew no clones."""
 CHECKSUM = "xxh3-64"
 LABEL = "superblock"
 
@@ -43,6 +45,15 @@ class Layout:
     @property
     def slots(self) -> str:
         return os.path.join(self.directory, "slots.data")
+
+    @property
+    def pages(self) -> str:
+        return os.path.join(self.directory, "map.pages")
+
+    @property
+    def damaged(self) -> str:
+        """Where a repair leaves what it replaced."""
+        return os.path.join(self.directory, "damaged")
 
     @property
     def reserve(self) -> str:
@@ -91,27 +102,28 @@ def publish_superblock(files: Files, layout: Layout, pool_id: PoolId) -> None:
     files.publish(layout.superblock, [text.encode()], label=LABEL)
 
 
-def read_superblock(files: Files, layout: Layout) -> PoolId:
-    """Return the pool's id. Raises NotFound, Corruption, WrongState (P2)."""
+def read_superblock(files: Files, layout: Layout) -> tuple[PoolId, int]:
+    """Return the pool's id and version. Raises NotFound, Corruption, WrongState (P2)."""
     path = layout.superblock
     try:
         fields = json.loads(files.read(path))
         checksum = fields.pop("checksum")
         if fields["magic"] != MAGIC or checksum != _checksum(fields):
             raise ValueError("the checksum is wrong")
-        known: tuple[Any, ...] = (VERSION, [], GRANULE_BYTES, PAGE_GRANULES, CHECKSUM)
-        names = ("version", "features", "granule_bytes", "page_granules", "checksum_algorithm")
+        version = fields["version"]
+        known: tuple[Any, ...] = ([], GRANULE_BYTES, PAGE_GRANULES, CHECKSUM)
+        names = ("features", "granule_bytes", "page_granules", "checksum_algorithm")
         found = tuple(fields[name] for name in names)
         pool_id = PoolId(check_id(fields["pool_id"], "pool_id"))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise Corruption(f"{path} is damaged: {error}", subject=path) from error
-    if found != known:
+    if version not in VERSIONS_READ or found != known:
         raise WrongState(
-            f"the pool in {layout.directory} was written by another version: {found}",
+            f"the pool in {layout.directory} was written by another version: {version}, {found}",
             subject=layout.directory,
             next_step="run the version that wrote it",
         )
-    return pool_id
+    return pool_id, version
 
 
 def _checksum(fields: dict[str, Any]) -> str:

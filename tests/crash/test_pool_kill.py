@@ -39,6 +39,7 @@ _PUBLISHED = ("create", "write", "fsync", "rename", "fsync_dir")
 POINTS = {
     **{f"journal.{step}": 60 for step in ("append", "sync")},
     **{f"slots.{step}": 60 for step in ("write", "sync")},
+    **{f"pages.{step}": 8 for step in ("write", "sync")},
     "slots.punch": 8,
     **{f"{label}.{step}": 4 for label in ("journal", "checkpoint") for step in (*_PUBLISHED, "remove")},
 }
@@ -49,8 +50,9 @@ POINTS = {
 
 def worker(directory: str, seed: int, failpoint: str) -> None:
     """Work on the pool until killed, or until OPERATIONS_MAX."""
-    pool = Pool.open(RealFiles(), directory, journal_bytes_max=JOURNAL_BYTES_MAX)
     chance = random.Random(seed)
+    background = chance.random() < 0.5
+    pool = Pool.open(RealFiles(), directory, journal_bytes_max=JOURNAL_BYTES_MAX, background=background)
     FAILPOINTS.arm(failpoint)
     for _ in range(OPERATIONS_MAX):
         operation = _choose(chance, pool)

@@ -9,7 +9,7 @@ import pytest
 from arraylift.errors import AlreadyExists, InvalidRequest, NotFound, Overloaded, WrongState
 from arraylift.ids import SnapshotId, SourceState
 from arraylift.sizes import GRANULE_BYTES, MIB, TIB
-from primary_array import pool as pool_module
+from primary_array import volume_ops as pool_module
 from primary_array.pool import Pool
 from primary_array.pool_types import SnapshotSource, Source, VolumeSource
 from tests.fakes.disk import FakeFiles

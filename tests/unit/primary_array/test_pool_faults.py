@@ -274,7 +274,7 @@ def test_older_checkpoint_serves_while_its_journals_are_there(files: FakeFiles) 
         for path in (f"/pool/checkpoint-{number:010d}.alc", f"/pool/journal-{number:010d}.alj")
     }
     with pool._commit.transaction():
-        pool._commit.checkpoint()
+        pool._checkpointer.write_inside()
     pool.write("a", 9 * G, b"9")
     pool.flush("a")
     files = files.after_kill()
@@ -293,7 +293,7 @@ def test_older_checkpoint_does_not_stand_in_for_lost_journals(files: FakeFiles) 
         path: files.read(path) for path in ("/pool/checkpoint-0000000001.alc", "/pool/journal-0000000001.alj")
     }
     with pool._commit.transaction():
-        pool._commit.checkpoint()
+        pool._checkpointer.write_inside()
     files = files.after_kill()
     for path, content in old.items():
         files.publish(path, [content], label="test")
@@ -309,7 +309,7 @@ def test_one_slot_in_two_volumes_is_corruption(files: FakeFiles) -> None:
     stolen = pool._state.volumes["a"].map.lookup(0, 1)
     pool._state.volumes["b"].map.assign(0, *stolen)
     with pool._commit.transaction():
-        pool._commit.checkpoint()
+        pool._checkpointer.write_inside()
     with pytest.raises(Corruption, match="in two volumes"):
         Pool.open(files.after_kill(), "/pool")
 
@@ -319,13 +319,14 @@ def test_one_slot_at_two_granules_is_corruption(files: FakeFiles) -> None:
     stolen = pool._state.volumes["a"].map.lookup(0, 1)
     pool._state.volumes["a"].map.assign(7, *stolen)
     with pool._commit.transaction():
-        pool._commit.checkpoint()
+        pool._checkpointer.write_inside()
     with pytest.raises(Corruption, match="at two places"):
         Pool.open(files.after_kill(), "/pool")
 
 
 def test_another_version_is_refused(files: FakeFiles, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("primary_array.superblock.VERSION", 2)
+    monkeypatch.setattr("primary_array.superblock.VERSION", 3)
+    monkeypatch.setattr("primary_array.superblock.VERSIONS_READ", (3,))
     make(files).close()
     monkeypatch.undo()
     with pytest.raises(WrongState, match="another version"):

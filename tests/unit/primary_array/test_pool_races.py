@@ -92,7 +92,7 @@ def test_write_during_a_checkpoint_is_not_in_it(files: FakeFiles, monkeypatch: p
     pool.write("a", 0, b"1" * G)
     just_before(monkeypatch, pool._commit._journal, "append", lambda: pool.write("a", G, b"2" * G))
     with pool._commit.transaction():
-        pool._commit.checkpoint()
+        pool._checkpointer.write_inside()
     assert read(reopened_after_power_cut(files), A, 0, 2 * G) == b"1" * G + bytes(G)
     pool.flush("a")
     assert read(reopened_after_power_cut(files), A, 0, 2 * G) == b"1" * G + b"2" * G
