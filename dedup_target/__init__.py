@@ -1,6 +1,6 @@
 """The deduplicating target: segments, containers, index, images.
 
-Layers of storage, each module the only owner of its files (docs/formats/unit-v1.md): ``store`` is
+Layers of storage, each module the only owner of its files (docs/formats/unit-v2.md): ``store`` is
 the target, and opens ``storage_unit`` and ``transfer_log``. A unit reaches its bytes through a
 ``unit_backend`` (``directory_backend`` is one), and opens over it ``key_store``, ``container_store``
 (over ``container_format``, ``container_buffer``, ``loading_cache``), ``quarantine``, the index

@@ -38,7 +38,7 @@ from dedup_target.container_format import (
     page_up,
 )
 
-BUFFER_BYTES = CONTAINER_BYTES + page_up(RECORDS_MAX * RECORD_BYTES)
+DIRECTORY_BYTES_MAX = page_up(RECORDS_MAX * RECORD_BYTES)
 
 U32 = npt.NDArray[np.uint32]
 Integers = npt.NDArray[Any]
@@ -55,9 +55,11 @@ class StoredRecord(NamedTuple):
 class ContainerBuffer:
     """One container in the making; ``begin`` starts the next."""
 
-    def __init__(self, unit_id: UnitId) -> None:
+    def __init__(self, unit_id: UnitId, container_bytes: int = CONTAINER_BYTES) -> None:
+        """``container_bytes`` bounds header and frames; the directory comes on top."""
         self._unit_id = unit_id
-        self._map = mmap.mmap(-1, BUFFER_BYTES)
+        self._container_bytes = container_bytes
+        self._map = mmap.mmap(-1, container_bytes + DIRECTORY_BYTES_MAX)
         self._view = memoryview(self._map)
         self._readable = self._view.toreadonly()
         self.begin(ContainerId(0), TenantId(0), KeyId(bytes(8)), Kind.DATA)
@@ -88,7 +90,7 @@ class ContainerBuffer:
     def fits(self, count: int, payload_bytes: int) -> bool:
         """Whether a frame of ``count`` records can still be appended."""
         frame_bytes = FRAME_HEADER_BYTES + count * RECORD_BYTES + payload_bytes
-        return self._used + frame_bytes <= CONTAINER_BYTES and len(self._records) + count <= RECORDS_MAX
+        return self._used + frame_bytes <= self._container_bytes and len(self._records) + count <= RECORDS_MAX
 
     def append_frame(
         self,

@@ -9,7 +9,7 @@ Invariants:
   S3 every record that leaves this module matched its checksum.
   S4 buffers, caches and reads ahead have stated limits.
 Callers: any thread. A buffer belongs to whoever acquired it.
-Formats: docs/formats/container-v1.md, docs/formats/unit-v1.md
+Formats: docs/formats/container-v1.md, docs/formats/unit-v2.md
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from arraylift import envelope
 from arraylift.errors import ArrayliftError, Corruption, NotFound, Overloaded
 from arraylift.ids import ContainerId, KeyId, TenantId, UnitId
 from arraylift.logs import get_logger
-from arraylift.sizes import MIB
-from dedup_target.container_buffer import BUFFER_BYTES, ContainerBuffer, StoredRecord
+from arraylift.sizes import CONTAINER_BYTES, MIB
+from dedup_target.container_buffer import DIRECTORY_BYTES_MAX, ContainerBuffer, StoredRecord
 from dedup_target.container_format import (
     HEADER_BYTES,
     RECORD_BYTES,
@@ -109,10 +109,18 @@ class LoadedContainer:
 class ContainerStore:
     """The containers of one storage unit."""
 
-    def __init__(self, backend: UnitBackend, unit_id: UnitId, limits: ContainerLimits | None = None) -> None:
+    def __init__(
+        self,
+        backend: UnitBackend,
+        unit_id: UnitId,
+        limits: ContainerLimits | None = None,
+        *,
+        container_bytes: int = CONTAINER_BYTES,
+    ) -> None:
         """Open what is on disk. Call ``sweep`` first after a crash."""
         self._backend = backend
         self._unit_id = unit_id
+        self.container_bytes = container_bytes
         self._limits = limits or ContainerLimits()
         self._lock = threading.Lock()
         self._ids = {found for folder in backend.list(FOLDER) for found in self._list_folder(folder)}
@@ -144,7 +152,7 @@ class ContainerStore:
             with self._lock:
                 buffer = self._free.pop() if self._free else None
                 self._made += buffer is None
-            buffer = buffer or ContainerBuffer(self._unit_id)
+            buffer = buffer or ContainerBuffer(self._unit_id, self.container_bytes)
         except BaseException:
             self._slots.release()
             raise
@@ -241,7 +249,12 @@ class ContainerStore:
     def stats(self) -> ContainerStats:
         with self._lock:
             in_use = self._made - len(self._free)
-            return ContainerStats(len(self._ids), in_use, self._made * BUFFER_BYTES, self._cache.kept_bytes)
+            return ContainerStats(
+                len(self._ids),
+                in_use,
+                self._made * (self.container_bytes + DIRECTORY_BYTES_MAX),
+                self._cache.kept_bytes,
+            )
 
     def close(self) -> None:
         """Stop reading ahead and write the exact high-water mark, so that ids leave no gap."""

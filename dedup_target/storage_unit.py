@@ -1,6 +1,6 @@
 """One storage unit, self-contained: opened in the right order and closed cleanly.
 
-Owns: the unit's superblock, and the order in which its stores are opened over its backend. Whoever
+Owns: the order in which its stores are opened over its backend. Whoever
 needs containers, index, images or keys of a unit gets them here; what belongs to the target as a
 whole (lock, secrets, logs of transfers, which units there are) is ``store``'s.
 Invariants:
@@ -8,7 +8,7 @@ Invariants:
   U3 the index is in line with the containers, and the images are loaded, before anything
      is answered.
 Callers: ``store`` opens and closes, under the lock of the state directory; the rest as each store says.
-Format: docs/formats/unit-v1.md
+Format: docs/formats/unit-v2.md
 """
 
 from __future__ import annotations
@@ -20,10 +20,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from arraylift import envelope
 from arraylift.durable import Buffer, Files
 from arraylift.errors import Corruption, NotFound
-from arraylift.ids import ContainerId, TenantId, UnitId, check_id, random_id
+from arraylift.ids import ContainerId, TenantId, UnitId
 from arraylift.logs import get_logger
 from arraylift.segments.fingerprint import FingerprintKey
 from dedup_target import container_store, rocks_index
@@ -37,17 +36,13 @@ from dedup_target.quarantine import Quarantine
 from dedup_target.rebuild import DamageMark, IndexOpener, Progress, ReconcileReport, bring_up_index
 from dedup_target.reserve import Reserve
 from dedup_target.segment_index import Locator, SegmentIndex
+from dedup_target.superblock import Superblock
 from dedup_target.unit_backend import UnitBackend
 
 _LOG = get_logger("storage_unit")
 
-SUPERBLOCK_MAGIC = b"ALUNITSB"
-SUPERBLOCK_NAME = "unit.alu"
-ACTIVE_ROLE = "active"
 FOLDERS = ("backups", "keys", "manifests", "quarantine")
 """Those of small files; containers have folders of their own."""
-
-_SUPERBLOCK_KEYS = frozenset({"role", "unit_id"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +76,7 @@ class StorageUnit:
     def __init__(
         self,
         backend: UnitBackend,
+        superblock: Superblock,
         *,
         files: Files,
         index_root: str,
@@ -90,22 +86,26 @@ class StorageUnit:
         progress: Progress | None = None,
         reserve: Reserve | None = None,
     ) -> None:
-        """Open, or make on first start; see ``report`` for what was found.
+        """Open the unit that the superblock names; see ``report`` for what was found.
 
         The index lies on this machine, in ``<index_root>/<unit id>``, wherever the unit does.
-        Raises Corruption (superblock, keys), WrongState (keys under another wrapping key),
+        Raises Corruption (keys), WrongState (keys under another wrapping key),
         OutOfSpace, StoreFailed, PeerUnavailable. ``progress`` follows the rebuild of the index.
         The backend is closed with the unit, and where opening fails. ``reserve`` makes room for
         what a full disk must not stop.
         """
         self._reserve = reserve or Reserve(files, index_root)
         self.backend = backend
+        self.superblock = superblock
+        self.unit_id: UnitId = superblock.unit_id
+        self.name = superblock.name
         with contextlib.ExitStack() as undo:
             undo.callback(backend.close)
             swept = self._sweep()
-            self.unit_id = self._superblock()
             self.keys = KeyStore(backend, wrapping_key)
-            self.containers = ContainerStore(backend, self.unit_id, limits)
+            self.containers = ContainerStore(
+                backend, self.unit_id, limits, container_bytes=superblock.container_bytes
+            )
             undo.callback(self.containers.close)
             self.quarantine = Quarantine(backend)
             self.quarantine.verify_damaged(self._verify)
@@ -194,28 +194,6 @@ class StorageUnit:
 
     def _sweep(self) -> int:
         return sum(map(self.backend.sweep, ("", *FOLDERS))) + container_store.sweep(self.backend)
-
-    def _superblock(self) -> UnitId:
-        try:
-            data = self.backend.get(SUPERBLOCK_NAME)
-        except NotFound:
-            if self.backend.list(container_store.FOLDER):
-                where = f"{self.backend.location}/{SUPERBLOCK_NAME}"
-                raise Corruption(
-                    f"{where} is missing, but the unit has containers",
-                    subject=where,
-                    next_step="restore that file from a copy or a replica; every container names the unit",
-                ) from None
-            return self._make_superblock()
-        what = f"the superblock of {self.backend.location}"
-        fields = envelope.decode_json(SUPERBLOCK_MAGIC, data, what=what, keys=_SUPERBLOCK_KEYS)
-        return UnitId(check_id(fields["unit_id"], "unit id"))
-
-    def _make_superblock(self) -> UnitId:
-        unit_id = UnitId(random_id())
-        body = envelope.canonical_json({"role": ACTIVE_ROLE, "unit_id": unit_id})
-        self.backend.put(SUPERBLOCK_NAME, [envelope.encode(SUPERBLOCK_MAGIC, body)], label="superblock")
-        return unit_id
 
     def _verify(self, container: ContainerId) -> tuple[TenantId, list[bytes]]:
         try:

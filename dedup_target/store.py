@@ -8,7 +8,7 @@ Invariants:
      restarts, until every image was looked up and found whole. While it is True a
      committed root promises everything below it without looking (REF).
 Transfer logs are opened by their ids, which are known from the start.
-Callers: the composition root opens and closes; use cases, any thread. Format: docs/formats/unit-v1.md
+Callers: the composition root opens and closes; use cases, any thread. Format: docs/formats/unit-v2.md
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ from arraylift.ids import TenantId, TransferId
 from arraylift.logs import get_logger
 from dedup_target import rocks_index
 from dedup_target.container_store import ContainerLimits
-from dedup_target.directory_backend import DirectoryBackend
 from dedup_target.key_store import load_wrapping_key
 from dedup_target.pins import PinHolder
 from dedup_target.quotas import Quotas
@@ -35,7 +34,9 @@ from dedup_target.reserve import Reserve
 from dedup_target.seal_queue import SealQueue
 from dedup_target.space import Space
 from dedup_target.storage_unit import StorageUnit
+from dedup_target.superblock import FIRST_UNIT, Role
 from dedup_target.transfer_log import TransferLogs
+from dedup_target.unit_place import Places, find_or_make
 
 DOUBT_MAGIC = b"ALDOUBT1"
 
@@ -69,9 +70,11 @@ class Store:
             index_root = self._index_root(files, state_path)
             for folder in (state_path, f"{state_path}/transfers", index_root):
                 files.sweep(folder)
-            backend = DirectoryBackend(files, f"{state_path}/units/active")
+            files.make_dirs(f"{state_path}/units/active")
+            backend = Places(state_path, lambda: files).open("units/active")
             self.unit = unit = StorageUnit(
                 backend,
+                find_or_make(backend, FIRST_UNIT, Role.ACTIVE),
                 files=files,
                 index_root=index_root,
                 wrapping_key=load_wrapping_key(files, state_path, [backend]),

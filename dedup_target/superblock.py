@@ -22,7 +22,7 @@ NAME = "unit.alu"
 
 FIRST_UNIT = "active"
 """Name of the unit that a new target makes, and of every unit of version 1."""
-ARCHIVE_CONTAINER_BYTES = 64 * MIB
+ARCHIVE_CONTAINER_BYTES = 32 * MIB
 """An object store counts requests, and Zstandard's units are read by whole images."""
 
 _KEYS_V1 = frozenset({"role", "unit_id"})

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -36,7 +36,7 @@ class Rig:
     backend: UnitBackend
     reopen: Callable[[], UnitBackend]
     """Another backend over the same place, as the next process would make it."""
-    faults: list[Callable[[], None]] = field(default_factory=list)
+    faults: Sequence[Callable[[], None]] = ()
     """Each has the next put fail in its own way."""
     after_fault: Callable[[], None] = lambda: None
 

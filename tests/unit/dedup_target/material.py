@@ -21,7 +21,9 @@ from dedup_target.key_store import load_wrapping_key
 from dedup_target.manifest_format import ImageManifest
 from dedup_target.rebuild import IndexOpener
 from dedup_target.storage_unit import StorageUnit
+from dedup_target.superblock import FIRST_UNIT, Role
 from dedup_target.transfer_format import Attempt, GrantParameters
+from dedup_target.unit_place import find_or_make
 
 UNIT = UnitId("0123456789abcdef" * 2)
 TENANT = TenantId(0x1122334455667788)
@@ -83,8 +85,14 @@ def open_unit(files: Files, state: str, *, opener: IndexOpener | None = None) ->
         files.sweep(folder)
     backend = DirectoryBackend(files, f"{state}/units/active")
     wrapping_key = load_wrapping_key(files, state, [backend])
+    superblock = find_or_make(backend, FIRST_UNIT, Role.ACTIVE)
     return StorageUnit(
-        backend, files=files, index_root=f"{state}/index", wrapping_key=wrapping_key, opener=opener
+        backend,
+        superblock,
+        files=files,
+        index_root=f"{state}/index",
+        wrapping_key=wrapping_key,
+        opener=opener,
     )
 
 

@@ -26,13 +26,14 @@ from dedup_target import (
     lock_clock,
     manifest_format,
     quotas,
-    storage_unit,
+    superblock,
 )
 from dedup_target.container_store import ContainerStore
 from dedup_target.directory_backend import DirectoryBackend
 from dedup_target.key_store import TenantKey
 from dedup_target.quarantine import Quarantine
 from dedup_target.segment_index import Locator
+from dedup_target.superblock import Role, Superblock
 from dedup_target.transfer_log import TransferLogs
 from tests.unit.dedup_target.hand_clock import SECOND_NS, START_NS, HandClock
 from tests.unit.dedup_target.material import (
@@ -73,8 +74,7 @@ def _quarantine(path: Path) -> bytes:
 
 
 def _unit(_path: Path) -> bytes:
-    body = envelope.canonical_json({"role": "active", "unit_id": UNIT})
-    return envelope.encode(storage_unit.SUPERBLOCK_MAGIC, body)
+    return superblock.encode(Superblock(UNIT, "archive1", Role.ARCHIVE, 32 << 20))
 
 
 def _high_water(_path: Path) -> bytes:
@@ -101,7 +101,7 @@ WRITERS: dict[str, Callable[[Path], bytes]] = {
     "key-v1.alk": lambda _: key_store.encode_key(KEY, WRAPPING_KEY),
     "key-v1-secret.key": lambda _: grants.encode_secret(WRAPPING_KEY),
     "quarantine-v1.alq": _quarantine,
-    "unit-v1.alu": _unit,
+    "unit-v2.alu": _unit,
     "unit-v1-high-water.alu": _high_water,
 }
 
@@ -194,6 +194,13 @@ def test_the_key_reads() -> None:
     assert found == KEY
     assert found.key == TENANT_KEY
     assert isinstance(KeyId(found.key_id), bytes)
+
+
+def test_superblocks_of_both_versions_read() -> None:
+    found = superblock.decode((GOLDEN / "unit-v2.alu").read_bytes(), what="unit")
+    assert found == Superblock(UNIT, "archive1", Role.ARCHIVE, 32 << 20)
+    found = superblock.decode((GOLDEN / "unit-v1.alu").read_bytes(), what="unit")
+    assert found == Superblock(UNIT, "active", Role.ACTIVE, 16 << 20)
 
 
 def test_quarantine_and_unit_read(tmp_path: Path) -> None:
