@@ -21,7 +21,7 @@ from arraylift.errors import ArrayliftError, OutOfSpace
 from arraylift.exit_codes import exit_code
 from arraylift.exit_codes import report as report_error
 from arraylift.sizes import MIB, human, parse_size
-from benchmarks import disks, index_memory, kernels, report
+from benchmarks import disks, index_memory, kernels, report, restore_speed
 from benchmarks.arraylift_peer import Arraylift
 from benchmarks.peers import PROGRAMS, Peer, version_of
 from benchmarks.rounds import measure
@@ -32,6 +32,7 @@ WHAT = {
     "kernels": "time each stage alone",
     "disks": "only make the disks",
     "index": "memory and speed of the segment index",
+    "restore": "reading an image, beside cat, lz4 and b3sum",
 }
 ROOM = 14
 """Free bytes needed, in times the bytes of a guest's files: disks, and every peer's repository."""
@@ -104,6 +105,9 @@ def _run(parsed: argparse.Namespace, console: Console, errors: Console) -> int:
         made = disks.get(parsed.work, count_bytes=count_bytes, seed=parsed.seed, note=status.update)
     if parsed.what == "kernels":
         return kernels.run(made["A0"], console, json_path=parsed.json)
+    if parsed.what == "restore":
+        rounds = parsed.rounds or restore_speed.ROUNDS
+        return restore_speed.run(made, console, parsed.work, rounds=rounds, json_path=parsed.json)
     if parsed.what == "compare":
         return _compare(parsed, made, about, console, errors)
     for disk in made.values():

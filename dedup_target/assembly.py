@@ -27,7 +27,7 @@ from arraylift.segments.fingerprint import FingerprintKey
 from arraylift.segments.segmentation import Segmentation, Segmenter
 from arraylift.sizes import SPAN_BYTES, span_length, spans_of
 from dedup_target.image_reader import ImageReader, OpenImage
-from dedup_target.image_source import PreparedLeaves
+from dedup_target.image_source import PreparedLeaves, kept_spans
 
 BUFFERS = 2
 
@@ -176,7 +176,7 @@ class Assembly:
         for start in range(0, len(solid), self._spans_per_offer):
             chosen = solid[start : start + self._spans_per_offer].tolist()
             taken = [span - shift for span in chosen]
-            yield PreparedLeaves(self._images, image, taken, offer_as=chosen)
+            yield kept_spans(self._images, image, taken, offer_as=chosen)
 
     # -- spans in the making ----------------------------------------------------------------------
 

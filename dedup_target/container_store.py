@@ -15,7 +15,7 @@ Formats: docs/formats/container-v1.md, docs/formats/unit-v2.md
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -27,6 +27,7 @@ from arraylift.errors import ArrayliftError, Corruption, NotFound, Overloaded
 from arraylift.ids import ContainerId, KeyId, TenantId, UnitId
 from arraylift.logs import get_logger
 from arraylift.sizes import CONTAINER_BYTES, MIB
+from dedup_target import record_runs
 from dedup_target.container_buffer import DIRECTORY_BYTES_MAX, ContainerBuffer, StoredRecord
 from dedup_target.container_format import (
     HEADER_BYTES,
@@ -76,8 +77,14 @@ class ContainerLimits:
     buffers_max: int = 8
     buffer_wait_seconds: float = 30.0
     cache_bytes_max: int = 96 * MIB
+    """Whole containers that are kept; those being loaded come on top."""
     directory_cache_bytes_max: int = 8 * MIB
-    prefetch_max: int = 3
+    readers: int = 2
+    """Containers that are read ahead at once."""
+    prefetch_max: int = 4
+    """Containers that are read ahead or wait for it."""
+    whole_from_bytes: int = 4 * MIB
+    """From this much on a container is read whole and kept; for less, only what is wanted of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +139,7 @@ class ContainerStore:
         self._directories = LoadingCache(
             bytes_max=self._limits.directory_cache_bytes_max, load=self._load_directory
         )
-        self._prefetcher = ThreadPoolExecutor(1, thread_name_prefix="container-prefetch")
+        self._prefetcher = ThreadPoolExecutor(self._limits.readers, thread_name_prefix="container-prefetch")
         self._prefetching = threading.BoundedSemaphore(self._limits.prefetch_max)
 
     # -- writing ----------------------------------------------------------------------------
@@ -212,6 +219,19 @@ class ContainerStore:
             data = _checked(container_id, memoryview(raw), check)
         return StoredRecord(data, locator.plain_bytes, locator.codec)
 
+    def read_records(self, container_id: ContainerId, locators: Sequence[Locator]) -> list[memoryview]:
+        """Read many records of one container; returns their stored bytes, in order.
+
+        Takes a container that is kept or being loaded, loads one of which much is wanted, and reads
+        of others only the records, neighbours in one piece. Raises Corruption, NotFound.
+        """
+        loaded = self._cache.get_if_started(container_id)
+        if loaded is None:
+            if sum(locator.stored_bytes for locator in locators) < self._limits.whole_from_bytes:
+                return self._read_runs(container_id, locators)
+            loaded = self._cache.get(container_id)
+        return [loaded.view(locator.offset, locator.stored_bytes) for locator in locators]
+
     def read_container(self, container_id: ContainerId) -> LoadedContainer:
         """Return a whole container, from the cache if it is there. Raises Corruption, NotFound."""
         return self._cache.get(container_id)
@@ -222,6 +242,11 @@ class ContainerStore:
         Raises Corruption if nothing of it is whole, NotFound.
         """
         return self._directories.get(container_id)
+
+    @property
+    def whole_from_bytes(self) -> int:
+        """See ContainerLimits: who reads ahead asks for whole containers from this much on."""
+        return self._limits.whole_from_bytes
 
     def prefetch(self, container_ids: Iterable[ContainerId]) -> None:
         """Start loading containers that will be read soon; a hint, dropped above ``prefetch_max``."""
@@ -309,6 +334,16 @@ class ContainerStore:
         return behind_newest + IDS_SKIPPED_WITHOUT_MARK
 
     # -- loading ----------------------------------------------------------------------------
+
+    def _read_runs(self, container_id: ContainerId, locators: Sequence[Locator]) -> list[memoryview]:
+        checks = record_runs.checks(self._directories.get(container_id).directory, locators)
+        name, found = name_of(container_id), [memoryview(b"")] * len(locators)
+        for run in record_runs.plan(locators):
+            data = memoryview(self._backend.get(name, run.start, run.end - run.start))
+            for place in run.places:
+                at, size = locators[place].offset - run.start, locators[place].stored_bytes
+                found[place] = _checked(container_id, data[at : at + size], checks[place])
+        return found
 
     def _load(self, container_id: ContainerId) -> tuple[LoadedContainer, int]:
         data = self._backend.get(name_of(container_id))

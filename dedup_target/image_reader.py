@@ -2,7 +2,8 @@
 
 Owns: a small cache of opened images: of each the part of its tree that was read, at most 32
 bytes a span. Opening reads the root node alone; a range reads the nodes above it, once.
-Limits: IMAGES_OPEN_MAX images; a read works on SPANS_AT_ONCE spans.
+Limits: IMAGES_OPEN_MAX images; a read decodes SPANS_AT_ONCE spans at a time, and looks ahead as
+``read_ahead`` says.
 Callers: any thread.
 """
 
@@ -11,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +24,7 @@ from arraylift.segments.tree import Leaf, Leaves, decode_leaf
 from arraylift.segments.tree_view import TreeView
 from arraylift.sizes import SPAN_BYTES, span_length, spans_of
 from dedup_target.manifest_format import ImageManifest
+from dedup_target.read_ahead import Located, ReadAhead
 from dedup_target.segment_reader import SegmentReader
 from dedup_target.store import Store
 
@@ -142,15 +144,10 @@ class ImageReader:
         if end == offset:
             return
         first, last = offset // SPAN_BYTES, spans_of(end)
-        for start in range(first, last, SPANS_AT_ONCE):
-            spans = list(range(start, min(start + SPANS_AT_ONCE, last)))
-            for span, leaf in zip(spans, self.leaves(image, spans), strict=True):
-                low = max(offset, span * SPAN_BYTES)
-                high = min(end, span * SPAN_BYTES + span_length(span, size))
-                if leaf is None:
-                    yield Piece(low, b"", high - low)
-                else:
-                    yield Piece(low, self._part(image, span, leaf, low, high), 0)
+        starts = range(first, last, SPANS_AT_ONCE)
+        groups = (list(range(start, min(start + SPANS_AT_ONCE, last))) for start in starts)
+        for located in self.located(image, groups, offset, end):
+            yield from self._pieces(image, located, offset, end)
 
     def read_into(self, image: OpenImage, offset: int, into: memoryview) -> None:
         """Fill ``into`` with the image's bytes from ``offset``, each verified. Raises as ``read``."""
@@ -163,18 +160,51 @@ class ImageReader:
             else:
                 into[start : start + len(piece.data)] = piece.data
 
-    def _part(self, image: OpenImage, span: int, leaf: Leaf, low: int, high: int) -> bytes:
-        """Join the bytes [low, high) of one span, reading only the segments that it touches."""
-        at, chosen, wanted = span * SPAN_BYTES, [], []
-        for fingerprint, length in zip(unpack(leaf.fingerprints), leaf.lengths.tolist(), strict=True):
-            if at < high and at + length > low:
-                chosen.append((at, length))
-                wanted.append(fingerprint)
-            at += length
-        parts = []
-        for (at, length), fingerprint, locator in zip(
-            chosen, wanted, self.reader.locate(image.tenant, wanted), strict=True
-        ):
-            plain = self.reader.plain(image.tenant, image.key, fingerprint, locator)
-            parts.append(memoryview(plain)[max(0, low - at) : min(length, high - at)])
-        return b"".join(parts)
+    def located(
+        self, image: OpenImage, groups: Iterable[list[int]], offset: int = 0, end: int | None = None
+    ) -> Iterator[Located]:
+        """Yield groups of spans with their segments located; reads ahead. Of spans that the range
+        [offset, end) cuts, only the segments that it touches."""
+        size = image.manifest.image_bytes
+
+        def locate(spans: list[int]) -> Located:
+            leaves = self.leaves(image, spans)
+            fingerprints: list[bytes] = []
+            for span, leaf in zip(spans, leaves, strict=True):
+                if leaf is not None:
+                    touched = _touched(span, leaf, offset, size if end is None else end)
+                    fingerprints += unpack(leaf.fingerprints)[touched]
+            return Located(spans, leaves, fingerprints, self.reader.locate(image.tenant, fingerprints))
+
+        return iter(
+            ReadAhead(groups, locate, self.reader.prefetch, whole_from_bytes=self.reader.whole_from_bytes)
+        )
+
+    def _pieces(self, image: OpenImage, located: Located, offset: int, end: int) -> Iterator[Piece]:
+        """Decode a group at once, then join its spans."""
+        size, at = image.manifest.image_bytes, 0
+        plain = self.reader.plain(image.tenant, image.key, located.fingerprints, located.locators)
+        for span, leaf in zip(located.spans, located.leaves, strict=True):
+            start = span * SPAN_BYTES
+            low, high = max(offset, start), min(end, start + span_length(span, size))
+            if leaf is None:
+                yield Piece(low, b"", high - low)
+                continue
+            touched = _touched(span, leaf, offset, end)
+            count = touched.stop - touched.start
+            skipped = int(leaf.lengths[: touched.start].sum(dtype=np.uint64))
+            data = b"".join(plain[at : at + count])
+            at += count
+            if high - low != len(data):
+                data = data[low - start - skipped : high - start - skipped]
+            yield Piece(low, data, 0)
+
+
+def _touched(span: int, leaf: Leaf, offset: int, end: int) -> slice:
+    """Which segments of a span have bytes in [offset, end)."""
+    start = span * SPAN_BYTES
+    if offset <= start and end >= start + SPAN_BYTES:
+        return slice(0, len(leaf.lengths))
+    ends = np.cumsum(leaf.lengths, dtype=np.int64) + start
+    first = int(np.searchsorted(ends, offset, side="right"))
+    return slice(first, int(np.searchsorted(ends, end, side="left")) + 1)

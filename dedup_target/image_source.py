@@ -16,10 +16,10 @@ from arraylift.exchange.hole_batch import HoleBatch, hole_batches
 from arraylift.exchange.messages import NO_RUNS, Offer, Segments
 from arraylift.exchange.sender import Wanted
 from arraylift.segments.fingerprint import unpack
-from arraylift.segments.tree import Leaf, holes_of
+from arraylift.segments.tree import holes_of
 from arraylift.sizes import MIB
 from dedup_target.image_reader import ImageReader, OpenImage
-from dedup_target.segment_index import Locator
+from dedup_target.read_ahead import Located
 
 SEGMENTS_MESSAGE_BYTES = MIB
 
@@ -27,31 +27,15 @@ SEGMENTS_MESSAGE_BYTES = MIB
 class PreparedLeaves:
     """One offer of spans that the store holds."""
 
-    def __init__(
-        self,
-        images: ImageReader,
-        image: OpenImage,
-        spans: list[int],
-        *,
-        offer_as: list[int] | None = None,
-    ) -> None:
-        """``offer_as`` gives the spans other places, in the image that is offered; then nothing is
-        located or read ahead, as a receiver that has the image will want none of it."""
+    def __init__(self, images: ImageReader, image: OpenImage, located: Located) -> None:
+        """Without locators the segments are looked up when one of them is wanted."""
         self._images = images
         self._image = image
-        self._spans = spans if offer_as is None else offer_as
-        leaves = [leaf for leaf in images.leaves(image, spans) if leaf is not None]
-        assert len(leaves) == len(spans), "holes are offered as runs"
-        self._leaves: list[Leaf] = leaves
-        fingerprints = b"".join(leaf.fingerprints for leaf in leaves)
-        self._fingerprints = fingerprints
-        self._locators: list[Locator] = []
-        if offer_as is None:
-            self._locate()
-            images.reader.prefetch(self._locators)
-
-    def _locate(self) -> None:
-        self._locators = self._images.reader.locate(self._image.tenant, unpack(self._fingerprints))
+        self._spans = located.spans
+        self._leaves = [leaf for leaf in located.leaves if leaf is not None]
+        assert len(self._leaves) == len(self._spans), "holes are offered as runs"
+        self._fingerprints = located.fingerprints
+        self._locators = located.locators
 
     @property
     def span_count(self) -> int:
@@ -64,14 +48,14 @@ class PreparedLeaves:
             spans=np.array(self._spans, dtype="<u4"),
             counts=np.array([len(leaf.lengths) for leaf in self._leaves], dtype="<u2"),
             lengths=np.concatenate([leaf.lengths for leaf in self._leaves]),
-            fingerprints=self._fingerprints,
+            fingerprints=b"".join(self._fingerprints),
             hole_runs=NO_RUNS,
         )
 
     def segments(self, wanted: Wanted) -> Iterator[tuple[Segments, int]]:
         """Wanted segments in their stored form, about 1 MiB a message."""
         if not self._locators:
-            self._locate()
+            self._locators = self._images.reader.locate(self._image.tenant, self._fingerprints)
         chosen: list[int] = []
         stored_bytes = 0
         for index in wanted.indexes.tolist():
@@ -84,21 +68,29 @@ class PreparedLeaves:
             yield self._message(wanted.batch, chosen)
 
     def _message(self, batch: int, chosen: list[int]) -> tuple[Segments, int]:
+        fingerprints = [self._fingerprints[index] for index in chosen]
         locators = [self._locators[index] for index in chosen]
-        reader, tenant = self._images.reader, self._image.tenant
+        records = self._images.reader.stored(self._image.tenant, fingerprints, locators)
         message = Segments(
             batch=batch,
-            codecs=np.array([locator.codec for locator in locators], dtype=np.uint8),
-            stored_lengths=np.array([locator.stored_bytes for locator in locators], dtype="<u4"),
-            payload=[
-                reader.stored(tenant, self._fingerprints[32 * index : 32 * index + 32], locator)
-                for index, locator in zip(chosen, locators, strict=True)
-            ],
+            codecs=np.array([record.codec for record in records], dtype=np.uint8),
+            stored_lengths=np.array([len(record.data) for record in records], dtype="<u4"),
+            payload=[record.data for record in records],
         )
-        return message, sum(locator.plain_bytes for locator in locators)
+        return message, sum(record.plain_bytes for record in records)
 
     def release(self) -> None:
-        self._locators = []
+        self._locators, self._fingerprints = [], []
+
+
+def kept_spans(
+    images: ImageReader, image: OpenImage, spans: list[int], *, offer_as: list[int]
+) -> PreparedLeaves:
+    """Offer spans in other places of another image: a receiver that has this one will want none of
+    them, so nothing is located or read ahead."""
+    leaves = images.leaves(image, spans)
+    fingerprints = [one for leaf in leaves if leaf is not None for one in unpack(leaf.fingerprints)]
+    return PreparedLeaves(images, image, Located(offer_as, leaves, fingerprints, []))
 
 
 def image_batches(
@@ -108,5 +100,6 @@ def image_batches(
     holes = holes_of(image.leaves)
     yield from hole_batches(holes & ~durable.flags)
     solid = np.flatnonzero(~holes & ~durable.flags).tolist()
-    for start in range(0, len(solid), spans_per_offer):
-        yield PreparedLeaves(images, image, solid[start : start + spans_per_offer])
+    starts = range(0, len(solid), spans_per_offer)
+    for located in images.located(image, (solid[start : start + spans_per_offer] for start in starts)):
+        yield PreparedLeaves(images, image, located)

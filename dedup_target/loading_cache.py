@@ -41,6 +41,16 @@ class LoadingCache(Generic[K, V]):
             kept = self._kept.get(key)
             return kept[0] if kept else None
 
+    def get_if_started(self, key: K) -> V | None:
+        """Return what is kept, or what somebody loads now, with his error; else None."""
+        with self._lock:
+            kept = self._kept.get(key)
+            if kept:
+                self._kept.move_to_end(key)
+                return kept[0]
+            shared = self._loading.get(key)
+        return None if shared is None else shared.result()
+
     def get(self, key: K) -> V:
         """Return the value, loading it if need be (L2)."""
         with self._lock:

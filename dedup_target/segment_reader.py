@@ -5,20 +5,24 @@ Invariants:
   V2 an absent or quarantined fingerprint is Corruption that names it, never a hole.
   V3 a record found damaged is quarantined before the error leaves, unless the disk refuses: it
      counts as missing from then on, so the next backup of the same data brings it again (law 7).
-Reads go by whole containers, through the store's bounded cache: a restore reads
-forward in them. Callers: any thread.
+  V4 a record whose container was removed meanwhile is looked up again: whoever removes one
+     has put every live record elsewhere first.
+Many records are read at a time, by container; where anything of them is wrong, one by one,
+so that the record at fault is found. Callers: any thread.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import cast
 
 from arraylift.errors import Corruption, NotFound, OutOfSpace, StoreFailed
-from arraylift.ids import Fingerprint, TenantId
+from arraylift.ids import ContainerId, Fingerprint, TenantId
 from arraylift.logs import get_logger
 from arraylift.segments.codecs import decompress
 from arraylift.segments.fingerprint import FingerprintKey
+from dedup_target.container_buffer import StoredRecord
 from dedup_target.segment_index import Locator
 from dedup_target.storage_unit import StorageUnit
 
@@ -37,57 +41,123 @@ class SegmentReader:
         """Return where each lies. Raises Corruption for the first that does not (V2)."""
         return self._unit.locate(tenant, fingerprints)
 
-    def stored(self, tenant: TenantId, fingerprint: bytes, locator: Locator) -> memoryview:
-        """Return a record as it is stored, checksum verified (V3)."""
-        with self._condemning(tenant, fingerprint, locator):
-            container = self._unit.containers.read_container(locator.container)
-            return container.view(locator.offset, locator.stored_bytes)
+    def stored(
+        self, tenant: TenantId, fingerprints: Sequence[bytes], locators: Sequence[Locator]
+    ) -> list[StoredRecord]:
+        """Return records as they are stored, in order, checksums verified (V3, V4)."""
+        try:
+            return self._stored(locators)
+        except (Corruption, NotFound):
+            pairs = zip(fingerprints, locators, strict=True)
+            records = [self._one(tenant, fingerprint, locator) for fingerprint, locator in pairs]
+            return [StoredRecord(data, where.plain_bytes, where.codec) for data, where in records]
 
     def plain(
-        self, tenant: TenantId, key: FingerprintKey, fingerprint: bytes, locator: Locator
-    ) -> bytes | memoryview:
-        """Return one segment's plain bytes (V1, V3)."""
-        with self._condemning(tenant, fingerprint, locator):
-            plain = decompress(locator.codec, self.stored(tenant, fingerprint, locator), locator.plain_bytes)
-            if key.segment(plain) != fingerprint:
-                raise _mismatch("segment", fingerprint, locator)
-            return plain
+        self,
+        tenant: TenantId,
+        key: FingerprintKey,
+        fingerprints: Sequence[bytes],
+        locators: Sequence[Locator],
+    ) -> list[bytes | memoryview]:
+        """Return the plain bytes of segments, in order (V1, V3, V4)."""
+        try:
+            plain = [decompress(codec, data, size) for data, size, codec in self._stored(locators)]
+            if key.segments(plain) == b"".join(fingerprints):
+                return plain
+        except (Corruption, NotFound):
+            pass
+        return list(self._each(tenant, fingerprints, locators, key.segment, "segment"))
 
     def nodes(
         self, tenant: TenantId, key: FingerprintKey, fingerprints: Sequence[Fingerprint]
     ) -> list[bytes]:
-        """Return encoded tree nodes, in order (V1, V3)."""
-        nodes = []
-        for fingerprint, locator in zip(fingerprints, self.locate(tenant, fingerprints), strict=True):
+        """Return encoded tree nodes, in order (V1, V3, V4)."""
+        locators = self.locate(tenant, fingerprints)
+        try:
+            nodes = [bytes(decompress(codec, data, size)) for data, size, codec in self._stored(locators)]
+            if list(map(key.node, nodes)) == list(fingerprints):
+                return nodes
+        except (Corruption, NotFound):
+            pass
+        return self._each(tenant, fingerprints, locators, key.node, "node")
+
+    def prefetch(self, containers: Iterable[ContainerId]) -> None:
+        """Hint which containers are read soon."""
+        self._unit.containers.prefetch(containers)
+
+    @property
+    def whole_from_bytes(self) -> int:
+        """A container of which so much is wanted is worth reading ahead."""
+        return self._unit.containers.whole_from_bytes
+
+    # -- many at a time ---------------------------------------------------------------------
+
+    def _stored(self, locators: Sequence[Locator]) -> list[StoredRecord]:
+        by_container: dict[ContainerId, list[int]] = {}
+        for place, locator in enumerate(locators):
+            by_container.setdefault(locator.container, []).append(place)
+        found: list[StoredRecord | None] = [None] * len(locators)
+        for container, places in by_container.items():
+            wanted = [locators[place] for place in places]
+            records = self._unit.containers.read_records(container, wanted)
+            for place, locator, data in zip(places, wanted, records, strict=True):
+                found[place] = StoredRecord(data, locator.plain_bytes, locator.codec)
+        return cast("list[StoredRecord]", found)
+
+    # -- one by one -------------------------------------------------------------------------
+
+    def _each(
+        self,
+        tenant: TenantId,
+        fingerprints: Sequence[bytes],
+        locators: Sequence[Locator],
+        fingerprint_of: Callable[[bytes], bytes],
+        what: str,
+    ) -> list[bytes]:
+        """Read and decode records; condemns the first that is damaged, and raises Corruption."""
+        found = []
+        for fingerprint, known in zip(fingerprints, locators, strict=True):
+            data, locator = self._one(tenant, fingerprint, known)
             with self._condemning(tenant, fingerprint, locator):
-                stored = self.stored(tenant, fingerprint, locator)
-                node = bytes(decompress(locator.codec, stored, locator.plain_bytes))
-                if key.node(node) != fingerprint:
-                    raise _mismatch("node", fingerprint, locator)
-                nodes.append(node)
-        return nodes
+                plain = bytes(decompress(locator.codec, data, locator.plain_bytes))
+                if fingerprint_of(plain) != fingerprint:
+                    raise _mismatch(what, fingerprint, locator)
+            found.append(plain)
+        return found
+
+    def _one(self, tenant: TenantId, fingerprint: bytes, known: Locator) -> tuple[memoryview, Locator]:
+        """Return one record as it is stored, and where it lay (V3, V4)."""
+        with contextlib.suppress(NotFound), self._condemning(tenant, fingerprint, known, also_gone=False):
+            return self._unit.containers.read_record(known).data, known
+        (locator,) = self.locate(tenant, [fingerprint])
+        with self._condemning(tenant, fingerprint, locator):
+            return self._unit.containers.read_record(locator).data, locator
 
     @contextlib.contextmanager
-    def _condemning(self, tenant: TenantId, fingerprint: bytes, locator: Locator) -> Iterator[None]:
+    def _condemning(
+        self, tenant: TenantId, fingerprint: bytes, locator: Locator, *, also_gone: bool = True
+    ) -> Iterator[None]:
         """Quarantine the record if what happens inside finds it damaged (V3)."""
         try:
             yield
-        except (Corruption, NotFound) as error:
-            try:
-                self._unit.condemn_records(locator.container, tenant, [fingerprint], str(error))
-            except (OutOfSpace, StoreFailed) as refused:  # the next reader finds it as we did
-                _log.error("record_not_quarantined", error=str(refused))
-            if isinstance(error, Corruption):
+        except Corruption as error:
+            self._condemn(tenant, fingerprint, locator, error)
+            raise
+        except NotFound as error:
+            if not also_gone:
                 raise
+            self._condemn(tenant, fingerprint, locator, error)
             raise Corruption(
                 f"container {locator.container} is gone",
                 subject=f"container {locator.container}",
                 next_step=_HEALS,
             ) from error
 
-    def prefetch(self, locators: Sequence[Locator]) -> None:
-        """Hint which containers are read soon."""
-        self._unit.containers.prefetch(dict.fromkeys(locator.container for locator in locators))
+    def _condemn(self, tenant: TenantId, fingerprint: bytes, locator: Locator, error: Exception) -> None:
+        try:
+            self._unit.condemn_records(locator.container, tenant, [fingerprint], str(error))
+        except (OutOfSpace, StoreFailed) as refused:  # the next reader finds it as we did
+            _log.error("record_not_quarantined", error=str(refused))
 
 
 def _mismatch(what: str, fingerprint: bytes, locator: Locator) -> Corruption:

@@ -91,6 +91,18 @@ def test_kernels_cost_something(work: Path) -> None:
     assert stages["verify (with decompress)"] > stages["LZ4 decompress"] / 2
 
 
+@pytest.mark.timeout(120)
+def test_an_image_is_read_and_restored_beside_the_plain_tools(work: Path) -> None:
+    need("lz4", "b3sum")
+    figures = work / "restore.json"
+    arguments = ["restore", "--size", "50M", "--rounds", "1", "--work", str(work), "--json", str(figures)]
+    assert main(arguments) in {0, 1}, "so little data says nothing of the goal"
+    found = json.loads(figures.read_text())
+    assert min(found[name] for name in ("data_bytes", "reference", "read", "sent", "ratio")) > 0
+    assert not (work / "restore").exists()
+    assert daemons_below(work) == []
+
+
 def test_a_size_that_makes_no_guest_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--size", "1M"])

@@ -33,6 +33,26 @@ def test_what_is_larger_than_the_cache_is_handed_out_and_not_kept() -> None:
     assert cache.kept_bytes == 0
 
 
+def test_who_loads_nothing_himself_gets_what_is_kept_or_under_way() -> None:
+    release, began = threading.Event(), threading.Event()
+
+    def load(key: str) -> tuple[str, int]:
+        began.set()
+        assert release.wait(10)
+        return key, 1
+
+    cache: LoadingCache[str, str] = LoadingCache(bytes_max=10, load=load)
+    assert cache.get_if_started("a") is None
+    loader = threading.Thread(target=cache.get, args=("a",))
+    loader.start()
+    assert began.wait(10)
+    threading.Timer(0.01, release.set).start()
+    assert cache.get_if_started("a") == "a", "waits for the loader"
+    loader.join()
+    assert cache.get_if_started("a") == "a"
+    assert cache.get_if_started("b") is None
+
+
 def test_concurrent_callers_share_one_load_and_its_error(monkeypatch: pytest.MonkeyPatch) -> None:
     began, waiting = threading.Event(), threading.Event()
     loads: list[str] = []
