@@ -146,7 +146,12 @@ class BackupJob:
             # Asked for again: it is the same, base included, and so never lies in our database.
             secret, _ = grant()
             running = self._peers.array(array_peer).send_snapshot(
-                disk.snapshot_id, transfer, target_address=peer.address, grant=secret, full=order.full
+                disk.snapshot_id,
+                transfer,
+                target_address=peer.address,
+                grant=secret,
+                full=order.full,
+                patience_seconds=run.pacing.transfer_patience_seconds,
             )
             with running:
                 return run.follow(disk.disk_name, running, spans_of(disk.size_bytes))

@@ -10,6 +10,7 @@ Callers: any thread.
 
 from __future__ import annotations
 
+import math
 import uuid
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
@@ -31,6 +32,10 @@ JOBS_RUNNING_MAX = 4
 
 DISKS_PER_JOB_MAX = 2
 """Disks of one job that are sent at once."""
+
+TRANSFER_PATIENCE_SECONDS_MAX = 60
+"""Longest time without progress that array and target retry by themselves before they tell us: well
+below the silence that ``peers`` bears, and cheap, for a transfer that is asked for again goes on."""
 
 JOBS_UNFINISHED_MAX = 4096
 """Jobs queued and running; more are refused."""
@@ -171,6 +176,11 @@ class Pacing:
     sweeps: int = 3
     sweep_seconds: float = 300.0
     """Between two rounds of the reaper; three rounds outlast every deadline of a call."""
+
+    @property
+    def transfer_patience_seconds(self) -> int:
+        """What a transfer is given of it: a cut must not be hidden from us for longer."""
+        return max(1, min(TRANSFER_PATIENCE_SECONDS_MAX, math.ceil(self.patience_seconds)))
 
 
 def is_retryable(error: ArrayliftError) -> bool:

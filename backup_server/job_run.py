@@ -85,7 +85,7 @@ class JobRun:
         self._fatal: ArrayliftError | None = None
         self._committing = job.kind is JobKind.BACKUP and PUBLISH in self._steps
         self._transfers: set[Transfer] = set()
-        self._moves = 0
+        self._moves, self._moved_at = 0, 0.0
 
     # -- from outside -----------------------------------------------------------------------
 
@@ -210,7 +210,7 @@ class JobRun:
             except ArrayliftError as error:
                 self.check()  # a call that we cut ourselves tells nothing
                 if moves != self._moves:
-                    retries, since, moves = 0, self._clock.monotonic(), self._moves
+                    retries, since, moves = 0, self._moved_at, self._moves
                 # A peer that stops cancels its calls: it comes back.
                 if not is_retryable(error) and not isinstance(error, Cancelled):
                     raise
@@ -246,7 +246,7 @@ class JobRun:
             self.check()  # it may have been cancelled before the transfer was known
             for news in transfer:
                 if news.spans_done > progress.spans_done:
-                    self._moves += 1
+                    self._moves, self._moved_at = self._moves + 1, self._clock.monotonic()
                 progress.spans_done, progress.figures = news.spans_done, news.figures
                 if news.receipt is not None:
                     progress.spans_done = spans_total

@@ -323,7 +323,14 @@ class GrpcArray(_Caller):
     """ports.Array."""
 
     def send_snapshot(
-        self, snapshot_id: str, transfer_id: str, *, target_address: str, grant: bytes, full: bool
+        self,
+        snapshot_id: str,
+        transfer_id: str,
+        *,
+        target_address: str,
+        grant: bytes,
+        full: bool,
+        patience_seconds: int,
     ) -> _GrpcTransfer:
         sources = backup_logic_pb2.ChangeSource
         request = backup_logic_pb2.SendSnapshotRequest(
@@ -332,6 +339,7 @@ class GrpcArray(_Caller):
             target_address=target_address,
             grant=grant,
             change_source=sources.CHANGE_SOURCE_FULL_READ if full else sources.CHANGE_SOURCE_UNSPECIFIED,
+            patience_seconds=patience_seconds,
         )
         stub = backup_logic_pb2_grpc.BackupLogicServiceStub
         return _GrpcTransfer(self.stream(stub, "SendSnapshot", request))
@@ -408,10 +416,14 @@ class GrpcTarget(_Caller):
         self._ask("DeleteBackupManifest", request, slow=True)
 
     def send_image(
-        self, image_id: str, transfer_id: str, *, receiver_address: str, grant: bytes
+        self, image_id: str, transfer_id: str, *, receiver_address: str, grant: bytes, patience_seconds: int
     ) -> _GrpcTransfer:
         request = image_pb2.SendImageRequest(
-            image_id=image_id, receiver_address=receiver_address, transfer_id=transfer_id, grant=grant
+            image_id=image_id,
+            receiver_address=receiver_address,
+            transfer_id=transfer_id,
+            grant=grant,
+            patience_seconds=patience_seconds,
         )
         return _GrpcTransfer(self.stream(image_pb2_grpc.ImageServiceStub, "SendImage", request))
 

@@ -73,7 +73,14 @@ class Array(Protocol):
     """VolumeService and BackupLogicService of one array."""
 
     def send_snapshot(
-        self, snapshot_id: str, transfer_id: str, *, target_address: str, grant: bytes, full: bool
+        self,
+        snapshot_id: str,
+        transfer_id: str,
+        *,
+        target_address: str,
+        grant: bytes,
+        full: bool,
+        patience_seconds: int,
     ) -> Transfer: ...
 
     def prepare_restore(self, transfer_id: str, *, target: str, volume_name: str) -> bytes:
@@ -124,7 +131,7 @@ class Target(Protocol):
         ...
 
     def send_image(
-        self, image_id: str, transfer_id: str, *, receiver_address: str, grant: bytes
+        self, image_id: str, transfer_id: str, *, receiver_address: str, grant: bytes, patience_seconds: int
     ) -> Transfer: ...
 
     def read_range(

@@ -142,7 +142,11 @@ class RestoreJob:
                     raise
                 return Receipt("", b"", Figures(spans_total=spans_of(disk.size_bytes)))
             running = target.send_image(
-                planned.image_id, transfer, receiver_address=disk.array_address, grant=grant
+                planned.image_id,
+                transfer,
+                receiver_address=disk.array_address,
+                grant=grant,
+                patience_seconds=run.pacing.transfer_patience_seconds,
             )
             with running:
                 try:

@@ -1,7 +1,7 @@
 """Send an image to a receiver that granted it: the target's half of a restore ([0045]).
 
-Limits: one lane a transfer (the receiver's CPU is the limit, measured); RETRY_SECONDS
-without an answer end it. Callers: the thread of one SendImage.
+Limits: one lane a transfer (the receiver's CPU is the limit, measured); ``patience_seconds``
+without progress end it. Callers: the thread of one SendImage.
 """
 
 from __future__ import annotations
@@ -24,11 +24,21 @@ from dedup_target.image_reader import ImageReader, OpenImage
 from dedup_target.image_source import PreparedLeaves, image_batches
 from dedup_target.store import Store
 
-RETRY_SECONDS = 60.0
 RETRY_PAUSE_SECONDS = 0.5
 PROGRESS_SECONDS = 0.5
 
 _log = get_logger("send_image")
+
+
+@dataclass(frozen=True, slots=True)
+class SendRequest:
+    """What to send where, by a grant of the receiver's."""
+
+    image_id: ImageId
+    transfer_id: TransferId
+    receiver_address: str
+    grant: bytes
+    patience_seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,49 +63,18 @@ class ImageSender:
         self._open_stream = open_stream
         self._clock = clock
 
-    def send(
-        self,
-        image_id: ImageId,
-        transfer_id: TransferId,
-        *,
-        receiver_address: str,
-        grant: bytes,
-        cancelled: threading.Event,
-        report: Report,
-    ) -> SendProgress:
-        """Run the transfer to its receipt, resuming after cuts for RETRY_SECONDS.
+    def send(self, request: SendRequest, *, cancelled: threading.Event, report: Report) -> SendProgress:
+        """Run the transfer to its receipt, resuming after cuts while patience lasts.
 
         Raises NotFound, Corruption (of the image), Cancelled, and the receiver's errors.
         """
-        with self._images.held(image_id) as image:
-            return self._run(image, transfer_id, receiver_address, grant, cancelled, report)
-
-    def _run(
-        self,
-        image: OpenImage,
-        transfer_id: TransferId,
-        receiver_address: str,
-        grant: bytes,
-        cancelled: threading.Event,
-        report: Report,
-    ) -> SendProgress:
-        opening = Open(
-            transfer_id=transfer_id,
-            grant=grant,
-            attempt=0,
-            lane=0,
-            image_bytes=image.manifest.image_bytes,
-            segmentation=image.manifest.segmentation,
-            source_state=image.manifest.source_state,
-            key=self._store.keys.by_id(image.tenant).key,
-            root=image.manifest.root,
-        )
-        run = _Run(self, image, opening, cancelled, report)
-        while True:
-            try:
-                return run.attempt(receiver_address)
-            except (PeerUnavailable, Conflict) as error:
-                run.wait_before_retry(error)
+        with self._images.held(request.image_id) as image:
+            run = _Run(self, image, request, cancelled, report)
+            while True:
+                try:
+                    return run.attempt()
+                except (PeerUnavailable, Conflict) as error:
+                    run.wait_before_retry(error)
 
 
 class _Run:
@@ -105,13 +84,24 @@ class _Run:
         self,
         sender: ImageSender,
         image: OpenImage,
-        opening: Open,
+        request: SendRequest,
         cancelled: threading.Event,
         report: Report,
     ) -> None:
         self._sender = sender
         self._image = image
-        self._opening = opening
+        self._request = request
+        self._opening = Open(
+            transfer_id=request.transfer_id,
+            grant=request.grant,
+            attempt=0,
+            lane=0,
+            image_bytes=image.manifest.image_bytes,
+            segmentation=image.manifest.segmentation,
+            source_state=image.manifest.source_state,
+            key=sender._store.keys.by_id(image.tenant).key,
+            root=image.manifest.root,
+        )
         self._cancelled = cancelled
         self._report = report
         self._spent = Figures()
@@ -120,18 +110,18 @@ class _Run:
         self._last_progress = self._clock.monotonic()
 
     def wait_before_retry(self, error: Exception) -> None:
-        """Pause; raise ``error`` when nothing moved for RETRY_SECONDS."""
-        if self._clock.monotonic() - self._last_progress > RETRY_SECONDS:
+        """Pause; raise ``error`` when patience is over."""
+        if self._clock.monotonic() - self._last_progress > self._request.patience_seconds:
             raise error
-        _log.warning("transfer_retries", transfer=self._opening.transfer_id, error=str(error))
+        _log.warning("transfer_retries", transfer=self._request.transfer_id, error=str(error))
         if self._cancelled.wait(RETRY_PAUSE_SECONDS):
             raise Cancelled("the transfer was cancelled")
 
-    def attempt(self, receiver_address: str) -> SendProgress:
+    def attempt(self) -> SendProgress:
         """Open, send what is not durable yet, commit."""
         started = self._clock.monotonic()
         self._attempts += 1
-        stream = self._sender._open_stream(receiver_address)
+        stream = self._sender._open_stream(self._request.receiver_address)
         lane = SenderLane()
         try:
             opened = open_lane(stream, lane, self._opening)

@@ -30,6 +30,10 @@ from arraylift.sizes import IMAGE_BYTES_MAX, SEGMENTS_PER_SPAN_MAX
 from arraylift.v1 import common_pb2
 from arraylift.v1 import exchange_pb2 as pb
 
+PATIENCE_SECONDS = 60
+PATIENCE_SECONDS_MAX = 3600
+"""How long a sender retries without progress: unless told otherwise, and at most."""
+
 _BITMAP_BYTES_MAX = SPANS_PER_OFFER_MAX * SEGMENTS_PER_SPAN_MAX // 8
 """One bit for each segment of the largest offer; unpacked, a bit becomes a byte."""
 
@@ -47,6 +51,13 @@ def _check_image_bytes(value: int) -> int:
 
 
 # -- shared messages ----------------------------------------------------------------------------
+
+
+def patience_from_pb(seconds: int) -> int:
+    """Return the seconds that a sender shall retry; 0 asks for the default."""
+    if seconds > PATIENCE_SECONDS_MAX:
+        raise InvalidRequest(f"patience is at most {PATIENCE_SECONDS_MAX} s, not {seconds}")
+    return seconds or PATIENCE_SECONDS
 
 
 def segmentation_to_pb(value: Segmentation) -> common_pb2.Segmentation:

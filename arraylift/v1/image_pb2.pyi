@@ -90,16 +90,18 @@ class ReadRangeResponse(_message.Message):
     def __init__(self, offset: _Optional[int] = ..., data: _Optional[bytes] = ..., zero_bytes: _Optional[int] = ...) -> None: ...
 
 class SendImageRequest(_message.Message):
-    __slots__ = ("image_id", "receiver_address", "transfer_id", "grant")
+    __slots__ = ("image_id", "receiver_address", "transfer_id", "grant", "patience_seconds")
     IMAGE_ID_FIELD_NUMBER: _ClassVar[int]
     RECEIVER_ADDRESS_FIELD_NUMBER: _ClassVar[int]
     TRANSFER_ID_FIELD_NUMBER: _ClassVar[int]
     GRANT_FIELD_NUMBER: _ClassVar[int]
+    PATIENCE_SECONDS_FIELD_NUMBER: _ClassVar[int]
     image_id: str
     receiver_address: str
     transfer_id: str
     grant: bytes
-    def __init__(self, image_id: _Optional[str] = ..., receiver_address: _Optional[str] = ..., transfer_id: _Optional[str] = ..., grant: _Optional[bytes] = ...) -> None: ...
+    patience_seconds: int
+    def __init__(self, image_id: _Optional[str] = ..., receiver_address: _Optional[str] = ..., transfer_id: _Optional[str] = ..., grant: _Optional[bytes] = ..., patience_seconds: _Optional[int] = ...) -> None: ...
 
 class SendImageResponse(_message.Message):
     __slots__ = ("spans_done", "figures", "receipt_id", "root")

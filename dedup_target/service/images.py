@@ -15,7 +15,7 @@ from arraylift.v1 import image_pb2 as pb
 from dedup_target.backups import Backups
 from dedup_target.convert import image_to_pb
 from dedup_target.image_reader import ImageReader
-from dedup_target.send_image import ImageSender, SendProgress
+from dedup_target.send_image import ImageSender, SendProgress, SendRequest
 from dedup_target.service.backups import BackupsEdge
 from dedup_target.store import Store
 
@@ -70,21 +70,19 @@ class ImageEdge(BackupsEdge):
     ) -> Iterator[pb.SendImageResponse]:
         if len(request.grant) != GRANT_BYTES:
             raise InvalidRequest("a grant has 32 bytes", next_step="get one by VolumeService.PrepareRestore")
-        image_id = ImageId(check_id(request.image_id, "image id"))
-        transfer_id = TransferId(check_id(request.transfer_id, "transfer id"))
+        asked = SendRequest(
+            image_id=ImageId(check_id(request.image_id, "image id")),
+            transfer_id=TransferId(check_id(request.transfer_id, "transfer id")),
+            receiver_address=request.receiver_address,
+            grant=request.grant,
+            patience_seconds=shared.patience_from_pb(request.patience_seconds),
+        )
         cancelled = threading.Event()
 
         def run(report: Callable[[SendProgress], None]) -> SendProgress:
-            return self._sender.send(
-                image_id,
-                transfer_id,
-                receiver_address=request.receiver_address,
-                grant=request.grant,
-                cancelled=cancelled,
-                report=report,
-            )
+            return self._sender.send(asked, cancelled=cancelled, report=report)
 
-        news = stream_long_call(context, run, cancelled=cancelled, what=f"send {transfer_id}")
+        news = stream_long_call(context, run, cancelled=cancelled, what=f"send {asked.transfer_id}")
         yield from map(_progress, news)
 
 

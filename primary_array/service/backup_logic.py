@@ -16,7 +16,6 @@ from arraylift.v1 import backup_logic_pb2_grpc as pb_grpc
 from primary_array.send import Sender, SendProgress, SendRequest
 
 TRANSFERS_MAX = 16
-PATIENCE_SECONDS, PATIENCE_SECONDS_MAX = 60, 3600
 
 
 class BackupLogicEdge(pb_grpc.BackupLogicServiceServicer):
@@ -76,8 +75,6 @@ class BackupLogicEdge(pb_grpc.BackupLogicServiceServicer):
 def _request(request: pb.SendSnapshotRequest) -> SendRequest:
     if len(request.grant) != 32:
         raise InvalidRequest("a grant has 32 bytes", next_step="get one by TargetAdminService.CreateGrant")
-    if request.patience_seconds > PATIENCE_SECONDS_MAX:
-        raise InvalidRequest(f"patience is at most {PATIENCE_SECONDS_MAX} s")
     sources = pb.ChangeSource
     if request.change_source not in sources.values():
         raise InvalidRequest(f"change source {request.change_source} is unknown")
@@ -88,7 +85,7 @@ def _request(request: pb.SendSnapshotRequest) -> SendRequest:
         grant=request.grant,
         births=request.change_source != sources.CHANGE_SOURCE_FULL_READ,
         births_required=request.change_source == sources.CHANGE_SOURCE_BIRTHS,
-        patience_seconds=request.patience_seconds or PATIENCE_SECONDS,
+        patience_seconds=shared.patience_from_pb(request.patience_seconds),
     )
 
 

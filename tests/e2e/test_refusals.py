@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from functools import partial
 
 import pytest
@@ -19,7 +20,7 @@ from arraylift.errors import (
 from arraylift.ids import random_id
 from arraylift.rpc.channel import call
 from arraylift.sizes import MIB
-from arraylift.v1 import backup_logic_pb2, target_admin_pb2, volume_pb2
+from arraylift.v1 import backup_logic_pb2, image_pb2, target_admin_pb2, volume_pb2
 from tests.e2e.cluster import ARRAY, TARGET, Cluster, Running, in_thread, last_of, wait_for_progress
 from tests.e2e.daemon import free_port, wait_until
 from tests.e2e.disks import differing_spans, random_disk
@@ -129,3 +130,26 @@ def test_a_target_that_nobody_hears_is_given_up_after_the_patience(shared: Clust
     )
     with pytest.raises(PeerUnavailable):
         list(shared.messages(shared.backup_logic.SendSnapshot, request))
+    request.patience_seconds = 3601
+    with pytest.raises(InvalidRequest, match="patience"):
+        list(shared.messages(shared.backup_logic.SendSnapshot, request))
+
+
+def test_an_array_that_nobody_hears_is_given_up_after_the_patience(shared: Cluster) -> None:
+    shared.import_disk("r6", random_disk(MIB, seed=3))
+    sent = shared.back_up("r6", "r6")
+    transfer_id, grant = shared.prepare_restore("r6-back")
+    request = image_pb2.SendImageRequest(
+        image_id=sent.image_id,
+        receiver_address=f"127.0.0.1:{free_port()}",
+        transfer_id=transfer_id,
+        grant=grant,
+        patience_seconds=1,
+    )
+    began = time.monotonic()
+    with pytest.raises(PeerUnavailable):
+        list(shared.messages(shared.images.SendImage, request))
+    assert time.monotonic() - began < 30, "and not after a minute"
+    request.patience_seconds = 3601
+    with pytest.raises(InvalidRequest, match="patience"):
+        list(shared.messages(shared.images.SendImage, request))

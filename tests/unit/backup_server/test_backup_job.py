@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from typing import Self
 
 import pytest
 
 from arraylift import errors
+from arraylift.exchange.messages import Figures
 from arraylift.vm.types import ConsistencyLevel
 from backup_server.job_rules import JobState, transfer_id
-from tests.fakes.backup_server import Rig
+from backup_server.job_run import JobRun
+from backup_server.model import Receipt, TransferNews
+from tests.fakes.backup_server import PACING, Rig
 from tests.fakes.world import SPAN, Fault
 
 CENTER_CALLS = ("GetManagedVm", "PrepareBackup", "CreateGrant", "SendSnapshot", "PublishBackup")
@@ -129,6 +134,61 @@ def test_a_transfer_that_breaks_goes_on(rig: Rig, kind: str) -> None:
     ids = [request.transfer_id for name, request in rig.world.calls if name == "SendSnapshot"]
     assert len(ids) == 4
     assert len(set(ids)) == 2, "a replay is the same transfer"
+    asked = [request for name, request in rig.world.calls if name == "SendSnapshot"]
+    assert {request.patience_seconds for request in asked} == {PACING.transfer_patience_seconds}
+
+
+class HandClock:
+    """Time that a test turns by hand."""
+
+    def __init__(self) -> None:
+        self.seconds = 100.0
+
+    def monotonic(self) -> float:
+        return self.seconds
+
+    def wall_ns(self) -> int:
+        return int(self.seconds * 1e9)
+
+
+class LateNews:
+    """A transfer that moves, and is then retried by its sender for as long as our patience."""
+
+    def __init__(self, clock: HandClock) -> None:
+        self._news = self._tell(clock)
+
+    def _tell(self, clock: HandClock) -> Iterator[TransferNews]:
+        yield TransferNews(1, Figures())
+        clock.seconds += PACING.patience_seconds
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> TransferNews:
+        return next(self._news)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        return
+
+    def cancel(self) -> None:
+        raise AssertionError("nobody cancels it")
+
+
+def test_patience_counts_from_the_last_progress(rig: Rig) -> None:
+    clock, tries = HandClock(), []
+    job = rig.server.db.job(rig.order_backup("db1"))
+    run = JobRun(job, rig.server.db, clock=clock, pacing=PACING, hook=lambda _name: None)
+
+    def send() -> Receipt:
+        tries.append(clock.seconds)
+        return run.follow("disk0", LateNews(clock), 4)
+
+    with pytest.raises(errors.PeerUnavailable, match="without a receipt"):
+        run.retry(send, "send disk0")
+    assert tries == [100.0], "whoever retried for us has used our patience up"
 
 
 @pytest.mark.parametrize("method", CENTER_CALLS)

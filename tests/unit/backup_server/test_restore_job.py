@@ -10,7 +10,7 @@ from arraylift import errors
 from arraylift.v1 import vm_pb2
 from backup_server.job_rules import RESTORE_TAG, JobState, new_vm_id
 from backup_server.model import PeerKind, RegisteredPeer
-from tests.fakes.backup_server import Killed, Rig
+from tests.fakes.backup_server import PACING, Killed, Rig
 from tests.fakes.world import SPAN, Fault
 
 CENTER_CALLS = ("PlaceVm", "ProvisionVm", "PrepareRestore", "SendImage", "AttachVmVolume", "PowerVm")
@@ -126,6 +126,13 @@ def test_a_volume_that_lands_after_the_job_gave_up_is_swept(rig: Rig) -> None:
     assert rig.run(job_id).job.state is JobState.FAILED
     rig.sweep()
     assert rig.world.leftovers() == []
+
+
+def test_the_target_has_no_more_patience_than_the_job(rig: Rig) -> None:
+    view = rig.run(rig.order_restore(rig.back_up("db1").backup_id, name="db2"))
+    assert view.job.state is JobState.SUCCEEDED
+    (asked,) = [request for name, request in rig.world.calls if name == "SendImage"]
+    assert asked.patience_seconds == PACING.transfer_patience_seconds == 2
 
 
 def test_an_array_that_restarted_is_asked_again(rig: Rig) -> None:

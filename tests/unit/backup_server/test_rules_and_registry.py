@@ -221,6 +221,11 @@ def test_one_vm_named_twice_is_one_job(rig: Rig) -> None:
     assert len(rig.server.orders.start_backups(choice, ORDER)) == 1
 
 
+@pytest.mark.parametrize(("patience", "given"), [(0.0, 1), (1.5, 2), (6.0, 6), (300.0, 60), (86400.0, 60)])
+def test_a_transfer_has_no_more_patience_than_its_job(patience: float, given: int) -> None:
+    assert job_rules.Pacing(patience_seconds=patience).transfer_patience_seconds == given
+
+
 # -- connections --------------------------------------------------------------------------------
 
 
@@ -235,7 +240,12 @@ def test_silence_ends_a_transfer(rig: Rig) -> None:
     grant, _ = target.create_grant("a" * 32, array="array1", image_name="x/y", full=False)
     array = rig.server.peers.array(rig.server.registry.array("array1"))
     transfer = array.send_snapshot(
-        snapshot.disks[0].snapshot_id, "a" * 32, target_address="127.0.0.1:1", grant=grant, full=False
+        snapshot.disks[0].snapshot_id,
+        "a" * 32,
+        target_address="127.0.0.1:1",
+        grant=grant,
+        full=False,
+        patience_seconds=7,
     )
     assert next(transfer).spans_done == 0
     with pytest.raises(errors.DeadlineExceeded, match="said nothing"):
