@@ -36,6 +36,13 @@ read to its end    whoever sends an image holds its root, so that deleting it me
 read + condemn     each record is verified when it is read, condemned or not (S3)
 removal + removal  the lock
 removal + crash    entries go before the file: what is left over is indexed again at start
+collect + ingest   pins, and the watch of a whole cycle (collect.py G1); only containers that were indexed
+                   when the cycle began are judged (G2)
+collect + commit   deletion and publication hold the lock; a commit that the mark did not see rests on
+                   containers that were pinned in this cycle
+collect + delete   an image that goes meanwhile counts in this cycle, as a base or a hold beyond (K1)
+collect + collect  one maintenance a unit (A1); likewise move, drain, rebuild
+collect + crash    every step is one of append, seal, condemn, removal; state that is lost costs two cycles
 log + log          a log belongs to its transfer's lock; logs are different files
 log + seal         leaves are logged after seal and index batch, so a replayed log never
                    promises what is not there (T1)

@@ -42,6 +42,8 @@ class Quarantine:
         self._backend = backend
         self.lock = threading.RLock()
         self._generation = 0
+        self.additions = 0
+        """Grows with every record that is quarantined."""
         self._bad: dict[ContainerId, tuple[TenantId, dict[bytes, str]]] = {}
         self.damaged: list[ContainerId] = []
         for name in backend.list(FOLDER):
@@ -72,6 +74,7 @@ class Quarantine:
             records = {**dict.fromkeys(fingerprints, why[:WHY_CHARACTERS_MAX]), **known}
             self._publish(container, tenant, records)
             self._bad[container] = (tenant, records)
+            self.additions += 1
             self.raise_generation()
         _LOG.error("records_quarantined", container=subject_of(container), count=len(fingerprints), why=why)
 

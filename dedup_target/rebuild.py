@@ -143,7 +143,7 @@ def reconcile(
         for container in missing[start : start + CONTAINERS_AT_ONCE]:
             sealed = _read(containers, container, damaged)
             if sealed is not None:
-                group.append(_without(sealed, quarantine.bad_of(container)))
+                group.append(without(sealed, quarantine.bad_of(container)))
         index.add_containers(group)
         if progress:
             progress(min(start + CONTAINERS_AT_ONCE, len(missing)), len(missing))
@@ -176,7 +176,7 @@ def _read(
     return sealed
 
 
-def _without(sealed: SealedContainer, bad: frozenset[bytes]) -> SealedContainer:
+def without(sealed: SealedContainer, bad: frozenset[bytes]) -> SealedContainer:
     """The container without its quarantined records: they must not hide a healthy older copy."""
     if not bad:
         return sealed

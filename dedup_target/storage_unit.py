@@ -25,9 +25,10 @@ from arraylift.errors import Corruption, NotFound
 from arraylift.ids import ContainerId, TenantId, UnitId
 from arraylift.logs import get_logger
 from arraylift.segments.fingerprint import FingerprintKey
-from dedup_target import container_store, rocks_index
+from dedup_target import container_store, gc_state, rocks_index
 from dedup_target.backup_manifest_store import BackupManifestStore
 from dedup_target.container_store import ContainerLimits, ContainerStore
+from dedup_target.gc_state import GcState
 from dedup_target.key_store import KeyStore
 from dedup_target.maintenance import Maintenance
 from dedup_target.manifest_store import ManifestStore
@@ -54,6 +55,13 @@ class OpeningReport:
     damaged_manifests: int
     roots_missing: int
     """Images whose root is not in the index: damaged, or its container is."""
+
+    @property
+    def anything_lost(self) -> bool:
+        """Whether the index had to be mended, or something is missing."""
+        found = self.index
+        changed = found.rebuilt or found.containers_added or found.containers_gone or found.containers_damaged
+        return bool(changed or self.damaged_manifests or self.roots_missing)
 
 
 class RocksOpener:
@@ -120,10 +128,13 @@ class StorageUnit:
                 progress=progress,
             )
             undo.callback(self.index.close)
+            self.gc_state = GcState(files, f"{index_root}/{self.unit_id}{gc_state.SUFFIX}")
             self._sealers: dict[TenantId, Callable[[bytes], bytes]] = {}
             self.manifests = ManifestStore(backend, self._seal_manifest)
             self.backups = BackupManifestStore(backend, self._seal_manifest)
             self.report = OpeningReport(swept, report, len(self.manifests.damaged), self._roots_missing())
+            if self.report.anything_lost:
+                self.gc_state.void("the unit was opened with losses")
             undo.pop_all()
         _LOG.info("unit_opened", unit=self.unit_id, container_count=len(self.containers.containers()))
 

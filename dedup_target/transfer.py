@@ -46,7 +46,7 @@ from dedup_target.image_reader import ImageReader, OpenImage
 from dedup_target.store import Store
 from dedup_target.transfer_format import Attempt as LoggedAttempt
 from dedup_target.transfer_format import GrantParameters, LoggedLeaves
-from dedup_target.transfer_log import TransferLog
+from dedup_target.transfer_log import FrozenLog, TransferLog
 
 _log = get_logger("transfer")
 
@@ -249,6 +249,11 @@ class Transfer:
         """The receipt of a transfer that has committed."""
         done = self.log.state.committed
         return Committed(done.root, done.image_id, Figures(**done.receipt)) if done else None
+
+    def frozen_log(self) -> FrozenLog:
+        """What is durable so far, to be read by others."""
+        with self.lock:
+            return self.log.freeze()
 
     # -- writing --------------------------------------------------------------------------------
 

@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from arraylift.durable import AppendFile, Files
 from arraylift.errors import AlreadyExists, NotFound, OutOfSpace, Overloaded
-from arraylift.ids import TransferId, check_id
+from arraylift.ids import TenantId, TransferId, check_id
 from arraylift.logs import get_logger
 from arraylift.segments.tree import Leaves, no_leaves
 from arraylift.sizes import IMAGE_BYTES_MAX, spans_of
@@ -81,6 +81,10 @@ class TransferState:
     positions: npt.NDArray[np.uint64] = field(default_factory=lambda: np.zeros(0, dtype=np.uint64))
     """(spans,) offset of the record that holds the leaf; 0 for holes."""
     committed: CommittedTransfer | None = None
+
+    def places(self) -> npt.NDArray[np.uint64]:
+        """Offsets of the records that hold leaves, ascending."""
+        return np.unique(self.positions[(self.positions > 0) & self.covered])
 
 
 class TransferLog:
@@ -154,18 +158,37 @@ class TransferLog:
         REQUIRES no append meanwhile.
         """
         state = self.state
-        places = np.unique(state.positions[(state.positions > 0) & state.covered])
-        for place in places.tolist():
-            logged = decode_leaves(self._record_at(place).body, self._path)
-            yield from _leaves_of(logged, state.positions, place)
+        for place in state.places().tolist():
+            yield from _leaves_of(leaves_at(self._files, self._path, place), state.positions, place)
 
-    def _record_at(self, offset: int) -> Record:
-        head = self._files.read(self._path, offset, RECORD_HEADER_BYTES)
-        end = record_end(head, offset)
-        record = decode_record(self._files.read(self._path, offset, end - offset), offset) if end else None
-        if record is None or record.type is not RecordType.LEAVES:
-            raise log_damaged(self._path, f"the leaves at {offset} can no longer be read")
-        return record
+    def freeze(self) -> FrozenLog:
+        """What is covered now, to be read while the log goes on (T1)."""
+        grant = self.state.grant
+        return FrozenLog(self._files, self._path, grant.tenant, grant.transfer_id, self.state.places())
+
+
+class FrozenLog:
+    """The leaves of a log at one moment: records never change, and the log only grows. Any thread."""
+
+    def __init__(
+        self,
+        files: Files,
+        path: str,
+        tenant: TenantId,
+        transfer_id: TransferId,
+        places: npt.NDArray[np.uint64],
+    ) -> None:
+        self._files = files
+        self._path = path
+        self._places = places
+        self.tenant = tenant
+        self.transfer_id = transfer_id
+
+    def segments(self) -> Iterator[bytes]:
+        """Yield packed fingerprints, a record at a time; some that a later record replaced are among
+        them. Raises NotFound if the log was removed, Corruption."""
+        for place in self._places.tolist():
+            yield bytes(leaves_at(self._files, self._path, place).fingerprints)
 
 
 class TransferLogs:
@@ -220,6 +243,16 @@ class TransferLogs:
 
     def _path(self, transfer_id: TransferId) -> str:
         return f"{self._folder}/{check_id(transfer_id, 'transfer id')}{SUFFIX}"
+
+
+def leaves_at(files: Files, path: str, offset: int) -> LoggedLeaves:
+    """Read one record of leaves back. Raises NotFound, Corruption."""
+    head = files.read(path, offset, RECORD_HEADER_BYTES)
+    end = record_end(head, offset)
+    record = decode_record(files.read(path, offset, end - offset), offset) if end else None
+    if record is None or record.type is not RecordType.LEAVES:
+        raise log_damaged(path, f"the leaves at {offset} can no longer be read")
+    return decode_leaves(record.body, path)
 
 
 # -- replay -------------------------------------------------------------------------------------

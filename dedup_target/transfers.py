@@ -27,9 +27,10 @@ from arraylift.errors import (
     WrongState,
 )
 from arraylift.exchange.messages import Limits, Open
-from arraylift.ids import ImageId, TransferId
+from arraylift.ids import Fingerprint, ImageId, TransferId
 from arraylift.logs import get_logger
 from dedup_target.image_reader import ImageReader
+from dedup_target.mark import LiveLog, TreeRoot
 from dedup_target.store import Store
 from dedup_target.transfer import Transfer
 from dedup_target.transfer_format import CommittedTransfer, GrantParameters
@@ -201,6 +202,24 @@ class Transfers:
         """Transfers that have not committed."""
         with self._lock:
             return sum(transfer.receipt() is None for transfer in self._transfers.values())
+
+    # -- what collection must know (law 8) ------------------------------------------------------
+
+    def live_logs(self) -> list[LiveLog]:
+        """What each transfer that has not committed made durable so far."""
+        return [transfer.frozen_log() for transfer in self._live()]
+
+    def live_bases(self) -> list[TreeRoot]:
+        """The bases that they may inherit from, also where the image is deleted by now."""
+        return [
+            TreeRoot(grant.tenant, Fingerprint(grant.base_root), f"the base of transfer {grant.transfer_id}")
+            for grant in (transfer.grant for transfer in self._live())
+            if grant.base_root is not None
+        ]
+
+    def _live(self) -> list[Transfer]:
+        with self._lock:
+            return [transfer for transfer in self._transfers.values() if transfer.receipt() is None]
 
     # -- recovery and leases --------------------------------------------------------------------
 

@@ -101,6 +101,22 @@ def _head(node: bytes, kind: int) -> int:
     return int(count)
 
 
+def names_in(node: bytes) -> tuple[bool, bytes]:
+    """Return what a node names, wherever in a tree it stands: whether that is segments, and their
+    packed fingerprints, holes left out. Raises Corruption (T3)."""
+    kind = node[0] if node else 0
+    if kind == _LEAF:
+        count = _head(node, _LEAF)
+        if len(node) != _HEAD.size + count * 36:
+            raise Corruption(f"a leaf node of {len(node)} bytes cannot hold {count} segments")
+        return True, node[_HEAD.size + 4 * count :]
+    if kind == _INNER:
+        decode_inner(node, _head(node, _INNER))
+        return False, node[_HEAD.size + _BITMAP_BYTES :]
+    top = decode_root(node).top
+    return False, b"" if top == ZERO_FINGERPRINT else top
+
+
 # -- building -----------------------------------------------------------------------------------
 
 

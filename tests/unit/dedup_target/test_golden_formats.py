@@ -22,6 +22,7 @@ from dedup_target import (
     backup_manifest_format,
     container_format,
     container_store,
+    gc_state,
     key_store,
     lock_clock,
     manifest_format,
@@ -102,6 +103,7 @@ WRITERS: dict[str, Callable[[Path], bytes]] = {
     "key-v1-secret.key": lambda _: grants.encode_secret(WRAPPING_KEY),
     "quarantine-v1.alq": _quarantine,
     "unit-v2.alu": _unit,
+    "gc-state-v1.alg": lambda _: gc_state.encode(7, {ContainerId(9): 7, ContainerId(5): 5}),
     "unit-v1-high-water.alu": _high_water,
 }
 
