@@ -83,6 +83,8 @@ class Arraylift:
             "pki": str(self._pki),
             "log_level": "warning",
         }
+        if noun == "array":
+            settings["nbd_listen"] = ""
         config.write_text(
             "".join(f'{key} = "{value}"\n' for key, value in settings.items()), encoding="utf-8"
         )

@@ -21,6 +21,8 @@ from arraylift.rpc.server import service_of
 from arraylift.sizes import MIB
 from arraylift.v1 import backup_logic_pb2_grpc, volume_pb2_grpc
 from primary_array.config import ArraySettings
+from primary_array.exports import ArrayExports
+from primary_array.nbd_service import NbdService
 from primary_array.pool import Pool
 from primary_array.restores import Restores
 from primary_array.send import Sender
@@ -41,9 +43,13 @@ def build(settings: ArraySettings, tls: TlsMaterial) -> daemon.Built:
     workers = WorkerPool(settings.send_workers)
     restores = Restores(pool, load_grant_secret(files, state), clock=SYSTEM_CLOCK, limits=RESTORE_LIMITS)
     peers = ExchangePeers(tls, "target")
+    exports = ArrayExports(pool, files, state)
+    nbd = NbdService(settings, tls, exports, files)
     backup_logic = BackupLogicEdge(Sender(pool, workers, tls=tls, open_stream=peers.open_stream))
 
     def close() -> None:
+        nbd.stop()
+        exports.close()
         backup_logic.close()
         restores.close()
         peers.close()
@@ -51,7 +57,9 @@ def build(settings: ArraySettings, tls: TlsMaterial) -> daemon.Built:
         pool.close()
 
     services = [
-        service_of(volume_pb2_grpc.add_VolumeServiceServicer_to_server, VolumeEdge(pool, restores)),
+        service_of(
+            volume_pb2_grpc.add_VolumeServiceServicer_to_server, VolumeEdge(pool, restores, exports, nbd.uri)
+        ),
         service_of(backup_logic_pb2_grpc.add_BackupLogicServiceServicer_to_server, backup_logic),
         exchange_service(lambda opening, peer: restores.find(opening, role=peer.role, name=peer.name)),
     ]

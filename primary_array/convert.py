@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from arraylift.exchange import convert
 from arraylift.v1 import volume_pb2 as pb
+from primary_array.exports import ExportInfo
 from primary_array.pool_types import PoolStats, SnapshotInfo, VolumeInfo
 
 
@@ -29,6 +30,18 @@ def snapshot_to_pb(info: SnapshotInfo) -> pb.Snapshot:
         created_at_ns=info.created_at_ns,
         pinned=info.pinned,
         group_id=info.group_id,
+    )
+
+
+def export_to_pb(info: ExportInfo, uri: str) -> pb.Export:
+    record = info.record
+    return pb.Export(
+        name=record.name,
+        volume_name="" if record.snapshot_id else info.volume_name,
+        snapshot_id=record.snapshot_id or "",
+        read_only=record.read_only,
+        uri=uri,
+        connection_count=info.connection_count,
     )
 
 

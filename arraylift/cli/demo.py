@@ -21,7 +21,7 @@ from arraylift.cli.command import command
 from arraylift.cli.demo_report import Report
 from arraylift.cli.interrupts import shielded
 from arraylift.cli.session import Session
-from arraylift.cli.settings import KINDS, Layout
+from arraylift.cli.settings import KINDS, Layout, with_nbd_port
 from arraylift.cli.show import size_bytes
 from arraylift.errors import ArrayliftError
 from arraylift.sizes import human
@@ -79,7 +79,8 @@ def _up(layout: Layout) -> None:
         ports = _free_ports(len(KINDS))
         house.prepare(layout)
         for kind, port in zip(KINDS, ports, strict=True):
-            house.write_settings(layout, kind, house.new_settings(layout, kind, port, layout.pki))
+            made = house.new_settings(layout, kind, port, layout.pki)
+            house.write_settings(layout, kind, with_nbd_port(made, 0))
         try:
             house.up(layout)
         except ArrayliftError as error:

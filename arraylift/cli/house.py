@@ -29,6 +29,7 @@ from arraylift.cli.settings import (
     BASE_PORT,
     HOST,
     KINDS,
+    NBD_PORT_OFFSET,
     SERVER,
     VCENTER,
     DaemonKind,
@@ -37,6 +38,8 @@ from arraylift.cli.settings import (
     Layout,
     absolute,
     callable_address,
+    listening,
+    with_nbd_port,
 )
 from arraylift.clock import SYSTEM_CLOCK
 from arraylift.config import child_environment, render
@@ -100,7 +103,8 @@ def up(
         running = {kind: processes.read_record(layout.pid(kind)) for kind in KINDS}
         for kind in KINDS:
             if running[kind] is None:
-                check_bindable(settings[kind].listen)
+                for address in listening(settings[kind]):
+                    check_bindable(address)
         started: list[tuple[DaemonKind, ProcessRecord]] = []
         try:
             marks = {}
@@ -140,11 +144,13 @@ def configure(
     layout: Layout, kind: DaemonKind, base_port: int | None, pki_directory: Path | None
 ) -> DaemonSettings:
     """Return a daemon's settings, writing its file where it is missing or its port is to move."""
-    if base_port is not None and not 1 <= base_port <= PORT_MAX - 4:
-        raise InvalidRequest(f"--base-port must be 1 to {PORT_MAX - 4}, not {base_port}")
+    if base_port is not None and not 1 <= base_port <= PORT_MAX - NBD_PORT_OFFSET:
+        raise InvalidRequest(f"--base-port must be 1 to {PORT_MAX - NBD_PORT_OFFSET}, not {base_port}")
     if not layout.config(kind).exists():
         port = (base_port or BASE_PORT) + kind.port_offset
         settings = new_settings(layout, kind, port, pki_directory or layout.pki)
+        if base_port is not None:
+            settings = with_nbd_port(settings, base_port + NBD_PORT_OFFSET)
         write_settings(layout, kind, settings)
         return settings
     settings = layout.load(kind)
@@ -158,12 +164,12 @@ def configure(
             subject=kind.name,
             next_step="`arraylift down` first, then up with the new port",
         )
-    moved = dataclasses.replace(settings, listen=wanted)
+    assert base_port is not None
+    moved = with_nbd_port(dataclasses.replace(settings, listen=wanted), base_port + NBD_PORT_OFFSET)
     if isinstance(moved, FollowsCenter):
         old_port = int(settings.listen.rpartition(":")[2]) - kind.port_offset + VCENTER.port_offset
         if moved.vcenter == f"{host}:{old_port}":  # the local one, which moves too
-            center = f"{host}:{base_port + VCENTER.port_offset}" if base_port is not None else ""
-            moved = dataclasses.replace(moved, vcenter=center)
+            moved = dataclasses.replace(moved, vcenter=f"{host}:{base_port + VCENTER.port_offset}")
     write_settings(layout, kind, moved)
     return moved
 

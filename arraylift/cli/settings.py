@@ -23,6 +23,8 @@ from vcenter.config import CenterSettings
 
 STATE_ROOT = Path("~/.local/state/arraylift")
 BASE_PORT = 7401
+NBD_PORT_OFFSET = 5
+"""Of the array's NBD, where ports are given; by default it is NBD's own."""
 
 FollowsCenter = HostSettings | ServerSettings
 """Settings with the address of a virtual center."""
@@ -178,6 +180,19 @@ def places(overrides: Overrides, environment: CliSettings | None = None) -> Plac
 def absolute(path: Path) -> Path:
     """Return ``path`` from the root, ``~`` resolved; links stay."""
     return Path(os.path.abspath(path.expanduser()))
+
+
+def listening(settings: DaemonSettings) -> list[str]:
+    """Return every address that a daemon listens on."""
+    more = [settings.nbd_listen] if isinstance(settings, ArraySettings) and settings.nbd_listen else []
+    return [settings.listen, *more]
+
+
+def with_nbd_port(settings: DaemonSettings, port: int) -> DaemonSettings:
+    """Return the settings with another port for NBD, where they serve it; 0: any that is free."""
+    if not isinstance(settings, ArraySettings) or not settings.nbd_listen:
+        return settings
+    return dataclasses.replace(settings, nbd_listen=f"{settings.nbd_listen.rpartition(':')[0]}:{port}")
 
 
 def callable_address(listen: str) -> str:

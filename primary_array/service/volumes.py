@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import grpc
 
@@ -15,6 +15,7 @@ from arraylift.v1 import volume_pb2 as pb
 from arraylift.v1 import volume_pb2_grpc as pb_grpc
 from primary_array import convert
 from primary_array.draft import Draft
+from primary_array.exports import ArrayExports
 from primary_array.pool import Pool
 from primary_array.pool_types import SnapshotSource, Source, VolumeSource
 from primary_array.restores import Restores
@@ -25,9 +26,14 @@ RANGES_PER_MESSAGE = 4096
 class VolumeEdge(pb_grpc.VolumeServiceServicer):
     """Serves one pool."""
 
-    def __init__(self, pool: Pool, restores: Restores) -> None:
+    def __init__(
+        self, pool: Pool, restores: Restores, exports: ArrayExports, uri_of: Callable[[str], str]
+    ) -> None:
+        """``uri_of``: where a client finds an export by name; empty if NBD is not served."""
         self._pool = pool
         self._restores = restores
+        self._exports = exports
+        self._uri_of = uri_of
 
     # -- volumes --------------------------------------------------------------------------------
 
@@ -46,7 +52,10 @@ class VolumeEdge(pb_grpc.VolumeServiceServicer):
     def DeleteVolume(
         self, request: pb.DeleteVolumeRequest, context: grpc.ServicerContext
     ) -> pb.DeleteVolumeResponse:
-        with contextlib.suppress(NotFound) if request.missing_ok else contextlib.nullcontext():
+        with (
+            contextlib.suppress(NotFound) if request.missing_ok else contextlib.nullcontext(),
+            self._exports.hold(request.name),
+        ):
             self._pool.delete_volume(request.name, cascade=request.cascade)
         return pb.DeleteVolumeResponse()
 
@@ -181,6 +190,41 @@ class VolumeEdge(pb_grpc.VolumeServiceServicer):
             yield pb.ListChangedExtentsResponse(
                 offsets=offsets[part].astype("<u8").tobytes(), lengths=lengths[part].astype("<u8").tobytes()
             )
+
+    # -- exports --------------------------------------------------------------------------------
+
+    def CreateExport(
+        self, request: pb.CreateExportRequest, context: grpc.ServicerContext
+    ) -> pb.CreateExportResponse:
+        if bool(request.volume_name) == bool(request.snapshot_id):
+            raise InvalidRequest("name a volume or a snapshot, one of the two")
+        if not self._uri_of(request.name):
+            raise WrongState(
+                "this array serves no NBD", subject=request.name, next_step="set nbd_listen and restart it"
+            )
+        snapshot_id = request.snapshot_id and check_id(request.snapshot_id, "snapshot id")
+        info = self._exports.create(
+            request.name,
+            volume_name=request.volume_name,
+            snapshot_id=SnapshotId(snapshot_id) if snapshot_id else None,
+            read_only=request.read_only,
+        )
+        return pb.CreateExportResponse(export=convert.export_to_pb(info, self._uri_of(request.name)))
+
+    def ListExports(
+        self, request: pb.ListExportsRequest, context: grpc.ServicerContext
+    ) -> pb.ListExportsResponse:
+        infos = self._exports.infos()
+        return pb.ListExportsResponse(
+            exports=[convert.export_to_pb(info, self._uri_of(info.record.name)) for info in infos]
+        )
+
+    def DeleteExport(
+        self, request: pb.DeleteExportRequest, context: grpc.ServicerContext
+    ) -> pb.DeleteExportResponse:
+        with contextlib.suppress(NotFound) if request.missing_ok else contextlib.nullcontext():
+            self._exports.remove(request.name)
+        return pb.DeleteExportResponse()
 
     # -- restore and stats ----------------------------------------------------------------------
 

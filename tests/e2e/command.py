@@ -96,16 +96,16 @@ def processes_naming(text: str) -> list[int]:
 
 
 def free_base_port() -> int:
-    """Return N so that N to N+4, the daemons' ports, are free."""
+    """Return N so that N to N+5, the daemons' ports, are free."""
     for _ in range(100):
         with contextlib.ExitStack() as stack, contextlib.suppress(OSError, OverflowError):
-            sockets = [stack.enter_context(socket.socket()) for _ in range(5)]
+            sockets = [stack.enter_context(socket.socket()) for _ in range(6)]
             sockets[0].bind(("127.0.0.1", 0))
             first = int(sockets[0].getsockname()[1])
             for number, each in enumerate(sockets[1:], start=1):
                 each.bind(("127.0.0.1", first + number))
             return first
-    raise AssertionError("no five neighbouring ports are free")
+    raise AssertionError("no six neighbouring ports are free")
 
 
 def make_disk(path: Path, *, seed: int, size_bytes: int = 24 << 20) -> Path:

@@ -49,7 +49,15 @@ class Daemon:
         self.config_path = home / f"{name}.toml"
         self._process: subprocess.Popen[bytes] | None = None
         self._family: set[int] = set()
-        fields = {"name": name, "listen": self.address, "state": str(self.state), "pki": str(pki), **settings}
+        ports = {"nbd_listen": "127.0.0.1:0"} if module == "primary_array" else {}
+        fields = {
+            **ports,
+            "name": name,
+            "listen": self.address,
+            "state": str(self.state),
+            "pki": str(pki),
+            **settings,
+        }
         lines = (
             f'{key} = "{value}"' if isinstance(value, str) else f"{key} = {value}"
             for key, value in fields.items()

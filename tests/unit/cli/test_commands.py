@@ -63,7 +63,7 @@ def test_version(bare: Arraylift) -> None:
         (["nonsense"], "No such command 'nonsense'; see `arraylift --help`"),
         (["array", "volumes", "import"], "see `arraylift array volumes import --help`"),
         (["up", "--base-port", "many"], "--base-port"),
-        (["up", "--base-port", "70000"], "--base-port must be 1 to 65531"),
+        (["up", "--base-port", "70000"], "--base-port must be 1 to 65530"),
         (["daemon", "fridge"], "there is no daemon 'fridge'; use one of target, array, vcenter, host"),
         (["pki", "issue", "fridge", "f1"], "'fridge' is not a role"),
         (["array", "volumes", "ls", "--array", "nowhere"], "'nowhere' is not an address"),

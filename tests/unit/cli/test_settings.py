@@ -65,6 +65,7 @@ def test_ports_move_together_and_other_settings_stay(tmp_path: Path) -> None:
     wanted = {"vcenter": "9401", "host": "9402", "array": "9403", "target": "9404", "server": "9405"}
     assert ports == {noun: port for noun, port in wanted.items() if noun in ports}
     assert "send_workers = 5" in layout.config(ARRAY).read_text()
+    assert 'nbd_listen = "127.0.0.1:9406"' in layout.config(ARRAY).read_text()
     with pytest.raises(InvalidRequest, match="--base-port"):
         house.configure(layout, ARRAY, 65_533, None)
 
