@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import typer
 
-from arraylift.cli import peers, snapshots, volumes
+from arraylift.cli import exports, peers, snapshots, volumes
 from arraylift.cli.command import group
 
 
@@ -17,4 +17,5 @@ def register(app: typer.Typer) -> None:
     peers.register(noun, "array")
     volumes.register(noun)
     snapshots.register(noun)
+    exports.register(noun)
     app.add_typer(noun, name="array")
