@@ -4,10 +4,10 @@ Owns: the table of exports and the list of open devices.
 Invariants:
   X1 an export names a volume by its id: a later volume of the same name is not served for it.
   X2 what is exported is not deleted: a snapshot is pinned while it is, a volume is guarded by ``hold``.
-  X3 an export that is being removed, or whose volume is held, is opened by nobody; ``remove``
+  X3 an export that is being removed, or whose volume is, is opened by nobody; ``remove``
      returns when nobody has it open any more.
-Callers: the VolumeService edge and connections of the NBD server, any thread. Lock order: this lock is
-taken before the pool's, and never while the pool's are held.
+Callers: the VolumeService edge and connections of the NBD server, any thread; the pool, by
+``refuse_if_open``. Lock order: gate and commit lock of the pool, this lock, the pool's map lock.
 Format: docs/formats/exports-v1.md
 """
 
@@ -49,6 +49,7 @@ class ExportInfo:
 @dataclass(frozen=True, slots=True)
 class _Opened:
     record: ExportRecord
+    volume_name: str
     read_only: bool
     hang_up: Callable[[], None]
 
@@ -69,6 +70,7 @@ class ArrayExports:
         self._pins: dict[str, Pin] = {}
         for record in self._table.all():
             self._pin(record)
+        pool.refuse_changes_under(self.refuse_if_open)
 
     def _pin(self, record: ExportRecord) -> None:
         """X2. Where the snapshot is gone the export stays, and opens for nobody."""
@@ -100,7 +102,7 @@ class ArrayExports:
                 raise AlreadyExists(f"export {name} exists already", subject=name)
             if found is None:
                 if volume_id in self._held:
-                    raise WrongState("the volume is being changed as a whole", subject=name)
+                    raise WrongState("the volume is being removed", subject=name)
                 self._add(record)
             return self._info(record)
 
@@ -166,15 +168,22 @@ class ArrayExports:
     # -- volumes that are changed as a whole ----------------------------------------------------
 
     @contextmanager
-    def hold(self, volume_name: str, *, even_exported: bool = False) -> Iterator[None]:
-        """Admit neither exports nor connections of a volume while the caller changes it as a whole.
+    def hold(self, volume_name: str) -> Iterator[None]:
+        """Admit neither exports nor connections of a volume while the caller removes it.
 
-        Raises NotFound, and WrongState where it is exported; with ``even_exported`` only where somebody
-        has it open for writing, or it is held already.
+        Raises NotFound, and WrongState where it is exported, or held already.
         """
         with self._changed:
             volume_id = self._pool.volume(volume_name).volume_id
-            self._check_free(volume_id, volume_name, even_exported=even_exported)
+            if volume_id in self._held:
+                raise WrongState(f"volume {volume_name} is being removed", subject=volume_name)
+            for record in self._table.all():
+                if record.volume_id == volume_id:
+                    raise WrongState(
+                        f"volume {volume_name} is exported as {record.name}",
+                        subject=volume_name,
+                        next_step="remove its exports first",
+                    )
             self._held.add(volume_id)
         try:
             yield
@@ -182,23 +191,16 @@ class ArrayExports:
             with self._changed:
                 self._held.discard(volume_id)
 
-    def _check_free(self, volume_id: VolumeId, name: str, *, even_exported: bool) -> None:
-        if volume_id in self._held:
-            raise WrongState(f"volume {name} is being changed as a whole", subject=name, next_step="wait")
-        exported = [record.name for record in self._table.all() if record.volume_id == volume_id]
-        if exported and not even_exported:
-            raise WrongState(
-                f"volume {name} is exported as {exported[0]}",
-                subject=name,
-                next_step="remove its exports first",
-            )
-        for opened in self._opened.values():
-            if opened.record.volume_id == volume_id and not opened.read_only:
-                raise WrongState(
-                    f"volume {name} is open for writing through export {opened.record.name}",
-                    subject=name,
-                    next_step="end its connections first",
-                )
+    def refuse_if_open(self, volume_name: str) -> None:
+        """Raise WrongState if somebody has the volume open for writing; unknown names are nobody's."""
+        with self._changed:
+            for opened in self._opened.values():
+                if opened.volume_name == volume_name and not opened.read_only:
+                    raise WrongState(
+                        f"volume {volume_name} is open for writing through export {opened.record.name}",
+                        subject=volume_name,
+                        next_step="end its clients first: stop the VM, or remove the export",
+                    )
 
     # -- what the NBD server asks ---------------------------------------------------------------
 
@@ -216,11 +218,12 @@ class ArrayExports:
                 raise NotFound(f"there is no export {name}", subject=name)
             read_only = read_only or record.read_only
             if record.volume_id in self._held:
-                raise WrongState(f"the volume of export {name} is being changed as a whole", subject=name)
+                raise WrongState(f"the volume of export {name} is being removed", subject=name)
             info = self._source(record)
             self._serial += 1
             number = self._serial
-            self._opened[number] = _Opened(record, read_only, hang_up)
+            volume_name = info.volume_name if isinstance(info, SnapshotInfo) else info.name
+            self._opened[number] = _Opened(record, volume_name, read_only, hang_up)
 
         def closed() -> None:
             with self._changed:
