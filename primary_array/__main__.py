@@ -39,7 +39,7 @@ def build(settings: ArraySettings, tls: TlsMaterial) -> daemon.Built:
     if not 1 <= settings.send_workers <= 16:
         raise InvalidRequest(f"send_workers is 1 to 16, not {settings.send_workers}")
     files, state = RealFiles(), str(settings.state.expanduser().absolute())
-    pool = Pool.open(files, state)
+    pool = Pool.open(files, state, background=True)
     workers = WorkerPool(settings.send_workers)
     restores = Restores(pool, load_grant_secret(files, state), clock=SYSTEM_CLOCK, limits=RESTORE_LIMITS)
     peers = ExchangePeers(tls, "target")

@@ -13,6 +13,8 @@ Format: docs/formats/pool-v2.md. Why: docs/decisions/0076-pages-are-written-once
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from arraylift.durable import Files
 from arraylift.errors import ArrayliftError, OutOfSpace, Overloaded
@@ -75,6 +77,12 @@ class Checkpointer:
         rotation = self._commit.rotate()
         if rotation is not None:
             self._finish(rotation, done=self._publish(rotation))
+
+    @contextmanager
+    def held_back(self) -> Iterator[None]:
+        """Let no thread write a checkpoint; what is being written ends first."""
+        with self._one:
+            yield
 
     def rewrite(self) -> None:
         """Write a checkpoint with every page anew, where what is there is damaged (pool_check)."""

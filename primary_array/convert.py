@@ -5,7 +5,15 @@ from __future__ import annotations
 from arraylift.exchange import convert
 from arraylift.v1 import volume_pb2 as pb
 from primary_array.exports import ExportInfo
+from primary_array.findings import Finding, Severity
+from primary_array.pool_check import CheckNews
 from primary_array.pool_types import PoolStats, SnapshotInfo, VolumeInfo
+
+_SEVERITIES = {
+    Severity.NOTE: pb.FindingSeverity.FINDING_SEVERITY_NOTE,
+    Severity.WARNING: pb.FindingSeverity.FINDING_SEVERITY_WARNING,
+    Severity.ERROR: pb.FindingSeverity.FINDING_SEVERITY_ERROR,
+}
 
 
 def volume_to_pb(info: VolumeInfo) -> pb.Volume:
@@ -16,6 +24,7 @@ def volume_to_pb(info: VolumeInfo) -> pb.Volume:
         mapped_bytes=info.mapped_bytes,
         state=convert.state_to_pb(info.state),
         snapshot_count=info.snapshot_count,
+        unique_bytes=info.unique_bytes,
     )
 
 
@@ -30,6 +39,29 @@ def snapshot_to_pb(info: SnapshotInfo) -> pb.Snapshot:
         created_at_ns=info.created_at_ns,
         pinned=info.pinned,
         group_id=info.group_id,
+        mapped_bytes=info.mapped_bytes,
+        unique_bytes=info.unique_bytes,
+    )
+
+
+def check_to_pb(news: CheckNews) -> pb.CheckPoolResponse:
+    return pb.CheckPoolResponse(
+        findings=map(_finding_to_pb, news.findings),
+        granules_checked=news.granules_checked,
+        granules_total=news.granules_total,
+        done=news.done,
+    )
+
+
+def _finding_to_pb(finding: Finding) -> pb.Finding:
+    return pb.Finding(
+        severity=_SEVERITIES[finding.severity],
+        kind=finding.kind,
+        subject=finding.subject,
+        message=finding.message,
+        next_step=finding.next_step,
+        repairable=finding.repairable,
+        repaired=finding.repaired,
     )
 
 

@@ -74,7 +74,8 @@ class LineageTable:
             lineage_id: LineageId | None = start
             while lineage_id is not None and lineage_id not in keep:
                 keep.add(lineage_id)
-                lineage_id = self._lineages[lineage_id].parent_id
+                found = self._lineages.get(lineage_id)  # one that is unknown is told by the check
+                lineage_id = None if found is None else found.parent_id
         self._lineages = {key: value for key, value in self._lineages.items() if key in keep}
 
     def is_ancestor(self, older: SourceState, newer: SourceState) -> bool:

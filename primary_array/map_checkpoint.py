@@ -148,6 +148,11 @@ class _told:  # noqa: N801 - used like a function
             ) from error
 
 
+def is_version_1(data: bytes) -> bool:
+    """Say whether a checkpoint is of version 1, which has its pages inside."""
+    return map_checkpoint_v1.is_mine(data)
+
+
 def parse(data: bytes, *, pool_id: PoolId, number: int) -> Content:
     """Split a version 2 file. Raises ValueError and its like."""
     view = memoryview(data)

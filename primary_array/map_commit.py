@@ -181,6 +181,11 @@ class MapCommit:
         log.extend(runs)
         self._pending_runs += len(log) - before
 
+    def waiting_slots(self) -> list[U64]:
+        """Slots that are freed and not yet released. Map lock held."""
+        drafts = [slots for draft in self._state.drafts.values() for slots in draft.freed]
+        return [slots for slots, _ in self._freed] + drafts
+
     def abandon(self, slots: U64) -> None:
         """Free slots that only an unregistered draft named. Map lock held."""
         self._freed.append((slots, True))
@@ -334,9 +339,11 @@ class MapCommit:
         """Something happened since the last one. Inside a transaction."""
         return self._journal.size_bytes > EMPTY_JOURNAL_BYTES or bool(self._pending)
 
-    @property
-    def journal_number(self) -> int:
-        return self._journal.number
+    @contextmanager
+    def reading_journal(self) -> Iterator[tuple[int, int]]:
+        """Hold commits back; gives the number of the journal and the sequence that it ends with."""
+        with self._commit_lock:
+            yield self._journal.number, self._journal.sequence
 
     def close(self) -> None:
         """Make what is pending durable and close the files. Afterwards nothing may be called."""

@@ -43,6 +43,7 @@ from primary_array.map_events import (
 )
 from primary_array.map_state import Snapshot
 from primary_array.pin import Pin
+from primary_array.pool_check import CheckNews, PoolCheck
 from primary_array.pool_open import OpenedPool, open_pool
 from primary_array.pool_types import (
     VOLUMES_PER_GROUP_MAX,
@@ -53,6 +54,7 @@ from primary_array.pool_types import (
     VolumeInfo,
 )
 from primary_array.pool_view import PoolView
+from primary_array.superblock import Layout
 from primary_array.volume_ops import Swap, VolumeOps, check_size
 
 
@@ -68,6 +70,14 @@ class Pool:
         self._io = GranuleIo(parts.state, parts.slots, parts.commit)
         self._view = PoolView(parts.state)
         self._ops = VolumeOps(parts.state, parts.commit, self._io, clock)
+        self._check = PoolCheck(
+            files,
+            Layout(directory),
+            state=parts.state,
+            slots=parts.slots,
+            commit=parts.commit,
+            checkpointer=parts.checkpointer,
+        )
         self._files = files
         self._directory = directory
 
@@ -366,6 +376,14 @@ class Pool:
         return Draft(record, state=self._state, slots=self._slots, commit=self._commit, io=self._io)
 
     # -- the whole --------------------------------------------------------------------------
+
+    def check(self, *, repair: bool, report: Callable[[CheckNews], None] = lambda _: None) -> CheckNews:
+        """Look for contradictions in everything that the pool keeps; with ``repair`` mend what can be.
+
+        A check holds nothing up for long; a repair holds writes back while it runs. Raises Conflict (one
+        runs); a repair: OutOfSpace, StoreFailed.
+        """
+        return self._check.run(repair=repair, report=report)
 
     def stats(self) -> PoolStats:
         """Figures of this moment."""

@@ -160,7 +160,7 @@ def _recover_from(files: Files, layout: Layout, pool_id: PoolId, *, number: int,
     except NotFound as error:
         raise Corruption(f"{layout.pages} is missing", subject=layout.pages) from error
     state, sequence, places = found
-    state.counts.replace(slot_audit.count_slots(state))
+    state.counts.replace(slot_audit.count_slots(slot_audit.holders(state)))
     numbers = [journal for journal in layout.journals(files) if journal >= number]
     if numbers != list(range(number, number + len(numbers))) or newest not in numbers:
         raise Corruption(
@@ -208,8 +208,9 @@ def _replay(state: MapState, scans: dict[int, Scan], sequence: int, layout: Layo
 
 def used_slots(state: MapState) -> U64:
     """Count the slots anew, and return every slot that a map names, ascending. Raises Corruption (O4)."""
-    counts = slot_audit.count_slots(state)
-    for wrong in slot_audit.contradictions(state, len(counts) - 1):
+    maps = slot_audit.holders(state)
+    counts = slot_audit.count_slots(maps)
+    for wrong in slot_audit.contradictions(maps, len(counts) - 1):
         raise Corruption(
             f"the pool's map names one slot {wrong.message}: {int(wrong.slots[0])}, {wrong.owner}",
             subject=wrong.owner,

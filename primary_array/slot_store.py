@@ -21,6 +21,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from arraylift.durable import RandomFile
 from arraylift.errors import ArrayliftError, OutOfSpace, Overloaded
@@ -71,6 +72,33 @@ class SlotStore:
             waiting = sum(len(batch.slots) for batch in self._waiting)
             free = len(self._free) - self._at + self._returned_count
             return self._end - 1 - free - waiting, waiting
+
+    def allocated(self) -> npt.NDArray[np.bool_]:
+        """Say of each slot below the end whether it is given out or waits for readers."""
+        with self._lock:
+            held = np.ones(self._end, np.bool_)
+            held[self._free[self._at :]] = False
+            for slots in self._returned:
+                held[slots] = False
+            return held
+
+    def waiting(self) -> U64:
+        """Slots that are released and wait for readers."""
+        with self._lock:
+            return np.concatenate([np.empty(0, np.uint64), *(batch.slots for batch in self._waiting)])
+
+    def reclaim(self, held: U64) -> None:
+        """Believe that exactly ``held`` and what waits are in use (a repair). REQUIRES that nobody
+        allocates meanwhile."""
+        waiting = self.waiting()
+        with self._lock:
+            both = np.concatenate([held, waiting])
+            self._end = max(self._end, int(both.max()) + 1 if len(both) else 1)
+            taken = np.zeros(self._end, np.bool_)
+            taken[both] = True
+            taken[NONE_SLOT] = True
+            self._free, self._at = np.flatnonzero(~taken).astype(np.uint64), 0
+            self._returned, self._returned_count = [], 0
 
     def allocated_bytes(self) -> int:
         return self._data.allocated_bytes()

@@ -127,13 +127,14 @@ def send(
 
 
 def _table(snapshots: Sequence[volume_pb2.Snapshot]) -> Table:
-    shown = table("volume", "snapshot", ">size", "created", "in use", "id")
+    shown = table("volume", "snapshot", ">size", ">unique", "created", "in use", "id")
     for snapshot in snapshots:
         row(
             shown,
             snapshot.volume_name,
             snapshot.name,
             human(snapshot.size_bytes),
+            human(snapshot.unique_bytes),
             moment(snapshot.created_at_ns),
             "sending" if snapshot.pinned else "",
             snapshot.snapshot_id,

@@ -1,4 +1,4 @@
-"""``arraylift array volumes``: make, fill, read and remove volumes.
+"""``arraylift array volumes``: make, fill, read, resize, clone, roll back and remove volumes.
 
 Callers: the command line, main thread.
 """
@@ -17,7 +17,7 @@ from arraylift.cli.command import command, group
 from arraylift.cli.local_files import NewFile, SourceImage
 from arraylift.cli.session import Session
 from arraylift.cli.show import pairs, plain, row, size_bytes, table
-from arraylift.errors import NotFound
+from arraylift.errors import InvalidRequest, NotFound
 from arraylift.rpc.channel import LONG_CALL_SECONDS
 from arraylift.sizes import human
 from arraylift.v1 import volume_pb2
@@ -32,6 +32,14 @@ def register(app: typer.Typer) -> None:
     command(noun, "create", examples="arraylift array volumes create web1 10G")(create)
     command(noun, "rm", examples="arraylift array volumes rm web1 --cascade")(rm)
     command(noun, "import", examples="arraylift array volumes import web1 disk.img")(import_)
+    command(noun, "resize", examples="arraylift array volumes resize web1 20G")(resize)
+    command(noun, "clone", examples="arraylift array volumes clone web1@monday web1-test")(clone)
+    command(
+        noun,
+        "rollback",
+        examples="arraylift array volumes rollback web1 web1@monday --safety before-rollback\n"
+        "arraylift array volumes rollback web1 web1@monday --no-safety",
+    )(rollback)
     command(
         noun,
         "export",
@@ -72,6 +80,63 @@ def rm(
     request = volume_pb2.DeleteVolumeRequest(name=name, cascade=cascade, missing_ok=missing_ok)
     array.call(array.volumes.DeleteVolume, request, timeout_seconds=LONG_CALL_SECONDS)
     session.emit({"removed": name}, f"removed volume {name}")
+
+
+def resize(
+    session: Session,
+    name: VolumeName,
+    size: Annotated[str, typer.Argument(help="The new size, e.g. 20G.")],
+    shrink: Annotated[
+        bool, typer.Option("--shrink", help="Allow a smaller size: what is past it is gone.")
+    ] = False,
+) -> None:
+    """Give a volume another size; what is added reads as zeros."""
+    array = session.array
+    wanted = size_bytes(size)
+    have = volume_data.get_volume(array, name).size_bytes
+    if wanted < have and not shrink:
+        raise InvalidRequest(
+            f"volume {name} has {human(have)}: {human(have - wanted)} at its end would be gone",
+            next_step="repeat with --shrink if that is meant",
+        )
+    request = volume_pb2.ResizeVolumeRequest(name=name, size_bytes=wanted)
+    made = array.call(array.volumes.ResizeVolume, request, timeout_seconds=LONG_CALL_SECONDS).volume
+    session.emit(plain(made), _table([made]))
+
+
+def clone(
+    session: Session,
+    snapshot: Annotated[str, typer.Argument(metavar="SNAPSHOT", help="An id, or VOLUME@NAME.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the new volume.")],
+) -> None:
+    """Make a volume of a snapshot at once; both share what neither changes."""
+    array = session.array
+    found = transfers.find_snapshot(array, snapshot)
+    request = volume_pb2.CloneVolumeRequest(snapshot_id=found.snapshot_id, name=name)
+    made = array.call(array.volumes.CloneVolume, request, timeout_seconds=LONG_CALL_SECONDS).volume
+    session.emit(plain(made), _table([made]))
+
+
+def rollback(
+    session: Session,
+    name: VolumeName,
+    snapshot: Annotated[str, typer.Argument(metavar="SNAPSHOT", help="An id, or VOLUME@NAME.")],
+    safety: Annotated[
+        str, typer.Option(help="Name of the snapshot that keeps what the volume holds now.")
+    ] = "before-rollback",
+    no_safety: Annotated[bool, typer.Option("--no-safety", help="Let what it holds now go.")] = False,
+) -> None:
+    """Set a volume back to one of its snapshots."""
+    array = session.array
+    found = transfers.find_snapshot(array, snapshot)
+    request = volume_pb2.RollbackVolumeRequest(
+        volume_name=name, snapshot_id=found.snapshot_id, safety_name="" if no_safety else safety
+    )
+    answer = array.call(array.volumes.RollbackVolume, request, timeout_seconds=LONG_CALL_SECONDS)
+    safe_id = answer.safety.snapshot_id
+    document = {"volume": plain(answer.volume), "safety_snapshot_id": safe_id or None}
+    kept = f"; what it held is snapshot {answer.safety.name}, {safe_id}" if safe_id else ""
+    session.emit(document, f"volume {name} is as in snapshot {snapshot}{kept}")
 
 
 def import_(
@@ -149,13 +214,14 @@ def _readable(session: Session, reference: str) -> tuple[volume_pb2.ReadExtentsR
 
 
 def _table(volumes: Sequence[volume_pb2.Volume]) -> Table:
-    shown = table("volume", ">size", ">mapped", ">snapshots", "id")
+    shown = table("volume", ">size", ">mapped", ">unique", ">snapshots", "id")
     for volume in volumes:
         row(
             shown,
             volume.name,
             human(volume.size_bytes),
             human(volume.mapped_bytes),
+            human(volume.unique_bytes),
             volume.snapshot_count,
             volume.volume_id,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Iterator
 
 import grpc
@@ -10,6 +11,7 @@ import grpc
 from arraylift.errors import InvalidRequest, NotFound, WrongState
 from arraylift.exchange import convert as shared
 from arraylift.ids import SnapshotId, TransferId, check_id, check_name
+from arraylift.rpc.long_call import stream_long_call
 from arraylift.sizes import EXTENT_BYTES_MAX
 from arraylift.v1 import volume_pb2 as pb
 from arraylift.v1 import volume_pb2_grpc as pb_grpc
@@ -17,7 +19,8 @@ from primary_array import convert
 from primary_array.draft import Draft
 from primary_array.exports import ArrayExports
 from primary_array.pool import Pool
-from primary_array.pool_types import SnapshotSource, Source, VolumeSource
+from primary_array.pool_check import CheckNews
+from primary_array.pool_types import SnapshotSource, Source, VolumeInfo, VolumeSource
 from primary_array.restores import Restores
 
 RANGES_PER_MESSAGE = 4096
@@ -46,7 +49,12 @@ class VolumeEdge(pb_grpc.VolumeServiceServicer):
     def ListVolumes(
         self, request: pb.ListVolumesRequest, context: grpc.ServicerContext
     ) -> pb.ListVolumesResponse:
-        wanted = [info for info in self._pool.volumes() if request.name in ("", info.name)]
+        wanted: list[VolumeInfo] = []
+        if not request.name:
+            wanted = self._pool.volumes(with_space=True)
+        else:
+            with contextlib.suppress(NotFound):
+                wanted = [self._pool.volume(request.name, with_space=True)]
         return pb.ListVolumesResponse(volumes=map(convert.volume_to_pb, wanted))
 
     def DeleteVolume(
@@ -58,6 +66,31 @@ class VolumeEdge(pb_grpc.VolumeServiceServicer):
         ):
             self._pool.delete_volume(request.name, cascade=request.cascade)
         return pb.DeleteVolumeResponse()
+
+    def ResizeVolume(
+        self, request: pb.ResizeVolumeRequest, context: grpc.ServicerContext
+    ) -> pb.ResizeVolumeResponse:
+        info = self._pool.resize_volume(request.name, request.size_bytes)
+        return pb.ResizeVolumeResponse(volume=convert.volume_to_pb(info))
+
+    def CloneVolume(
+        self, request: pb.CloneVolumeRequest, context: grpc.ServicerContext
+    ) -> pb.CloneVolumeResponse:
+        snapshot_id = SnapshotId(check_id(request.snapshot_id, "snapshot id"))
+        info = self._pool.clone_volume(snapshot_id, request.name)
+        return pb.CloneVolumeResponse(volume=convert.volume_to_pb(info))
+
+    def RollbackVolume(
+        self, request: pb.RollbackVolumeRequest, context: grpc.ServicerContext
+    ) -> pb.RollbackVolumeResponse:
+        snapshot_id = SnapshotId(check_id(request.snapshot_id, "snapshot id"))
+        info, safety = self._pool.rollback_volume(
+            request.volume_name, snapshot_id, safety_name=request.safety_name
+        )
+        response = pb.RollbackVolumeResponse(volume=convert.volume_to_pb(info))
+        if safety is not None:
+            response.safety.CopyFrom(convert.snapshot_to_pb(safety))
+        return response
 
     # -- data -----------------------------------------------------------------------------------
 
@@ -159,7 +192,7 @@ class VolumeEdge(pb_grpc.VolumeServiceServicer):
     def ListSnapshots(
         self, request: pb.ListSnapshotsRequest, context: grpc.ServicerContext
     ) -> pb.ListSnapshotsResponse:
-        infos = self._pool.snapshots(request.volume_name or None)
+        infos = self._pool.snapshots(request.volume_name or None, with_space=True)
         return pb.ListSnapshotsResponse(snapshots=map(convert.snapshot_to_pb, infos))
 
     def DeleteSnapshot(
@@ -248,6 +281,16 @@ class VolumeEdge(pb_grpc.VolumeServiceServicer):
         self, request: pb.GetPoolStatsRequest, context: grpc.ServicerContext
     ) -> pb.GetPoolStatsResponse:
         return convert.stats_to_pb(self._pool.stats())
+
+    def CheckPool(
+        self, request: pb.CheckPoolRequest, context: grpc.ServicerContext
+    ) -> Iterator[pb.CheckPoolResponse]:
+        def run(report: Callable[[CheckNews], None]) -> CheckNews:
+            return self._pool.check(repair=request.repair, report=report)
+
+        # A check that nobody waits for any more runs to its end: it is bounded by the size of the maps.
+        news = stream_long_call(context, run, cancelled=threading.Event(), what="pool check")
+        yield from map(convert.check_to_pb, news)
 
 
 def _check_extent(extent: pb.Extent) -> None:
