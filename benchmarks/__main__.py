@@ -21,7 +21,7 @@ from arraylift.errors import ArrayliftError, OutOfSpace
 from arraylift.exit_codes import exit_code
 from arraylift.exit_codes import report as report_error
 from arraylift.sizes import MIB, human, parse_size
-from benchmarks import disks, index_memory, kernels, report, restore_speed
+from benchmarks import disks, index_memory, kernels, memory_curve, report, restore_speed
 from benchmarks.arraylift_peer import Arraylift
 from benchmarks.peers import PROGRAMS, Peer, version_of
 from benchmarks.rounds import measure
@@ -32,6 +32,7 @@ WHAT = {
     "kernels": "time each stage alone",
     "disks": "only make the disks",
     "index": "memory and speed of the segment index",
+    "memory": "the target's memory while images pass",
     "restore": "reading an image, beside cat, lz4 and b3sum",
 }
 ROOM = 14
@@ -69,6 +70,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--entries", type=int, default=index_memory.ENTRIES, help="entries of the index: %(default)s"
     )
+    parser.add_argument(
+        "--logical",
+        type=_gibibytes,
+        default=memory_curve.MARKS_GIB,
+        metavar="1,10,100",
+        help="memory: GiB of images that pass before each look",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure there")
     return parser
 
@@ -83,6 +91,16 @@ def _size(text: str) -> int:
     return size
 
 
+def _gibibytes(text: str) -> tuple[int, ...]:
+    try:
+        marks = tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"not a list of whole GiB: {text}") from error
+    if not all(1 <= mark <= 10_000 for mark in marks):
+        raise argparse.ArgumentTypeError("marks are from 1 to 10000 GiB")
+    return marks
+
+
 def _default_work() -> Path:
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(cache).expanduser() / "arraylift-benchmarks"
@@ -92,6 +110,10 @@ def _run(parsed: argparse.Namespace, console: Console, errors: Console) -> int:
     parsed.work.mkdir(parents=True, exist_ok=True)
     if parsed.what == "index":
         return index_memory.run(console, parsed.work, entries=parsed.entries, json_path=parsed.json)
+    if parsed.what == "memory":
+        return memory_curve.run(
+            console, parsed.work, marks_gib=parsed.logical, json_path=parsed.json, seed=parsed.seed
+        )
     count_bytes = parsed.size or (QUICK_BYTES if parsed.quick else DEFAULT_BYTES)
     free = shutil.disk_usage(parsed.work).free
     if free < ROOM * count_bytes:

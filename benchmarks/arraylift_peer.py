@@ -8,39 +8,24 @@ Callers: benchmarks.rounds, one thread.
 
 from __future__ import annotations
 
-import contextlib
-import os
-import socket
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-from arraylift import pki
-from arraylift.cli import processes, transfers, volume_data
-from arraylift.cli.connection import OPERATOR_NAME, OPERATOR_ROLE, Connection
+from arraylift.cli import transfers, volume_data
+from arraylift.cli.connection import Connection
 from arraylift.cli.local_files import SourceImage
-from arraylift.config import child_environment
 from arraylift.errors import ArrayliftError
 from arraylift.ids import random_id
 from arraylift.sizes import MIB
 from arraylift.v1 import backup_logic_pb2, common_pb2, image_pb2, target_admin_pb2, volume_pb2
-from benchmarks import usage
+from benchmarks import daemons, usage
+from benchmarks.daemons import Daemon
 from benchmarks.disks import Disk, Disks
 from benchmarks.peers import BACKUPS, DISK_OF, Work
 from benchmarks.usage import Usage
 
-READY_SECONDS_MAX = 30.0
 VOLUME_OF = {"A0": "a", "A1": "a", "A2": "a", "B0": "b"}
 RESTORED = "restored"
-
-
-@dataclass(frozen=True, slots=True)
-class _Daemon:
-    """One daemon's process and a connection to it."""
-
-    process: processes.ProcessRecord
-    connection: Connection
 
 
 class Arraylift:
@@ -49,7 +34,7 @@ class Arraylift:
     name = "arraylift"
 
     def __init__(self) -> None:
-        self._daemons: dict[str, _Daemon] = {}
+        self._daemons: dict[str, Daemon] = {}
         self.figures: dict[Work, dict[str, float]] = {}
         """What the receipts said, and CPU seconds of each process."""
 
@@ -59,58 +44,22 @@ class Arraylift:
         self._scratch = scratch
         self._disks = disks
         self._image_id = ""
-        self._pki = scratch / "pki"
-        self._pki.mkdir()
-        pki.init_ca(str(self._pki))
-        for role, name in (("array", "array1"), ("target", "target1"), (OPERATOR_ROLE, OPERATOR_NAME)):
-            pki.issue(str(self._pki), role, name)
+        pki_directory = daemons.make_pki(scratch)
         self.repository = scratch / "target1"
-        self._start("array", "primary_array", "array1")
-        self._start("target", "dedup_target", "target1")
-        for noun in self._daemons:
-            self._wait_until_ready(noun)
+        for noun, module in (("array", "primary_array"), ("target", "dedup_target")):
+            name = f"{noun}1"
+            self._daemons[noun] = daemons.start(
+                noun, module, name, scratch=scratch, pki_directory=pki_directory
+            )
+        for daemon in self._daemons.values():
+            daemons.wait_until_ready(daemon, scratch=scratch)
         for name in ("A0", "B0"):
             with SourceImage(disks[name].path) as source:
                 volume_data.import_volume(self._array, source, VOLUME_OF[name], lambda _: None)
 
-    def _start(self, noun: str, module: str, name: str) -> None:
-        port = _free_port()
-        config = self._scratch / f"{name}.toml"
-        settings = {
-            "name": name,
-            "listen": f"127.0.0.1:{port}",
-            "state": str(self._scratch / name),
-            "pki": str(self._pki),
-            "log_level": "warning",
-        }
-        if noun == "array":
-            settings["nbd_listen"] = ""
-        config.write_text(
-            "".join(f'{key} = "{value}"\n' for key, value in settings.items()), encoding="utf-8"
-        )
-        log = os.open(self._scratch / f"{name}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        try:
-            process = processes.spawn(["-m", module, "--config", str(config)], child_environment(), log)
-        finally:
-            os.close(log)
-        self._daemons[noun] = _Daemon(process, Connection(noun, f"127.0.0.1:{port}", self._pki))
-
-    def _wait_until_ready(self, noun: str) -> None:
-        daemon, deadline = self._daemons[noun], time.monotonic() + READY_SECONDS_MAX
-        while True:
-            try:
-                if daemon.connection.is_serving():
-                    return
-            except ArrayliftError:
-                if time.monotonic() > deadline or processes.exited_within(daemon.process, 0.05):
-                    log = self._scratch / f"{noun}1.log"
-                    said = log.read_text(encoding="utf-8", errors="replace")[-2000:]
-                    raise ArrayliftError(f"the {noun} did not start: {said}") from None
-
     def end(self) -> None:
         for daemon in self._daemons.values():
-            daemon.connection.close()
-            processes.stop(daemon.process)
+            daemons.stop(daemon)
         self._daemons.clear()
 
     @property
@@ -224,10 +173,3 @@ class Arraylift:
 
 def _plain(figures: common_pb2.TransferFigures) -> dict[str, float]:
     return {field.name: value for field, value in figures.ListFields()}
-
-
-def _free_port() -> int:
-    with contextlib.closing(socket.socket()) as one:
-        one.bind(("127.0.0.1", 0))
-        port: int = one.getsockname()[1]
-        return port
