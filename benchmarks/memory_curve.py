@@ -14,7 +14,7 @@ import json
 import shutil
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -123,7 +123,7 @@ class _Run:
         self._began = time.monotonic()
         self._curve = Curve()
         self.logical_bytes = 0
-        self.advanced = lambda: None
+        self.advanced: Callable[[], None] = lambda: None
 
     def measure(self, marks_gib: Sequence[int]) -> Curve:
         """Send images up to each mark, then read the last one."""

@@ -4,7 +4,8 @@ Layers of storage, each module the only owner of its files (docs/formats/unit-v2
 the target, and opens ``storage_unit`` and ``transfer_log``. A unit reaches its bytes through a
 ``unit_backend`` (``directory_backend`` is one), and opens over it ``key_store``, ``container_store``
 (over ``container_format``, ``container_buffer``, ``loading_cache``), ``quarantine``, the index
-(``segment_index`` says what one is, ``rocks_index`` is one, ``rebuild`` mends it),
+(``segment_index`` says what one is, ``rocks_index`` is one, ``index_place`` says where, ``rebuild``
+mends it, ``online_rebuild`` makes it anew),
 ``manifest_store`` and ``backup_manifest_store``; ``arraylift.envelope`` frames the small files.
 Work that comes round is kept by ``housekeeping``.
 
@@ -24,7 +25,13 @@ look-up + condemn  the look-up may answer "present" just before; the commit sees
                    ``generation`` has grown, and checks again under the lock (Q2)
 look-up + removal  an answer "present" pins its containers, under the lock and only if nothing was
                    removed since the look-up; whoever removes looks at the pins first (P1)
-look-up + reopen   a look-up that meets a closed handle waits for the new one (R2)
+look-up + reopen   nobody closes a handle while anybody reads (E1); look-ups then wait for the new
+                   one (R2)
+rebuild + look-up  the fresh index takes over at one instant, when it has all that the old one
+                   promises (O1)
+rebuild + seal     containers sealed meanwhile are added before the switch, the last of them while index
+                   batches wait; what is indexed later goes into the fresh one
+rebuild + condemn  the switch holds the lock, and quarantined records were taken out before it
 commit + condemn   the lock: either the commit publishes first and the condemned record is a
                    damaged one of its image, or the commit sees it absent and asks again
 commit + commit    the lock; manifests are different files (AlreadyExists for one id)

@@ -49,6 +49,18 @@ class IndexOpener(Protocol):
         """REQUIRES the index closed."""
         ...
 
+    def open_next(self) -> SegmentIndex:
+        """An empty index beside the current one; what lay there is gone."""
+        ...
+
+    def switch(self) -> None:
+        """Durable: every later start opens what lies there."""
+        ...
+
+    def destroy_other(self) -> None:
+        """Remove what is not current. REQUIRES it closed."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class ReconcileReport:

@@ -31,6 +31,7 @@ from arraylift.ids import ContainerId, Fingerprint, TenantId
 from arraylift.logs import get_logger
 from arraylift.sizes import MIB
 from dedup_target.container_format import SealedContainer
+from dedup_target.read_gate import ReadGate
 from dedup_target.segment_index import (
     KEY_BYTES,
     VALUE_BYTES,
@@ -38,6 +39,7 @@ from dedup_target.segment_index import (
     Entries,
     IndexTotals,
     Locator,
+    SegmentIndex,
     decode_mark,
     encode_mark,
     entries_of,
@@ -112,6 +114,7 @@ class RocksSegmentIndex:
         self._path = path
         self._on_damage = on_damage
         self._lock = threading.RLock()
+        self._gate = ReadGate()
         self._failed = ""
         self._full = False
         self._closed = False
@@ -216,6 +219,22 @@ class RocksSegmentIndex:
                 self._write(batch)
             return count
 
+    def take_over(self, fresh: SegmentIndex, ready: Callable[[], None]) -> None:
+        assert isinstance(fresh, RocksSegmentIndex)
+        with self._lock:
+            if self._closed:
+                raise WrongState("the index is closed", subject=self._path)
+            ready()
+            with fresh._lock, self._gate.alone():
+                _close_quietly(self._containers)
+                _close_quietly(self._database)
+                fresh._closed = True
+                self._path, self._cache = fresh._path, fresh._cache
+                self._database, self._containers = fresh._database, fresh._containers
+                self._family, fresh._family = fresh._family, None
+                self._marks, self._totals = fresh._marks, fresh._totals
+                self._failed, self._full = fresh._failed, fresh._full
+
     def close(self) -> None:
         """Flush and close; further calls raise WrongState. Idempotent."""
         with self._lock:
@@ -296,15 +315,17 @@ class RocksSegmentIndex:
         self._failed, self._full = "", False
 
     def _drop_handle(self) -> None:
-        if self._family is None:
-            return
-        self._family = None  # a handle that lives on keeps the database's lock file
-        self._containers.close()
-        try:
-            self._database.close()
-        except Exception:  # a database that met a full disk says so again, and is closed all the same
-            if not self._failed:
-                raise
+        """Close, once nobody reads. REQUIRES the lock."""
+        with self._gate.alone():
+            if self._family is None:
+                return
+            self._family = None  # a handle that lives on keeps the database's lock file
+            self._containers.close()
+            try:
+                self._database.close()
+            except Exception:  # a database that met a full disk says so again, and is closed all the same
+                if not self._failed:
+                    raise
 
     def _get(self, keys: list[bytes]) -> list[bytes | None]:
         def read() -> list[bytes | None]:
@@ -313,20 +334,20 @@ class RocksSegmentIndex:
         return self._reading(read)
 
     def _reading(self, read: Callable[[], T]) -> T:
-        try:
-            try:
-                return read()
-            except rocksdict.DbClosedError:
-                with self._lock:  # being reopened after a full disk (R2)
-                    if self._closed:
-                        raise WrongState("the index is closed", subject=self._path) from None
-                    if self._family is None:
-                        self._reopen()
-                    return read()
-        except ArrayliftError:
-            raise
-        except Exception as error:  # noqa: BLE001 - rocksdict raises nothing narrower
-            raise self._damaged(str(error)) from None
+        """Read from an open handle, which nobody closes meanwhile. Raises Corruption (R3)."""
+        while True:
+            with self._gate.using():
+                if self._family is not None:
+                    try:
+                        return read()
+                    except Exception as error:  # noqa: BLE001 - rocksdict raises nothing narrower
+                        why = str(error)
+                    raise self._damaged(why)
+            with self._lock:  # closed, or left without a handle by a full disk (R2)
+                if self._closed:
+                    raise WrongState("the index is closed", subject=self._path)
+                if self._family is None:
+                    self._reopen()
 
     def _damaged(self, why: str) -> Corruption:
         if self._on_damage:
@@ -358,6 +379,13 @@ class RocksSegmentIndex:
             self._reading(rows.status)
         finally:
             del rows  # an iterator that lives on keeps the database's lock file
+
+
+def _close_quietly(database: rocksdict.Rdict) -> None:
+    try:
+        database.close()
+    except Exception as error:  # noqa: BLE001 - nothing of it is needed any more
+        _LOG.warning("old_index_not_closed", error=str(error))
 
 
 def destroy(path: str) -> None:

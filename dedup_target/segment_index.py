@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import struct
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -135,6 +135,14 @@ class SegmentIndex(Protocol):
 
     def forget_records(self, tenant: TenantId, container: ContainerId, fingerprints: Sequence[bytes]) -> int:
         """Take single entries away (I3); returns how many pointed there. The mark stays."""
+        ...
+
+    def take_over(self, fresh: SegmentIndex, ready: Callable[[], None]) -> None:
+        """Become ``fresh``, which was made by the same opener, at one instant for every caller.
+
+        ``ready`` runs first, while nobody writes here; its errors leave everything as it is.
+        ``fresh`` is used up. Raises WrongState if this one is closed.
+        """
         ...
 
     def indexed_containers(self) -> set[ContainerId]:

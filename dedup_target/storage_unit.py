@@ -14,6 +14,7 @@ Format: docs/formats/unit-v2.md
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -25,18 +26,20 @@ from arraylift.errors import Corruption, NotFound
 from arraylift.ids import ContainerId, TenantId, UnitId
 from arraylift.logs import get_logger
 from arraylift.segments.fingerprint import FingerprintKey
-from dedup_target import container_store, gc_state, rocks_index
+from dedup_target import container_store, gc_state
 from dedup_target.backup_manifest_store import BackupManifestStore
 from dedup_target.container_store import ContainerLimits, ContainerStore
 from dedup_target.gc_state import GcState
+from dedup_target.index_place import IndexPlace
 from dedup_target.key_store import KeyStore
 from dedup_target.maintenance import Maintenance
 from dedup_target.manifest_store import ManifestStore
+from dedup_target.online_rebuild import RebuildProgress, Report, rebuild_index
 from dedup_target.pins import PinHolder, Pins
 from dedup_target.quarantine import Quarantine
 from dedup_target.rebuild import DamageMark, IndexOpener, Progress, ReconcileReport, bring_up_index
 from dedup_target.reserve import Reserve
-from dedup_target.segment_index import Locator, SegmentIndex
+from dedup_target.segment_index import Locator
 from dedup_target.superblock import Superblock
 from dedup_target.unit_backend import UnitBackend
 
@@ -62,20 +65,6 @@ class OpeningReport:
         found = self.index
         changed = found.rebuilt or found.containers_added or found.containers_gone or found.containers_damaged
         return bool(changed or self.damaged_manifests or self.roots_missing)
-
-
-class RocksOpener:
-    """IndexOpener for the index on disk."""
-
-    def __init__(self, path: str, mark: DamageMark) -> None:
-        self._path = path
-        self._mark = mark
-
-    def open(self) -> SegmentIndex:
-        return rocks_index.RocksSegmentIndex(self._path, on_damage=self._mark.set)
-
-    def destroy(self) -> None:
-        rocks_index.destroy(self._path)
 
 
 class StorageUnit:
@@ -119,12 +108,13 @@ class StorageUnit:
             self.quarantine.verify_damaged(self._verify)
             self.pins = Pins(self.quarantine)
             self.maintenance = Maintenance(f"unit {self.unit_id}")
-            mark = DamageMark(files, f"{index_root}/{self.unit_id}.damaged")
+            self._mark = DamageMark(files, f"{index_root}/{self.unit_id}.damaged")
+            self._place = opener or IndexPlace(files, f"{index_root}/{self.unit_id}", self._mark)
             self.index, report = bring_up_index(
-                opener or RocksOpener(f"{index_root}/{self.unit_id}", mark),
+                self._place,
                 self.containers,
                 self.quarantine,
-                mark,
+                self._mark,
                 progress=progress,
             )
             undo.callback(self.index.close)
@@ -168,6 +158,25 @@ class StorageUnit:
             subject=f"record {lost.hex()}",
             next_step="back the same data up again: the record is then asked for, and old images heal",
         )
+
+    def rebuild_index(self, *, report: Report, cancelled: threading.Event) -> RebuildProgress:
+        """Make the index anew from the containers while everything goes on, in the caller's thread.
+
+        Raises Conflict (other maintenance runs), Cancelled, OutOfSpace, StoreFailed: nothing changed then.
+        """
+        with self.maintenance.begin("rebuild"):
+            done = rebuild_index(
+                self.index,
+                self._place,
+                self.containers,
+                self.quarantine,
+                report=report,
+                cancelled=cancelled,
+                before_switch=lambda: self.gc_state.void("the index was made anew"),
+            )
+            self._mark.clear()
+        report(done)
+        return done
 
     def condemn_records(
         self, container: ContainerId, tenant: TenantId, fingerprints: Sequence[bytes], why: str

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import pytest
@@ -160,6 +161,41 @@ def test_entries_come_in_key_order_and_all_of_them(make: Callable[[], SegmentInd
     assert index.count() == 510
     for tenant, fingerprint, locator in entries[::50]:
         assert index.get_many(tenant, [fingerprint]) == [locator]
+
+
+def test_a_fresh_index_takes_over_at_one_instant(make: Callable[[], SegmentIndex], tmp_path: Path) -> None:
+    index, old, new = make(), make_segments(30), make_segments(30, seed=4)
+    index.add_containers([sealed_of(5, old)])
+    fresh = make_next(index, tmp_path)
+    fresh.add_containers([sealed_of(7, new)])
+    with pytest.raises(RuntimeError, match="not ready"):
+        index.take_over(fresh, not_ready)
+    assert index.indexed_containers() == {5}
+
+    def last() -> None:
+        assert index.indexed_containers() == {5}
+        fresh.add_containers([sealed_of(8, old[:3])])
+
+    index.take_over(fresh, last)
+    assert index.indexed_containers() == {7, 8}
+    assert index.count() == index.totals().record_count == 33
+    assert index.contains_many(TENANT, b"".join(fingerprints(old))).tolist() == [True] * 3 + [False] * 27
+    index.add_containers([sealed_of(9, old)])
+    assert index.contains_many(TENANT, b"".join(fingerprints(old + new))).all()
+    index.close()
+    with pytest.raises(WrongState):
+        index.take_over(make_next(index, tmp_path), lambda: None)
+
+
+def not_ready() -> NoReturn:
+    raise RuntimeError("not ready")
+
+
+def make_next(index: SegmentIndex, path: Path) -> SegmentIndex:
+    """An empty index of the same kind, elsewhere."""
+    if isinstance(index, MemorySegmentIndex):
+        return MemorySegmentIndex()
+    return RocksSegmentIndex(str(path / f"next{len(list(path.iterdir()))}"))
 
 
 def test_a_container_without_records_is_marked(make: Callable[[], SegmentIndex]) -> None:

@@ -21,6 +21,7 @@ from dedup_target.segment_index import (
     Entries,
     IndexTotals,
     Locator,
+    SegmentIndex,
     entries_of,
     keys_of,
     locator_of,
@@ -84,6 +85,14 @@ class MemorySegmentIndex:
             count = self._forget(tenant, container, fingerprints)
             self._batch_done()
             return count
+
+    def take_over(self, fresh: SegmentIndex, ready: Callable[[], None]) -> None:
+        self._check_open()
+        assert isinstance(fresh, MemorySegmentIndex)
+        with self._lock:
+            ready()
+            self._entries, self._marks = fresh._entries, fresh._marks
+            fresh.close()
 
     def indexed_containers(self) -> set[ContainerId]:
         return set(self._marks)

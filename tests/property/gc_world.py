@@ -68,6 +68,16 @@ class IndexDisk:
     def destroy(self) -> None:
         self.index = MemorySegmentIndex()
 
+    def open_next(self) -> MemorySegmentIndex:
+        self._next = MemorySegmentIndex()
+        return self._next
+
+    def switch(self) -> None:
+        """The one in use takes its content over."""
+
+    def destroy_other(self) -> None:
+        """Nothing of it is on a disk."""
+
 
 @dataclass
 class Sending:

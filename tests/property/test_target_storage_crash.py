@@ -38,6 +38,16 @@ class IndexDisk:
     def destroy(self) -> None:
         self.batches.append(MemorySegmentIndex())
 
+    def open_next(self) -> SegmentIndex:
+        self._next = MemorySegmentIndex()
+        return self._next
+
+    def switch(self) -> None:
+        self.batches.append(self._next.copy())
+
+    def destroy_other(self) -> None:
+        """It was never on disk."""
+
 
 @dataclass
 class Notes:

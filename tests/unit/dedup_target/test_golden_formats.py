@@ -31,8 +31,10 @@ from dedup_target import (
 )
 from dedup_target.container_store import ContainerStore
 from dedup_target.directory_backend import DirectoryBackend
+from dedup_target.index_place import IndexPlace
 from dedup_target.key_store import TenantKey
 from dedup_target.quarantine import Quarantine
+from dedup_target.rebuild import DamageMark
 from dedup_target.segment_index import Locator
 from dedup_target.superblock import Role, Superblock
 from dedup_target.transfer_log import TransferLogs
@@ -91,6 +93,13 @@ def _lock_clock(path: Path) -> bytes:
     return (path / "lock-clock.ald").read_bytes()
 
 
+def _index_place(path: Path) -> bytes:
+    files = RealFiles()
+    place = IndexPlace(files, str(path / "unit"), DamageMark(files, str(path / "unit.damaged")))
+    place.switch()
+    return (path / "unit.place").read_bytes()
+
+
 WRITERS: dict[str, Callable[[Path], bytes]] = {
     "container-v1.alc": lambda _: whole_container(FRAMES),
     "manifest-v1.alm": lambda _: manifest_format.encode(manifest(1), toy_sealer),
@@ -103,6 +112,7 @@ WRITERS: dict[str, Callable[[Path], bytes]] = {
     "key-v1-secret.key": lambda _: grants.encode_secret(WRAPPING_KEY),
     "quarantine-v1.alq": _quarantine,
     "unit-v2.alu": _unit,
+    "index-place-v1.alp": _index_place,
     "gc-state-v1.alg": lambda _: gc_state.encode(7, {ContainerId(9): 7, ContainerId(5): 5}),
     "unit-v1-high-water.alu": _high_water,
 }
