@@ -112,6 +112,15 @@ class LoadedContainer:
         data = self._data[offset : offset + stored_bytes]
         return _checked(self.sealed.container_id, data, self._checks.get(offset))
 
+    def frames_problem(self) -> str:
+        """What is wrong with the frames, from which the directory could be had again; or empty."""
+        try:
+            scan = scan_frames(self._data, self.sealed.container_id)
+        except Corruption as error:
+            return error.message
+        same = scan.directory.tobytes() == self.sealed.directory.tobytes()
+        return "" if same else "its frames do not hold the records of its directory"
+
 
 class ContainerStore:
     """The containers of one storage unit."""
@@ -133,6 +142,8 @@ class ContainerStore:
         self._ids = {found for folder in backend.list(FOLDER) for found in self._list_folder(folder)}
         self._reserved = self._next_id = self._recover_mark()
         self._free: list[ContainerBuffer] = []
+        self._filling: set[ContainerId] = set()
+        """Ids of buffers that are not released."""
         self._made = 0
         self._slots = threading.BoundedSemaphore(self._limits.buffers_max)
         self._cache = LoadingCache(bytes_max=self._limits.cache_bytes_max, load=self._load)
@@ -154,6 +165,7 @@ class ContainerStore:
                 f"all {self._limits.buffers_max} container buffers are in use",
                 next_step="repeat later, or run fewer transfers at once",
             )
+        container_id = None
         try:
             container_id = self._allocate()
             with self._lock:
@@ -161,6 +173,8 @@ class ContainerStore:
                 self._made += buffer is None
             buffer = buffer or ContainerBuffer(self._unit_id, self.container_bytes)
         except BaseException:
+            with self._lock:
+                self._filling -= {container_id}
             self._slots.release()
             raise
         buffer.begin(container_id, tenant, key_id, kind)
@@ -185,6 +199,7 @@ class ContainerStore:
         """Give the buffer back; records that were not sealed are gone."""
         with self._lock:
             assert all(buffer is not free for free in self._free), "released twice"
+            self._filling.discard(buffer.container_id)
             self._free.append(buffer)
         self._slots.release()
 
@@ -202,6 +217,11 @@ class ContainerStore:
         """Ids of all containers on disk, ascending."""
         with self._lock:
             return sorted(self._ids)
+
+    def holds(self, container_id: ContainerId) -> bool:
+        """Whether there is such a container, as far as this store knows."""
+        with self._lock:
+            return container_id in self._ids
 
     def read_record(self, locator: Locator) -> StoredRecord:
         """Read one record, without the rest of its container. Raises Corruption, NotFound."""
@@ -235,6 +255,16 @@ class ContainerStore:
     def read_container(self, container_id: ContainerId) -> LoadedContainer:
         """Return a whole container, from the cache if it is there. Raises Corruption, NotFound."""
         return self._cache.get(container_id)
+
+    def read_fresh(self, container_id: ContainerId) -> LoadedContainer:
+        """Return a whole container as it lies in the unit now, past the caches. Raises as the others."""
+        return self._load(container_id)[0]
+
+    @property
+    def settled_end(self) -> ContainerId:
+        """Every container below this id is sealed, or will never be."""
+        with self._lock:
+            return min(self._filling, default=ContainerId(self._next_id))
 
     def read_directory(self, container_id: ContainerId) -> SealedContainer:
         """Return a container's directory, rebuilt from its frames if it is damaged.
@@ -306,6 +336,7 @@ class ContainerStore:
                 self._publish_mark(self._next_id + IDS_RESERVED)
             allocated = ContainerId(self._next_id)
             self._next_id += 1
+            self._filling.add(allocated)
             assert allocated < self._reserved, "S2"
             return allocated
 

@@ -211,7 +211,7 @@ class ScrubRequest(_message.Message):
     def __init__(self, unit: _Optional[str] = ..., bytes_per_second_max: _Optional[int] = ..., restart: _Optional[bool] = ...) -> None: ...
 
 class ScrubResponse(_message.Message):
-    __slots__ = ("containers_done", "containers_total", "bytes_read", "records_checked", "records_damaged", "period_started_at_ns", "done")
+    __slots__ = ("containers_done", "containers_total", "bytes_read", "records_checked", "records_damaged", "period_started_at_ns", "done", "containers_worn", "unreadable_containers", "affected_images")
     CONTAINERS_DONE_FIELD_NUMBER: _ClassVar[int]
     CONTAINERS_TOTAL_FIELD_NUMBER: _ClassVar[int]
     BYTES_READ_FIELD_NUMBER: _ClassVar[int]
@@ -219,6 +219,9 @@ class ScrubResponse(_message.Message):
     RECORDS_DAMAGED_FIELD_NUMBER: _ClassVar[int]
     PERIOD_STARTED_AT_NS_FIELD_NUMBER: _ClassVar[int]
     DONE_FIELD_NUMBER: _ClassVar[int]
+    CONTAINERS_WORN_FIELD_NUMBER: _ClassVar[int]
+    UNREADABLE_CONTAINERS_FIELD_NUMBER: _ClassVar[int]
+    AFFECTED_IMAGES_FIELD_NUMBER: _ClassVar[int]
     containers_done: int
     containers_total: int
     bytes_read: int
@@ -226,7 +229,10 @@ class ScrubResponse(_message.Message):
     records_damaged: int
     period_started_at_ns: int
     done: bool
-    def __init__(self, containers_done: _Optional[int] = ..., containers_total: _Optional[int] = ..., bytes_read: _Optional[int] = ..., records_checked: _Optional[int] = ..., records_damaged: _Optional[int] = ..., period_started_at_ns: _Optional[int] = ..., done: _Optional[bool] = ...) -> None: ...
+    containers_worn: int
+    unreadable_containers: _containers.RepeatedScalarFieldContainer[str]
+    affected_images: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, containers_done: _Optional[int] = ..., containers_total: _Optional[int] = ..., bytes_read: _Optional[int] = ..., records_checked: _Optional[int] = ..., records_damaged: _Optional[int] = ..., period_started_at_ns: _Optional[int] = ..., done: _Optional[bool] = ..., containers_worn: _Optional[int] = ..., unreadable_containers: _Optional[_Iterable[str]] = ..., affected_images: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Unit(_message.Message):
     __slots__ = ("name", "unit_id", "role", "location", "endpoint", "absent", "problem", "image_count", "container_bytes", "affected_images", "draining")
