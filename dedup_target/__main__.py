@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+from functools import partial
 
 from arraylift import config
 
@@ -27,13 +28,17 @@ from dedup_target.image_reader import ImageReader
 from dedup_target.ingest import Ingest
 from dedup_target.lock_clock import LockClock
 from dedup_target.reserve import BALLAST_AT_START_BYTES_MAX, Reserve
+from dedup_target.scrub import Scrub
 from dedup_target.send_image import ImageSender
 from dedup_target.service.admin import AdminEdge
 from dedup_target.service.images import ImageEdge
 from dedup_target.store import Store
 from dedup_target.transfers import Transfers
+from dedup_target.verify_image import ImageVerifier, lost_images
 
 RESERVE_SECONDS = 30.0
+SCRUB_SECONDS = 300.0
+"""How often it is looked whether a period is due; one that has begun goes on to its end."""
 LOCK_CLOCK_SECONDS = 60.0
 """How often it is looked at, so that a jump is told when it happens."""
 
@@ -58,9 +63,17 @@ def build(settings: TargetSettings, tls: TlsMaterial) -> daemon.Built:
     doubter = threading.Thread(target=settle_doubt, args=(store, images, stopping), name="doubt")
     doubter.start()
 
+    scrub = Scrub(store.unit, files, state, SYSTEM_CLOCK, affected=partial(lost_images, store, images))
+    verifier = ImageVerifier(store, images, scrub, SYSTEM_CLOCK)
     house = Housekeeping()
     house.add("reserve", RESERVE_SECONDS, lambda _stopping: reserve.tend())
     house.add("lock-clock", LOCK_CLOCK_SECONDS, lambda _stopping: lock_clock.tick())
+    if settings.scrub_days > 0:
+        house.add(
+            "scrub",
+            SCRUB_SECONDS,
+            lambda stopping: scrub.run_in_background(stopping, period_days=settings.scrub_days),
+        )
     house.start()
 
     def close() -> None:
@@ -74,11 +87,11 @@ def build(settings: TargetSettings, tls: TlsMaterial) -> daemon.Built:
     services = [
         service_of(
             image_pb2_grpc.add_ImageServiceServicer_to_server,
-            ImageEdge(store, images, sender, Backups(store, images, lock_clock)),
+            ImageEdge(store, images, sender, Backups(store, images, lock_clock), verifier),
         ),
         service_of(
             target_admin_pb2_grpc.add_TargetAdminServiceServicer_to_server,
-            AdminEdge(store, transfers, lock_clock),
+            AdminEdge(store, transfers, lock_clock=lock_clock, scrub=scrub),
         ),
         exchange_service(
             lambda opening, peer: Ingest(

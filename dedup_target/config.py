@@ -36,5 +36,9 @@ class TargetSettings:
             "0: a sixteenth of the file system, 8 MiB to 4 GiB."
         },
     )
+    scrub_days: float = field(
+        default=28.0,
+        metadata={"doc": "Every stored record is read and fingerprinted once in so many days. 0: never."},
+    )
     log_level: str = field(default="info", metadata={"doc": "debug, info, warning or error."})
     log_format: str = field(default="console", metadata={"doc": "console, or json for machines."})

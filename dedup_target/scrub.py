@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 
 from arraylift.clock import Clock
 from arraylift.durable import Files
-from arraylift.errors import Cancelled, Conflict, Corruption, NotFound, OutOfSpace, PeerUnavailable
+from arraylift.errors import Cancelled, Conflict, Corruption, NotFound, OutOfSpace
 from arraylift.ids import ContainerId, ImageId, TenantId
 from arraylift.logs import get_logger
 from arraylift.sizes import MIB
@@ -31,7 +31,7 @@ from dedup_target.container_check import CheckedContainer, check_container
 from dedup_target.container_format import subject_of
 from dedup_target.rate_limit import RateLimit
 from dedup_target.scrub_state import Figures, Period, ScrubState
-from dedup_target.storage_unit import SUPERBLOCK_NAME, StorageUnit
+from dedup_target.storage_unit import StorageUnit
 
 SAVE_SECONDS = 10.0
 """A kill costs the reading of so long."""
@@ -260,12 +260,6 @@ class Scrub:
         except NotFound as error:
             if not unit.containers.holds(container):
                 return Figures(), False  # collected meanwhile
-            if not unit.backend.exists(SUPERBLOCK_NAME):
-                raise PeerUnavailable(
-                    f"{unit.backend.location} holds no unit any more",
-                    subject=f"unit {unit.unit_id}",
-                    next_step="mount it again; nothing was condemned for it",
-                ) from error
             found = CheckedContainer(0, 0, None, problem=str(error))
         if found.sealed is None:
             _log.error("container_unreadable", container=subject_of(container), why=found.problem)

@@ -74,21 +74,13 @@ class ImageVerifier:
         """
         began_at = self._clock.wall_ns()
         since = began_at - max_age_seconds * SECOND_NS if max_age_seconds else began_at
-        with self._images.held(image_id) as opened:
-            manifest = opened.manifest
+        manifest = self._store.manifests.get(image_id)
+        with self._store.unit.pins.hold_root(manifest.tenant, manifest.root):
+            self._store.manifests.get(image_id)  # it may have been deleted just before
             at_once = self._at_once(since) if max_age_seconds else None
             if at_once is not None:
                 return at_once
             return self._walked(manifest, since, cancelled, report)
-
-    def lost_images(self) -> list[ImageId]:
-        """Look every image up; returns those that lack something."""
-        lost = []
-        for manifest in self._store.manifests.all():
-            if Walk(self._store, self._images, manifest, lambda: None).run().lost_spans:
-                _log.error("image_damaged", image=manifest.image_id, name=manifest.name)
-                lost.append(manifest.image_id)
-        return lost
 
     def _at_once(self, since: int) -> Verdict | None:
         """The verdict of a store in which nothing is damaged and nothing is unseen."""
@@ -195,3 +187,13 @@ class Walk:
                     self.lost_spans.add(span)
                 else:
                     self.containers.add(locator.container)
+
+
+def lost_images(store: Store, images: ImageReader) -> list[ImageId]:
+    """Look every image up; returns those that lack something."""
+    lost = []
+    for manifest in store.manifests.all():
+        if Walk(store, images, manifest, lambda: None).run().lost_spans:
+            _log.error("image_damaged", image=manifest.image_id, name=manifest.name)
+            lost.append(manifest.image_id)
+    return lost

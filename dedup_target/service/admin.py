@@ -8,18 +8,21 @@ from arraylift.errors import InvalidRequest
 from arraylift.ids import ImageId, TransferId, check_id, check_name
 from arraylift.v1 import target_admin_pb2 as pb
 from dedup_target.lock_clock import LockClock
+from dedup_target.scrub import Scrub
 from dedup_target.service.keeping import KeepingEdge
+from dedup_target.service.scrub import ScrubEdge
 from dedup_target.store import Store
 from dedup_target.transfers import GrantRequest, Transfers
 
 
-class AdminEdge(KeepingEdge):
+class AdminEdge(KeepingEdge, ScrubEdge):
     """Serves one target."""
 
-    def __init__(self, store: Store, transfers: Transfers, lock_clock: LockClock) -> None:
+    def __init__(self, store: Store, transfers: Transfers, *, lock_clock: LockClock, scrub: Scrub) -> None:
         self._store = store
         self._transfers = transfers
         self._lock_clock = lock_clock
+        self._scrub = scrub
 
     def CreateGrant(
         self, request: pb.CreateGrantRequest, context: grpc.ServicerContext

@@ -17,16 +17,26 @@ from dedup_target.convert import image_to_pb
 from dedup_target.image_reader import ImageReader
 from dedup_target.send_image import ImageSender, SendProgress, SendRequest
 from dedup_target.service.backups import BackupsEdge
+from dedup_target.service.scrub import VerifyEdge
 from dedup_target.store import Store
+from dedup_target.verify_image import ImageVerifier
 
 PAGE_SIZE, PAGE_SIZE_MAX = 1000, 10_000
 
 
-class ImageEdge(BackupsEdge):
+class ImageEdge(BackupsEdge, VerifyEdge):
     """Serves the images of one target."""
 
-    def __init__(self, store: Store, images: ImageReader, sender: ImageSender, backups: Backups) -> None:
+    def __init__(
+        self,
+        store: Store,
+        images: ImageReader,
+        sender: ImageSender,
+        backups: Backups,
+        verifier: ImageVerifier,
+    ) -> None:
         super().__init__(backups)
+        self._verifier = verifier
         self._store = store
         self._images = images
         self._sender = sender

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import threading
+from functools import partial
 
 from arraylift.ids import ContainerId
 from dedup_target.container_format import RECORD, Kind
 from dedup_target.scrub import Scrub, ScrubNews
-from dedup_target.verify_image import ImageVerifier, Verdict
+from dedup_target.verify_image import ImageVerifier, Verdict, lost_images
 from tests.fakes.disk import FakeFiles
-from tests.property.test_commit_states import BACKUPS, Backup, IndexDisk, Notes, Target
+from tests.property.test_commit_states import BACKUPS, Backup, Notes, Target
+from tests.property.test_target_storage_crash import IndexDisk
 from tests.unit.dedup_target.hand_clock import HandClock
 
 CONTAINERS = "/state/units/active/containers"
@@ -27,11 +29,9 @@ class ScrubStage:
     def open(self) -> None:
         self.target = Target(self.files, self.disk)
         self.store, self.images = self.target.store, self.target.images
-        self.scrub = Scrub(self.store.unit, self.files, "/state", self.clock, affected=self._affected)
+        affected = partial(lost_images, self.store, self.images)
+        self.scrub = Scrub(self.store.unit, self.files, "/state", self.clock, affected=affected)
         self.verifier = ImageVerifier(self.store, self.images, self.scrub, self.clock)
-
-    def _affected(self) -> list:  # type: ignore[type-arg]
-        return self.verifier.lost_images()
 
     def send(self, *backups: Backup) -> None:
         for backup in backups or BACKUPS:

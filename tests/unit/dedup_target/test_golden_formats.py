@@ -27,6 +27,7 @@ from dedup_target import (
     lock_clock,
     manifest_format,
     quotas,
+    scrub_state,
     superblock,
 )
 from dedup_target.container_store import ContainerStore
@@ -35,6 +36,7 @@ from dedup_target.index_place import IndexPlace
 from dedup_target.key_store import TenantKey
 from dedup_target.quarantine import Quarantine
 from dedup_target.rebuild import DamageMark
+from dedup_target.scrub_state import Figures, Period, ScrubState
 from dedup_target.segment_index import Locator
 from dedup_target.superblock import Role, Superblock
 from dedup_target.transfer_log import TransferLogs
@@ -60,6 +62,16 @@ FRAMES = [
 WRAPPING_KEY = bytes(range(32))
 TENANT_KEY = bytes(range(32, 64))
 LOCKED = replace(backup(1), lock_until_ns=1_900_000_000_000_000_000)
+SCRUBBED = ScrubState(
+    Period(
+        START_NS,
+        3,
+        ((1, START_NS), (3, START_NS + 600 * SECOND_NS)),
+        Figures(32 << 20, 4000, 1, 0),
+        (),
+        (manifest(1).image_id,),
+    )
+)
 KEY = TenantKey(TenantId(0xA1B2C3D4E5F60718), "acme", TENANT_KEY, key_id_of(TENANT_KEY))
 
 
@@ -106,6 +118,7 @@ WRITERS: dict[str, Callable[[Path], bytes]] = {
     "backup-manifest-v1.alb": lambda _: backup_manifest_format.encode(backup(1), toy_sealer),
     "backup-manifest-v1-locked.alb": lambda _: backup_manifest_format.encode(LOCKED, toy_sealer),
     "lock-clock-v1.ald": _lock_clock,
+    "scrub-v1.als": lambda _: scrub_state.encode(SCRUBBED, UNIT),
     "quotas-v1.ald": lambda _: quotas.encode({TENANT: 1 << 40, TenantId(7): 1}),
     "transfer-log-v1.alt": _transfer_log,
     "key-v1.alk": lambda _: key_store.encode_key(KEY, WRAPPING_KEY),
@@ -183,6 +196,10 @@ def test_the_locked_backup_manifest_and_the_lock_clock_read() -> None:
     assert backup_manifest_format.decode(data, toy_sealer, what="golden") == LOCKED
     data = (GOLDEN / "lock-clock-v1.ald").read_bytes()
     assert lock_clock.decode(data) == (START_NS, 61 * SECOND_NS)
+
+
+def test_the_position_of_a_scrub_reads() -> None:
+    assert scrub_state.decode((GOLDEN / "scrub-v1.als").read_bytes(), UNIT) == SCRUBBED
 
 
 def test_the_quotas_read() -> None:

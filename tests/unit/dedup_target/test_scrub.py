@@ -11,7 +11,6 @@ import pytest
 from arraylift.errors import Cancelled, Conflict, Corruption, PeerUnavailable
 from arraylift.ids import ContainerId
 from arraylift.sizes import MIB
-from dedup_target import scrub as scrub_module
 from dedup_target import scrub_state
 from dedup_target.container_format import Kind
 from dedup_target.rate_limit import RateLimit
@@ -97,7 +96,7 @@ def test_a_place_that_is_not_mounted_condemns_nothing(stage: ScrubStage) -> None
     for container in stage.store.containers.containers():
         stage.files.remove(stage.path(container), label="test")
     stage.files.remove("/state/units/active/unit.alu", label="test")
-    with pytest.raises(PeerUnavailable, match="holds no unit"):
+    with pytest.raises(PeerUnavailable, match="no storage unit"):
         stage.run()
     assert stage.store.unit.quarantine.is_empty
 
@@ -117,7 +116,8 @@ def test_worn_containers_lose_nothing(stage: ScrubStage) -> None:
 def test_damage_that_goes_away_is_none(stage: ScrubStage, monkeypatch: pytest.MonkeyPatch) -> None:
     container = stage.containers(Kind.DATA)[0]
     stage.damage_record(container, 0)
-    read, times = stage.store.containers.read_fresh, []
+    read = stage.store.containers.read_fresh
+    times: list[int] = []
 
     def once_bad(wanted: ContainerId):  # type: ignore[no-untyped-def]
         loaded = read(wanted)
@@ -305,7 +305,7 @@ def test_the_rate_is_kept() -> None:
 
 def test_it_pays_for_what_it_reads(stage: ScrubStage, monkeypatch: pytest.MonkeyPatch) -> None:
     paid: list[int] = []
-    monkeypatch.setattr(scrub_module.RateLimit, "pay", lambda _self, size, _stopping: paid.append(size))
+    monkeypatch.setattr(RateLimit, "pay", lambda _self, size, _stopping: paid.append(size))
     assert stage.run(rate=5).period.figures.bytes_read == sum(paid)
 
 

@@ -1,0 +1,86 @@
+"""Scrub and verdicts of a real target: damage on the disk is found, named, and healed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from arraylift.errors import Corruption
+from arraylift.sizes import MIB
+from arraylift.v1 import image_pb2, target_admin_pb2
+from tests.e2e.cluster import Cluster
+from tests.e2e.disks import differing_spans, random_disk
+
+
+def scrub(cluster: Cluster, **more: Any) -> Any:
+    request = target_admin_pb2.ScrubRequest(**more)
+    return list(cluster.messages(cluster.admin.Scrub, request))[-1]
+
+
+def verify(cluster: Cluster, image_id: str, *, max_age_seconds: int = 0) -> Any:
+    request = image_pb2.VerifyImageRequest(image_id=image_id, max_age_seconds=max_age_seconds)
+    return list(cluster.messages(cluster.images.VerifyImage, request))[-1]
+
+
+def largest_container(cluster: Cluster) -> Path:
+    root = cluster.target.state / "units" / "active" / "containers"
+    return max((path for path in root.rglob("*.alc")), key=lambda path: path.stat().st_size)
+
+
+def flip(path: Path, offset: int) -> None:
+    with path.open("r+b") as file:
+        file.seek(offset)
+        byte = file.read(1)[0]
+        file.seek(offset)
+        file.write(bytes([byte ^ 1]))
+
+
+def test_damage_is_found_named_and_healed_by_the_next_backup(cluster: Cluster) -> None:
+    disks = {name: random_disk(24 * MIB, seed=number) for number, name in enumerate("ab")}
+    images = {}
+    for name in "ab":
+        cluster.import_disk(name, disks[name])
+        images[name] = cluster.back_up(name, name).image_id
+        if name == "a":
+            damaged = largest_container(cluster)
+    clean = scrub(cluster)
+    assert (clean.done, clean.records_damaged, list(clean.affected_images)) == (True, 0, [])
+    assert clean.records_checked >= cluster.stats().segment_count
+    at_once = verify(cluster, images["a"], max_age_seconds=3600)
+    assert (at_once.whole, at_once.bytes_read) == (True, 0)
+    flip(damaged, 2 * MIB)
+    assert verify(cluster, images["a"], max_age_seconds=3600).whole, "that is what scrub saw"
+    found = scrub(cluster, restart=True)
+    assert found.records_damaged == 1
+    assert list(found.affected_images) == [images["a"]]
+    assert cluster.stats().quarantined_count == 1
+    verdict = verify(cluster, images["a"], max_age_seconds=3600)
+    assert (verdict.whole, verdict.damaged_span_count, verdict.bytes_read) == (False, 1, 0)
+    assert verify(cluster, images["b"], max_age_seconds=3600).whole
+    with pytest.raises(Corruption):
+        cluster.image_bytes(images["a"])
+    cluster.target.kill()
+    cluster.target.start()
+    assert not verify(cluster, images["a"], max_age_seconds=3600).whole, "also after a kill"
+
+    again = cluster.back_up("a", "a")
+    assert again.figures.segments_sent == 1
+    for image_id in (images["a"], again.image_id):
+        assert verify(cluster, image_id).whole
+        assert differing_spans(cluster.image_bytes(image_id), disks["a"]) == []
+
+
+def test_a_verdict_reads_the_disk_when_it_must(cluster: Cluster) -> None:
+    disk = random_disk(8 * MIB, seed=7)
+    cluster.import_disk("d", disk)
+    image_id = cluster.back_up("d", "d").image_id
+    first = verify(cluster, image_id, max_age_seconds=3600)
+    assert first.whole
+    assert first.bytes_read >= 8 * MIB
+    flip(largest_container(cluster), MIB)
+    assert verify(cluster, image_id, max_age_seconds=3600).whole
+    verdict = verify(cluster, image_id)
+    assert not verdict.whole
+    assert len(verdict.damaged_spans) == verdict.damaged_span_count > 0
