@@ -42,9 +42,9 @@ def test_damage_is_found_named_and_healed_by_the_next_backup(cluster: Cluster) -
     images = {}
     for name in "ab":
         cluster.import_disk(name, disks[name])
-        images[name] = cluster.back_up(name, name).image_id
-        if name == "a":
-            damaged = largest_container(cluster)
+    images["a"] = cluster.back_up("a", "a").image_id
+    damaged = largest_container(cluster)
+    images["b"] = cluster.back_up("b", "b").image_id
     clean = scrub(cluster)
     assert (clean.done, clean.records_damaged, list(clean.affected_images)) == (True, 0, [])
     assert clean.records_checked >= cluster.stats().segment_count
