@@ -20,6 +20,7 @@ from arraylift.pki import TlsMaterial
 from arraylift.rpc.server import service_of
 from arraylift.v1 import image_pb2_grpc, target_admin_pb2_grpc
 from dedup_target.backups import Backups
+from dedup_target.collect import CollectOptions, Collector
 from dedup_target.config import TargetSettings
 from dedup_target.container_store import ContainerLimits
 from dedup_target.doubt import settle_doubt
@@ -27,12 +28,15 @@ from dedup_target.housekeeping import Housekeeping
 from dedup_target.image_reader import ImageReader
 from dedup_target.ingest import Ingest
 from dedup_target.lock_clock import LockClock
+from dedup_target.mark import LiveTransfers, NoTransfers
 from dedup_target.reserve import BALLAST_AT_START_BYTES_MAX, Reserve
 from dedup_target.scrub import Scrub
 from dedup_target.send_image import ImageSender
 from dedup_target.service.admin import AdminEdge
 from dedup_target.service.images import ImageEdge
+from dedup_target.storage_unit import StorageUnit
 from dedup_target.store import Store
+from dedup_target.survey import Surveyor
 from dedup_target.transfers import Transfers
 from dedup_target.verify_image import ImageVerifier, lost_images
 
@@ -41,6 +45,13 @@ SCRUB_SECONDS = 300.0
 """How often it is looked whether a period is due; one that has begun goes on to its end."""
 LOCK_CLOCK_SECONDS = 60.0
 """How often it is looked at, so that a jump is told when it happens."""
+
+
+def _collecting(store: Store, transfers: Transfers) -> tuple[Collector, Surveyor]:
+    def live(unit: StorageUnit) -> LiveTransfers:
+        return transfers if unit is store.unit else NoTransfers()
+
+    return Collector(live, SYSTEM_CLOCK), Surveyor(lambda: [store.unit], live)
 
 
 def build(settings: TargetSettings, tls: TlsMaterial) -> daemon.Built:
@@ -65,7 +76,15 @@ def build(settings: TargetSettings, tls: TlsMaterial) -> daemon.Built:
 
     scrub = Scrub(store.unit, files, state, SYSTEM_CLOCK, affected=partial(lost_images, store, images))
     verifier = ImageVerifier(store, images, scrub, SYSTEM_CLOCK)
+
+    collector, surveyor = _collecting(store, transfers)
+
+    def collect(stopping: threading.Event) -> None:
+        options = CollectOptions(bytes_per_second_max=settings.gc_bytes_per_second)
+        collector.collect(store.unit, options, stopping=stopping)
+
     house = Housekeeping()
+    house.add("garbage-collection", settings.gc_interval_hours * 3600.0, collect)
     house.add("reserve", RESERVE_SECONDS, lambda _stopping: reserve.tend())
     house.add("lock-clock", LOCK_CLOCK_SECONDS, lambda _stopping: lock_clock.tick())
     if settings.scrub_days > 0:
@@ -87,11 +106,13 @@ def build(settings: TargetSettings, tls: TlsMaterial) -> daemon.Built:
     services = [
         service_of(
             image_pb2_grpc.add_ImageServiceServicer_to_server,
-            ImageEdge(store, images, sender, Backups(store, images, lock_clock), verifier),
+            ImageEdge(store, images, sender, Backups(store, images, lock_clock), verifier, surveyor),
         ),
         service_of(
             target_admin_pb2_grpc.add_TargetAdminServiceServicer_to_server,
-            AdminEdge(store, transfers, lock_clock=lock_clock, scrub=scrub),
+            AdminEdge(
+                store, transfers, lock_clock=lock_clock, scrub=scrub, collector=collector, surveyor=surveyor
+            ),
         ),
         exchange_service(
             lambda opening, peer: Ingest(

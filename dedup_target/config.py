@@ -40,5 +40,13 @@ class TargetSettings:
         default=28.0,
         metadata={"doc": "Every stored record is read and fingerprinted once in so many days. 0: never."},
     )
+    gc_interval_hours: int = field(
+        default=24,
+        metadata={"doc": "Hours between two cycles of garbage collection; 0: only when asked for."},
+    )
+    gc_bytes_per_second: int = field(
+        default=32 * MIB,
+        metadata={"doc": "Bytes a second that such a cycle copies at most; 0: as fast as it goes."},
+    )
     log_level: str = field(default="info", metadata={"doc": "debug, info, warning or error."})
     log_format: str = field(default="console", metadata={"doc": "console, or json for machines."})

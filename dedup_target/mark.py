@@ -14,7 +14,7 @@ Callers: one thread, under the unit's maintenance.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from arraylift.errors import Corruption, NotFound
-from arraylift.ids import Fingerprint, TenantId, TransferId
+from arraylift.ids import Fingerprint, ImageId, TenantId, TransferId
 from dedup_target.segment_index import Entries
 from dedup_target.slots import Bits, Places, Rows, Slots
 from dedup_target.storage_unit import StorageUnit
@@ -82,15 +82,25 @@ class Mark:
     """One mark: run it, then ask."""
 
     def __init__(
-        self, unit: StorageUnit, live: LiveTransfers, *, check: Callable[[], None] = lambda: None
+        self,
+        unit: StorageUnit,
+        live: LiveTransfers,
+        *,
+        check: Callable[[], None] = lambda: None,
+        slots: Slots | None = None,
+        without: Collection[ImageId] = (),
     ) -> None:
-        """Take the snapshot of containers (K1). ``check`` is called often; what it raises ends the mark."""
+        """Take the snapshot of containers (K1), or that of an earlier mark. ``check`` is called often;
+        what it raises ends the mark. ``without``: images that do not count, for who asks "what if"."""
         self._unit = unit
         self._live = live
-        self.slots = Slots(unit.index.marks())
+        self._without = without
+        self.slots = slots or Slots(unit.index.marks())
         self.bits = Bits(self.slots.count)
         self.live_bytes: npt.NDArray[np.int64] = np.zeros(len(self.slots), dtype=np.int64)
         """Stored bytes of live records, by container."""
+        self.live_plain_bytes: npt.NDArray[np.int64] = np.zeros(len(self.slots), dtype=np.int64)
+        """The same before compression."""
         self.live_records: npt.NDArray[np.int64] = np.zeros(len(self.slots), dtype=np.int64)
         self._walk = TreeWalk(unit, self.slots, self.bits, self._count, between=check)
 
@@ -102,8 +112,8 @@ class Mark:
     def run(self, progress: Callable[[MarkProgress], None] = lambda _: None) -> None:
         """Walk everything. Raises Corruption (K2)."""
         logs = self._live.live_logs()
-        trees = list(roots_of(self._unit))
-        trees += self._live.live_bases()
+        trees = list(roots_of(self._unit, self._without))
+        trees += filter(self._is_base, self._live.live_bases())
         trees += [
             TreeRoot(tenant, root, "an image being read") for tenant, root in self._unit.pins.held_roots()
         ]
@@ -116,6 +126,10 @@ class Mark:
             self._walk.trees(tree.tenant, tree.root, tree.what)
         progress(MarkProgress(total, total))
 
+    def _is_base(self, tree: TreeRoot) -> bool:
+        """A base whose root is not in this unit is no base (transfer.py X2)."""
+        return bool(self._unit.contains(tree.tenant, tree.root).all())
+
     def _log(self, log: LiveLog) -> None:
         try:
             for packed in log.segments():
@@ -127,11 +141,12 @@ class Mark:
 
     def _count(self, rows: Rows, entries: Entries, _: Places) -> None:
         np.add.at(self.live_bytes, rows, entries["stored_bytes"].astype(np.int64))
+        np.add.at(self.live_plain_bytes, rows, entries["plain_bytes"].astype(np.int64))
         np.add.at(self.live_records, rows, 1)
 
 
-def roots_of(unit: StorageUnit) -> Iterable[TreeRoot]:
-    """The images of a unit. Raises Corruption if any manifest cannot be read (K2)."""
+def roots_of(unit: StorageUnit, without: Collection[ImageId] = ()) -> Iterable[TreeRoot]:
+    """The images of a unit, but some. Raises Corruption if any manifest cannot be read (K2)."""
     if unit.manifests.damaged:
         first = unit.manifests.damaged[0]
         raise Corruption(
@@ -142,4 +157,5 @@ def roots_of(unit: StorageUnit) -> Iterable[TreeRoot]:
     return [
         TreeRoot(image.tenant, image.root, f"image {image.image_id} of {image.name}")
         for image in unit.manifests.all()
+        if image.image_id not in without
     ]

@@ -132,6 +132,11 @@ class StorageUnit:
         """Raises NotFound."""
         return FingerprintKey(self.keys.by_id(tenant).key)
 
+    def condemned_bytes(self) -> int:
+        """Of the containers that the next cycles of collection will delete."""
+        marks, condemned = self.index.marks(), list(self.gc_state.condemned)
+        return sum(marks[one].file_bytes for one in condemned if one in marks)
+
     # -- presence ---------------------------------------------------------------------------
 
     def contains(self, tenant: TenantId, packed: Buffer) -> npt.NDArray[np.bool_]:

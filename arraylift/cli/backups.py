@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from arraylift.cli import jobs
+from arraylift.cli import jobs, peers
 from arraylift.cli.command import command, group
 from arraylift.cli.connection import Connection
 from arraylift.cli.session import Session
@@ -21,7 +21,7 @@ from arraylift.cli.show import moment, pairs, plain, row, short_name, table
 from arraylift.errors import Corruption, InvalidRequest, NotFound
 from arraylift.rpc.channel import LONG_CALL_SECONDS
 from arraylift.sizes import human
-from arraylift.v1 import backup_pb2, vm_pb2
+from arraylift.v1 import backup_pb2, image_pb2, vm_pb2
 
 PREFIX_CHARS_MIN = 4
 _ID = re.compile(r"[0-9a-f]{32}")
@@ -50,7 +50,7 @@ def register(app: typer.Typer) -> None:
     command(noun, "ls", examples="arraylift backups ls\narraylift backups ls web --json")(ls)
     command(noun, "show", examples="arraylift backups show web")(show)
     command(noun, "verify", examples="arraylift backups verify 3f2a")(verify)
-    command(noun, "rm", examples="arraylift backups rm 3f2a")(rm)
+    command(noun, "rm", examples="arraylift backups rm 3f2a --dry-run\narraylift backups rm 3f2a")(rm)
     app.add_typer(noun, name="backups")
 
 
@@ -188,8 +188,9 @@ def rm(
     session: Session,
     backup: Annotated[str, typer.Argument(metavar="BACKUP", help="Its id, or how that begins.")],
     missing_ok: Annotated[bool, typer.Option("--missing-ok", help="Fine if there is none.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would come free.")] = False,
 ) -> None:
-    """Remove a backup with its images; no other backup needs it."""
+    """Remove a backup with its images; no other backup needs it. Its space comes back by `target gc`."""
     server = session.server
     try:
         found = find_backup(server, backup, by_vm=False)
@@ -198,9 +199,27 @@ def rm(
             raise
         session.emit({"removed": None}, f"there was no backup {backup}")
         return
+    if dry_run:
+        _preview(session, found)
+        return
     request = backup_pb2.DeleteBackupRequest(backup_id=found.backup_id, missing_ok=missing_ok)
     server.call(server.backups.DeleteBackup, request, timeout_seconds=LONG_CALL_SECONDS)
     session.emit({"removed": found.backup_id}, f"removed backup {found.backup_id} of {found.vm_name}")
+
+
+def _preview(session: Session, found: backup_pb2.Backup) -> None:
+    """Ask the backup's target, which alone knows what its images share with others."""
+    peer = peers.find_peer(session.server, "target", found.target)
+    target = session.daemon_at("target", peer.address)
+    request = image_pb2.PreviewDeleteRequest(image_ids=[disk.image_id for disk in found.disks])
+    freed = target.call(target.images.PreviewDelete, request, timeout_seconds=LONG_CALL_SECONDS)
+    rows: list[tuple[str, object]] = [
+        ("backup", f"{found.backup_id} of {found.vm_name}"),
+        ("images", freed.image_count),
+        ("would come free", f"{human(freed.unique_stored_bytes)} on {found.target}"),
+        ("before compression", human(freed.unique_plain_bytes)),
+    ]
+    session.emit({"backup_id": found.backup_id, "preview": plain(freed)}, pairs(rows))
 
 
 def find_backup(server: Connection, reference: str, *, by_vm: bool = True) -> backup_pb2.Backup:

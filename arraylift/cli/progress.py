@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import (
     BarColumn,
     DownloadColumn,
+    MofNCompleteColumn,
     TaskProgressColumn,
     TextColumn,
     TimeRemainingColumn,
@@ -69,3 +70,34 @@ class Progress:
         self._bar.update(
             self._task, completed=spans_done * SPAN_BYTES, total=total * SPAN_BYTES or None, note=note
         )
+
+
+class Steps:
+    """A bar for work that is counted, in phases; a context manager."""
+
+    def __init__(self, console: Console, what: str, *, enabled: bool) -> None:
+        self._bar = RichProgress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(compact=True),
+            console=console,
+            transient=True,
+            disable=not enabled,
+        )
+        self._what = what
+        self._task = self._bar.add_task(printable(what), total=None)
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def update(self, phase: str, done: int, total: int) -> None:
+        """Say how far a phase is."""
+        said = printable(f"{self._what}: {phase}" if phase else self._what)
+        self._bar.update(self._task, description=said, completed=done, total=total or None)

@@ -16,7 +16,7 @@ from typing import Self
 from rich.console import Console, RenderableType
 
 from arraylift.cli.connection import Connection
-from arraylift.cli.progress import Progress
+from arraylift.cli.progress import Progress, Steps
 from arraylift.cli.settings import ARRAY, SERVER, TARGET, VCENTER, DaemonKind, Overrides, Places, places
 from arraylift.errors import ArrayliftError
 from arraylift.exit_codes import exit_code, line_of, one_line
@@ -120,3 +120,7 @@ class Session:
     def progress(self, what: str, total_bytes: int) -> Progress:
         """Return a bar on standard error; silent with --json or without a terminal."""
         return Progress(self.err, what, total_bytes, enabled=not self.is_json and self.err.is_terminal)
+
+    def steps(self, what: str) -> Steps:
+        """The same for work that is counted."""
+        return Steps(self.err, what, enabled=not self.is_json and self.err.is_terminal)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import typer
 
-from arraylift.cli import images, peers
+from arraylift.cli import gc, images, peers
 from arraylift.cli.command import command, group
 from arraylift.cli.session import Session
 from arraylift.cli.show import pairs, plain, ratio
@@ -20,6 +20,7 @@ def register(app: typer.Typer) -> None:
     noun = group("Dedup targets: the registry, and statistics and images of one.")
     peers.register(noun, "target")
     command(noun, "stats", examples="arraylift target stats --json")(stats)
+    gc.register(noun)
     images.register(noun)
     app.add_typer(noun, name="target")
 

@@ -7,19 +7,33 @@ import grpc
 from arraylift.errors import InvalidRequest
 from arraylift.ids import ImageId, TransferId, check_id, check_name
 from arraylift.v1 import target_admin_pb2 as pb
+from dedup_target.collect import Collector
 from dedup_target.lock_clock import LockClock
 from dedup_target.scrub import Scrub
 from dedup_target.service.keeping import KeepingEdge
+from dedup_target.service.maintenance import MaintenanceEdge
 from dedup_target.service.scrub import ScrubEdge
 from dedup_target.store import Store
+from dedup_target.survey import Surveyor
 from dedup_target.transfers import GrantRequest, Transfers
 
 
-class AdminEdge(KeepingEdge, ScrubEdge):
+class AdminEdge(KeepingEdge, MaintenanceEdge, ScrubEdge):
     """Serves one target."""
 
-    def __init__(self, store: Store, transfers: Transfers, *, lock_clock: LockClock, scrub: Scrub) -> None:
+    def __init__(
+        self,
+        store: Store,
+        transfers: Transfers,
+        *,
+        lock_clock: LockClock,
+        scrub: Scrub,
+        collector: Collector,
+        surveyor: Surveyor,
+    ) -> None:
         self._store = store
+        self._collector = collector
+        self._surveyor = surveyor
         self._transfers = transfers
         self._lock_clock = lock_clock
         self._scrub = scrub
@@ -67,6 +81,7 @@ class AdminEdge(KeepingEdge, ScrubEdge):
             quarantined_count=self._store.unit.quarantine.record_count,
             reserve_bytes=self._store.reserve.low_water_bytes,
             below_reserve=self._store.reserve.is_low(),
+            condemned_bytes=self._store.unit.condemned_bytes(),
             lock_clock_ns=lock_time.time_ns,
             lock_clock_lags=lock_time.lags,
             cache_bytes=self._store.containers.stats().cache_bytes,

@@ -17,14 +17,16 @@ from dedup_target.convert import image_to_pb
 from dedup_target.image_reader import ImageReader
 from dedup_target.send_image import ImageSender, SendProgress, SendRequest
 from dedup_target.service.backups import BackupsEdge
+from dedup_target.service.maintenance import PreviewEdge
 from dedup_target.service.scrub import VerifyEdge
 from dedup_target.store import Store
+from dedup_target.survey import Surveyor
 from dedup_target.verify_image import ImageVerifier
 
 PAGE_SIZE, PAGE_SIZE_MAX = 1000, 10_000
 
 
-class ImageEdge(BackupsEdge, VerifyEdge):
+class ImageEdge(BackupsEdge, VerifyEdge, PreviewEdge):
     """Serves the images of one target."""
 
     def __init__(
@@ -34,9 +36,11 @@ class ImageEdge(BackupsEdge, VerifyEdge):
         sender: ImageSender,
         backups: Backups,
         verifier: ImageVerifier,
+        surveyor: Surveyor,
     ) -> None:
         super().__init__(backups)
         self._verifier = verifier
+        self._surveyor = surveyor
         self._store = store
         self._images = images
         self._sender = sender

@@ -172,6 +172,9 @@ class FakeBackupLogic(backup_logic_pb2_grpc.BackupLogicServiceServicer):
 class FakeAdmin(target_admin_pb2_grpc.TargetAdminServiceServicer):
     granted: list[target_admin_pb2.CreateGrantRequest] = field(default_factory=list)
     revoked: list[str] = field(default_factory=list)
+    collected: list[target_admin_pb2.CollectGarbageRequest] = field(default_factory=list)
+    is_cut: bool = False
+    """Streams of progress end without their last message."""
 
     def CreateGrant(
         self, request: target_admin_pb2.CreateGrantRequest, context: Context
@@ -189,6 +192,35 @@ class FakeAdmin(target_admin_pb2_grpc.TargetAdminServiceServicer):
         self, request: target_admin_pb2.GetTargetStatsRequest, context: Context
     ) -> target_admin_pb2.GetTargetStatsResponse:
         return target_admin_pb2.GetTargetStatsResponse(image_count=3, logical_bytes=300, container_bytes=100)
+
+    def CollectGarbage(
+        self, request: target_admin_pb2.CollectGarbageRequest, context: Context
+    ) -> Iterator[target_admin_pb2.CollectGarbageResponse]:
+        self.collected.append(request)
+        cycle = len(self.collected)
+        yield target_admin_pb2.CollectGarbageResponse(phase="mark", done=1, total=2, cycle=cycle)
+        if not self.is_cut:
+            yield target_admin_pb2.CollectGarbageResponse(
+                phase="done",
+                cycle=cycle,
+                container_count=4,
+                live_bytes=3000,
+                dead_bytes=1000,
+                deleted_count=1,
+            )
+
+    def SurveySpace(
+        self, request: target_admin_pb2.SurveySpaceRequest, context: Context
+    ) -> Iterator[target_admin_pb2.SurveySpaceResponse]:
+        yield target_admin_pb2.SurveySpaceResponse(images_done=1, images_total=2)
+        if not self.is_cut:
+            use = target_admin_pb2.SpaceUse(
+                name="web", stored_bytes=1 << 20, plain_bytes=2 << 20, mapped_bytes=8 << 20
+            )
+            vms = [target_admin_pb2.SpaceUse(name="default/" + hex_id(1), unique_stored_bytes=5 << 20)]
+            yield target_admin_pb2.SurveySpaceResponse(
+                done=True, total=use, units=[use], vms=vms if request.by_vm else []
+            )
 
 
 @dataclass
@@ -217,6 +249,13 @@ class FakeImages(image_pb2_grpc.ImageServiceServicer):
             if image.image_id == request.image_id:
                 return image_pb2.GetImageResponse(image=image)
         raise NotFound(f"there is no image {request.image_id}")
+
+    def PreviewDelete(
+        self, request: image_pb2.PreviewDeleteRequest, context: Context
+    ) -> image_pb2.PreviewDeleteResponse:
+        return image_pb2.PreviewDeleteResponse(
+            image_count=len(request.image_ids), unique_plain_bytes=9 << 20, unique_stored_bytes=3 << 20
+        )
 
     def ReadRange(
         self, request: image_pb2.ReadRangeRequest, context: Context

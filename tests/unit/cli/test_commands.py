@@ -33,7 +33,7 @@ LEAVES = [
     *(["files", verb] for verb in ("ls", "get")),
     *(["job", verb] for verb in ("ls", "show", "watch", "cancel")),
     *(["array", "snapshots", verb] for verb in ("ls", "create", "rm", "send")),
-    ["target", "stats"],
+    *(["target", verb] for verb in ("stats", "gc", "space")),
     *(["target", "images", verb] for verb in ("ls", "show", "restore", "read")),
 ]
 
