@@ -9,6 +9,8 @@ Owns: every byte below ``<state>/index/<unit id>``. Implements SegmentIndex (I1-
      next start rebuilds.
   R4 a look-up of what is absent reads no table but by a filter's mistake: filters stay in
      memory, and are sized so that they fit.
+  R5 closing writes entries out before marks: each is a step of its own in RocksDB's manifest, which
+     may lose its tail without a word; then marks are missing, which the start mends.
 Why these options: docs/decisions/0005-index-knows-its-containers.md, 0063-index-memory.md.
 Callers: any thread. Format: docs/formats/index-v2.md
 """
@@ -320,8 +322,9 @@ class RocksSegmentIndex:
             if self._family is None:
                 return
             self._family = None  # a handle that lives on keeps the database's lock file
-            self._containers.close()
             try:
+                self._database.flush()  # R5
+                self._containers.close()
                 self._database.close()
             except Exception:  # a database that met a full disk says so again, and is closed all the same
                 if not self._failed:
