@@ -345,6 +345,7 @@ class RocksSegmentIndex:
                         return read()
                     except Exception as error:  # noqa: BLE001 - rocksdict raises nothing narrower
                         why = str(error)
+                    del read  # an iterator's, maybe: a traceback that lives on would keep the lock file
                     raise self._damaged(why)
             with self._lock:  # closed, or left without a handle by a full disk (R2)
                 if self._closed:
