@@ -284,8 +284,12 @@ class Client:
         family = socket.AF_UNIX if isinstance(address, str) else socket.AF_INET
         connection = socket.socket(family, socket.SOCK_STREAM)
         connection.settimeout(30)
-        connection.connect(address)
-        return cls(connection, name, **how)  # type: ignore[arg-type]
+        try:
+            connection.connect(address)
+            return cls(connection, name, **how)  # type: ignore[arg-type]
+        except BaseException:
+            connection.close()
+            raise
 
     def send(self, data: bytes) -> None:
         self.socket.sendall(data)
