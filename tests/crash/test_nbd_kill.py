@@ -6,6 +6,7 @@ every block must hold the newest number that was flushed, or a later one.
 
 from __future__ import annotations
 
+import itertools
 import random
 import shutil
 import struct
@@ -31,6 +32,9 @@ CYCLES = 3
 CAMPAIGN_CYCLES = 150
 SECONDS = (0.2, 1.2)
 
+Kept = dict[int, int]
+"""Number of the newest content that is known to be there, by block."""
+
 LOCK = threading.Lock()
 NUMBER = struct.Struct("<QQ")
 
@@ -51,7 +55,7 @@ class Writer:
     """One connection with several requests on their way; knows what was sent, answered, flushed."""
 
     def __init__(
-        self, path: str, seed: int, blocks: range, numbers: Iterator[int], kept: dict[int, int]
+        self, path: str, seed: int, blocks: range, *, numbers: Iterator[int], kept: Kept, answered: Kept
     ) -> None:
         self.sent: dict[int, list[int]] = {}
         self.kept = kept
@@ -117,30 +121,31 @@ class Story:
         self.array.daemon.start()
         self.array.volume("disk", BLOCKS * BLOCK)
         self.array.export("disk", volume_name="disk")
-        self.kept: dict[int, int] = {}
-        self._number = 0
+        self.kept: Kept = {}
+        self._numbers = itertools.count(1)
         self.flushes = self.writes = 0
-
-    def _numbers(self) -> Iterator[int]:
-        while True:
-            self._number += 1
-            yield self._number
 
     def cycle(self, seed: int) -> None:
         chance = random.Random(seed)
         half = BLOCKS // 2
-        numbers = self._numbers()
-        answered: dict[int, int] = {}
+        answered: Kept = {}
         parts = (range(half), range(half, BLOCKS))
         writers = [
-            Writer(self.array.socket, seed + which, part, numbers, self.kept, answered)
+            Writer(
+                self.array.socket,
+                seed + which,
+                part,
+                numbers=self._numbers,
+                kept=self.kept,
+                answered=answered,
+            )
             for which, part in enumerate(parts)
         ]
         for writer in writers:
             writer.thread.start()
         time.sleep(chance.uniform(*SECONDS))
         if chance.random() < 0.5:
-            self.array.snapshot("disk", f"s{self._number}")
+            self.array.snapshot("disk", f"s{next(self._numbers)}")
             time.sleep(chance.uniform(0, 0.3))
         self.array.daemon.kill()
         for writer in writers:
