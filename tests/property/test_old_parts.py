@@ -43,20 +43,20 @@ def _moments() -> list[Moment]:
         if backup:
             target.send(backup)
         names = [name_of(one) for one in target.store.containers.containers()]
-        _close(target)
+        close_target(target)
         containers = {name: files.read(f"{UNIT}/{name}") for name in names}
         mark = files.read(f"{UNIT}/high-water.alu") if files.exists(f"{UNIT}/high-water.alu") else b""
-        found.append(Moment(_copy(files), disk.batches[-1].copy(), containers, mark))
+        found.append(Moment(copy_of(files), disk.batches[-1].copy(), containers, mark))
     return found
 
 
-def _close(target: Target) -> None:
+def close_target(target: Target) -> None:
     target.end_threads()
     target.store.unit.close()
     target.store._lock.close()
 
 
-def _copy(files: FakeFiles) -> FakeFiles:
+def copy_of(files: FakeFiles) -> FakeFiles:
     """The same disk in another machine: all of it is synced."""
     return next(files.post_crash_states(maximum=1))
 
@@ -67,7 +67,7 @@ EMPTY, OLD, NEW = range(3)
 
 def _mixed(containers: int, high_water: int | None) -> FakeFiles:
     """The newest files, but containers and the mark of other times."""
-    files = _copy(MOMENTS[NEW].files)
+    files = copy_of(MOMENTS[NEW].files)
     for name in MOMENTS[NEW].containers.keys() - MOMENTS[containers].containers.keys():
         files.remove(f"{UNIT}/{name}", label="test")
     path = f"{UNIT}/high-water.alu"
@@ -107,7 +107,7 @@ def test_a_mixture_of_times_is_noticed(containers: int, index: int, high_water: 
         for name, content in known.items():
             assert files.read(f"{UNIT}/{name}") == content, "no id is given out twice"
     finally:
-        _close(target)
+        close_target(target)
 
 
 @pytest.mark.parametrize("victim", range(len(MOMENTS[NEW].containers)))
@@ -141,4 +141,4 @@ def test_each_container_that_goes_behind_our_back(victim: int, index: int) -> No
     except ArrayliftError as error:
         raise AssertionError(f"container {victim}, index {index}: {error}") from error
     finally:
-        _close(target)
+        close_target(target)
