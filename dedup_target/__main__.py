@@ -27,6 +27,7 @@ from dedup_target.doubt import settle_doubt
 from dedup_target.housekeeping import Housekeeping
 from dedup_target.image_reader import ImageReader
 from dedup_target.ingest import Ingest
+from dedup_target.local_ingest import LocalIngest
 from dedup_target.lock_clock import LockClock
 from dedup_target.mark import LiveTransfers, NoTransfers
 from dedup_target.reserve import BALLAST_AT_START_BYTES_MAX, Reserve
@@ -106,7 +107,15 @@ def build(settings: TargetSettings, tls: TlsMaterial) -> daemon.Built:
     services = [
         service_of(
             image_pb2_grpc.add_ImageServiceServicer_to_server,
-            ImageEdge(store, images, sender, Backups(store, images, lock_clock), verifier, surveyor),
+            ImageEdge(
+                store,
+                images,
+                sender,
+                Backups(store, images, lock_clock),
+                verifier,
+                surveyor,
+                LocalIngest(store, images, transfers, SYSTEM_CLOCK),
+            ),
         ),
         service_of(
             target_admin_pb2_grpc.add_TargetAdminServiceServicer_to_server,

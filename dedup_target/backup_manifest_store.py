@@ -4,7 +4,7 @@ Owns: every byte below ``<unit>/backups``; one file a backup, named by the backu
 Invariants:
   C1 a backup exists exactly while its manifest is on disk, whole and sealed.
   C2 a manifest that cannot be read is reported, blocks nothing, and is never removed here.
-  C3 memory holds who and when, about 300 bytes a backup and its images; attributes are read
+  C3 memory holds who, when and of what, about 600 bytes a backup; attributes are read
      from the disk, seal and all, each time they are asked for.
 Callers: any thread; changes come from ``backups`` alone, under its lock.
 Format: docs/formats/backup-manifest-v1.md
@@ -16,7 +16,7 @@ import threading
 from dataclasses import dataclass
 
 from arraylift.errors import ArrayliftError, Corruption, NotFound
-from arraylift.ids import ImageId, check_id
+from arraylift.ids import ImageId, TenantId, check_id
 from arraylift.logs import get_logger
 from dedup_target import backup_manifest_format
 from dedup_target.backup_manifest_format import BackupId, BackupManifest
@@ -35,8 +35,16 @@ class BackupKey:
 
     backup_id: BackupId
     snapshot_at_ns: int
-    image_ids: tuple[ImageId, ...]
+    tenant: TenantId
+    vm_id: str
+    vm_name: str
+    images: tuple[tuple[str, ImageId], ...]
+    """By disk name."""
     lock_until_ns: int | None = None
+
+    @property
+    def image_ids(self) -> tuple[ImageId, ...]:
+        return tuple(image_id for _, image_id in self.images)
 
     @property
     def order(self) -> tuple[int, str]:
@@ -127,6 +135,9 @@ def _key(manifest: BackupManifest) -> BackupKey:
     return BackupKey(
         manifest.backup_id,
         manifest.snapshot_at_ns,
-        tuple(image_id for _, image_id in manifest.images),
+        manifest.tenant,
+        manifest.vm_id,
+        manifest.vm_name,
+        manifest.images,
         manifest.lock_until_ns,
     )

@@ -20,7 +20,7 @@ import numpy as np
 from arraylift.errors import InvalidRequest
 from arraylift.ids import Fingerprint, ImageId, TenantId
 from arraylift.segments.fingerprint import FingerprintKey, unpack
-from arraylift.segments.tree import Leaf, Leaves, decode_leaf
+from arraylift.segments.tree import FAN_OUT, Leaf, Leaves, decode_leaf
 from arraylift.segments.tree_view import TreeView
 from arraylift.sizes import SPAN_BYTES, span_length, spans_of
 from dedup_target.manifest_format import ImageManifest
@@ -133,7 +133,10 @@ class ImageReader:
         return lost
 
     def read(self, image: OpenImage, offset: int, length: int) -> Iterator[Piece]:
-        """Yield the bytes of a range in order, a span or less at a time; every segment verified."""
+        """Yield the bytes of a range in order, a span or less at a time; every segment verified.
+
+        A hole is one piece, however large. Raises InvalidRequest, Corruption.
+        """
         size = image.manifest.image_bytes
         if offset > size or length > size - offset:
             raise InvalidRequest(
@@ -143,11 +146,15 @@ class ImageReader:
         end = offset + (length or size - offset)
         if end == offset:
             return
-        first, last = offset // SPAN_BYTES, spans_of(end)
-        starts = range(first, last, SPANS_AT_ONCE)
-        groups = (list(range(start, min(start + SPANS_AT_ONCE, last))) for start in starts)
-        for located in self.located(image, groups, offset, end):
-            yield from self._pieces(image, located, offset, end)
+        hole = offset  # where the hole begins that the last piece ended with
+        for located in self.located(image, _solid(image, offset, end), offset, end):
+            for piece in self._pieces(image, located, offset, end):
+                if hole < piece.offset:
+                    yield Piece(hole, b"", piece.offset - hole)
+                yield piece
+                hole = piece.offset + len(piece.data)
+        if hole < end:
+            yield Piece(hole, b"", end - hole)
 
     def read_into(self, image: OpenImage, offset: int, into: memoryview) -> None:
         """Fill ``into`` with the image's bytes from ``offset``, each verified. Raises as ``read``."""
@@ -187,9 +194,7 @@ class ImageReader:
         for span, leaf in zip(located.spans, located.leaves, strict=True):
             start = span * SPAN_BYTES
             low, high = max(offset, start), min(end, start + span_length(span, size))
-            if leaf is None:
-                yield Piece(low, b"", high - low)
-                continue
+            assert leaf is not None, "holes were left out"
             touched = _touched(span, leaf, offset, end)
             count = touched.stop - touched.start
             skipped = int(leaf.lengths[: touched.start].sum(dtype=np.uint64))
@@ -198,6 +203,16 @@ class ImageReader:
             if high - low != len(data):
                 data = data[low - start - skipped : high - start - skipped]
             yield Piece(low, data, 0)
+
+
+def _solid(image: OpenImage, offset: int, end: int) -> Iterator[list[int]]:
+    """Yield groups of the spans within [offset, end) that are no holes."""
+    first, last = offset // SPAN_BYTES, spans_of(end)
+    for start in range(first, last, FAN_OUT):
+        rows = image.tree.leaves_of(start, min(last, start + FAN_OUT))
+        solid = (start + np.flatnonzero(rows.any(axis=1))).tolist()
+        for place in range(0, len(solid), SPANS_AT_ONCE):
+            yield solid[place : place + SPANS_AT_ONCE]
 
 
 def _touched(span: int, leaf: Leaf, offset: int, end: int) -> slice:

@@ -81,10 +81,6 @@ class LocalIngest:
         self._transfers = transfers
         self._clock = clock
 
-    def base_of(self, image_id: ImageId) -> ImageManifest:
-        """Raises NotFound."""
-        return self._store.manifests.get(image_id)
-
     def take_in(
         self,
         order: FileOrder,

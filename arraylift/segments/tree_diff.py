@@ -9,7 +9,7 @@ Memory: three chunks of 65,536 places, and what the views keep. Callers: any thr
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
@@ -55,22 +55,22 @@ def differing_ranges(one: Leaf | None, other: Leaf | None, span_bytes: int) -> l
     differs = np.ones(len(other_starts), dtype=np.bool_)
     differs[theirs[equal]] = False
     clipped = np.minimum(other_ends[differs], span_bytes).tolist()
-    return joined(
-        (start, end)
-        for start, end in zip(other_starts[differs].tolist(), clipped, strict=True)
-        if end > start
-    )
+    found = zip(other_starts[differs].tolist(), clipped, strict=True)
+    return list(joined((start, end) for start, end in found if end > start))
 
 
-def joined(ranges: Iterator[Range] | Sequence[Range]) -> list[Range]:
+def joined(ranges: Iterable[Range]) -> Iterator[Range]:
     """Join neighbours among ascending ranges."""
-    found: list[Range] = []
+    last: Range | None = None
     for start, end in ranges:
-        if found and found[-1][1] == start:
-            found[-1] = found[-1][0], end
-        else:
-            found.append((start, end))
-    return found
+        if last is not None and last[1] == start:
+            last = last[0], end
+            continue
+        if last is not None:
+            yield last
+        last = start, end
+    if last is not None:
+        yield last
 
 
 def _edges(leaf: Leaf) -> tuple[Places, Places]:

@@ -15,8 +15,10 @@ from arraylift.v1 import image_pb2 as pb
 from dedup_target.backups import Backups
 from dedup_target.convert import image_to_pb
 from dedup_target.image_reader import ImageReader
+from dedup_target.local_ingest import LocalIngest
 from dedup_target.send_image import ImageSender, SendProgress, SendRequest
 from dedup_target.service.backups import BackupsEdge
+from dedup_target.service.files import FilesEdge
 from dedup_target.service.maintenance import PreviewEdge
 from dedup_target.service.scrub import VerifyEdge
 from dedup_target.store import Store
@@ -26,7 +28,7 @@ from dedup_target.verify_image import ImageVerifier
 PAGE_SIZE, PAGE_SIZE_MAX = 1000, 10_000
 
 
-class ImageEdge(BackupsEdge, VerifyEdge, PreviewEdge):
+class ImageEdge(BackupsEdge, VerifyEdge, PreviewEdge, FilesEdge):
     """Serves the images of one target."""
 
     def __init__(
@@ -37,10 +39,12 @@ class ImageEdge(BackupsEdge, VerifyEdge, PreviewEdge):
         backups: Backups,
         verifier: ImageVerifier,
         surveyor: Surveyor,
+        local: LocalIngest,
     ) -> None:
         super().__init__(backups)
         self._verifier = verifier
         self._surveyor = surveyor
+        self._local = local
         self._store = store
         self._images = images
         self._sender = sender

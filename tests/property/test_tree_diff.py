@@ -113,7 +113,7 @@ def test_outside_the_differing_ranges_the_bytes_are_equal(
         two[at : at + length] = bytes(value ^ 255 for value in two[at : at + length])
     other = bytes(two[: len(two) - cut])
     found = differing_ranges(leaf_of(one), leaf_of(other, how), len(other))
-    assert found == joined(found)
+    assert found == list(joined(found))
     assert all(0 <= start < end <= len(other) for start, end in found)
     left = np.ones(len(other), dtype=np.bool_)
     for start, end in found:
