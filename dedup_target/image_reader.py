@@ -222,4 +222,4 @@ def _touched(span: int, leaf: Leaf, offset: int, end: int) -> slice:
         return slice(0, len(leaf.lengths))
     ends = np.cumsum(leaf.lengths, dtype=np.int64) + start
     first = int(np.searchsorted(ends, offset, side="right"))
-    return slice(first, int(np.searchsorted(ends, end, side="left")) + 1)
+    return slice(first, min(int(np.searchsorted(ends, end, side="left")) + 1, len(ends)))
