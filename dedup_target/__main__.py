@@ -17,7 +17,7 @@ from arraylift.exchange.edge import exchange_service
 from arraylift.exchange.messages import Limits
 from arraylift.exchange.peers import ExchangePeers
 from arraylift.pki import TlsMaterial
-from arraylift.rpc.server import service_of
+from arraylift.rpc.server import Service, service_of
 from arraylift.v1 import image_pb2_grpc, target_admin_pb2_grpc
 from dedup_target.backups import Backups
 from dedup_target.collect import CollectOptions, Collector
@@ -55,14 +55,25 @@ def _collecting(store: Store, transfers: Transfers) -> tuple[Collector, Surveyor
     return Collector(live, SYSTEM_CLOCK), Surveyor(lambda: [store.unit], live)
 
 
-def build(settings: TargetSettings, tls: TlsMaterial) -> daemon.Built:
-    """Open the unit, load transfers, join the services to them."""
-    files, state = RealFiles(), str(settings.state.expanduser().absolute())
+def _opened(files: RealFiles, state: str, settings: TargetSettings) -> tuple[Store, Reserve]:
     limits = ContainerLimits(cache_bytes_max=settings.container_cache_bytes)
     reserve = Reserve(files, state, low_water_bytes=settings.reserve_bytes)
     # A full disk must not stop a start: who else could delete?
     store = reserve.with_room(lambda: Store(files, state, limits=limits, reserve=reserve))
     reserve.tend(size_bytes_max=BALLAST_AT_START_BYTES_MAX)
+    return store, reserve
+
+
+def _exchange(transfers: Transfers) -> Service:
+    return exchange_service(
+        lambda opening, peer: Ingest(transfers.find(opening, role=peer.role, name=peer.name), SYSTEM_CLOCK)
+    )
+
+
+def build(settings: TargetSettings, tls: TlsMaterial) -> daemon.Built:
+    """Open the unit, load transfers, join the services to them."""
+    files, state = RealFiles(), str(settings.state.expanduser().absolute())
+    store, reserve = _opened(files, state, settings)
     images = ImageReader(store)
     newest = max((image.committed_at_ns for image in store.manifests.all()), default=None)
     lock_clock = LockClock(files, state, SYSTEM_CLOCK, newest_image_ns=newest)
@@ -104,18 +115,12 @@ def build(settings: TargetSettings, tls: TlsMaterial) -> daemon.Built:
         transfers.close()
         store.close()
 
+    backups = Backups(store, images, lock_clock)
+    local = LocalIngest(store, images, transfers, SYSTEM_CLOCK)
     services = [
         service_of(
             image_pb2_grpc.add_ImageServiceServicer_to_server,
-            ImageEdge(
-                store,
-                images,
-                sender,
-                Backups(store, images, lock_clock),
-                verifier,
-                surveyor,
-                LocalIngest(store, images, transfers, SYSTEM_CLOCK),
-            ),
+            ImageEdge(store, images, sender, backups, verifier, surveyor, local),
         ),
         service_of(
             target_admin_pb2_grpc.add_TargetAdminServiceServicer_to_server,
@@ -123,11 +128,7 @@ def build(settings: TargetSettings, tls: TlsMaterial) -> daemon.Built:
                 store, transfers, lock_clock=lock_clock, scrub=scrub, collector=collector, surveyor=surveyor
             ),
         ),
-        exchange_service(
-            lambda opening, peer: Ingest(
-                transfers.find(opening, role=peer.role, name=peer.name), SYSTEM_CLOCK
-            )
-        ),
+        _exchange(transfers),
     ]
     return daemon.Built(services, close)
 
