@@ -90,7 +90,8 @@ def test_full_incremental_restore_and_files(house: House, tmp_path: Path, *, dir
     job = house.back_up_vm(name, direct=direct)
     incremental = Kept(job.backup_id, house.vm_bytes(vm))
     assert house.backup(job.backup_id).incremental
-    assert job.figures.bytes_read < full_job.figures.bytes_read / 2, "only what changed, and a sample"
+    # The sample is a third of disks so small, and where the file lies is mke2fs's affair.
+    assert job.figures.spans_read < full_job.figures.spans_read / 2, "only what changed"
     assert job.figures.bytes_sent < 3 * MIB
     assert job.figures.spans_total == 48
     house.check_images(full)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from arraylift.durable import RealFiles
 from arraylift.errors import Corruption
 from arraylift.ids import ContainerId
-from arraylift.sizes import KIB
+from arraylift.sizes import KIB, MIB
 from dedup_target import read_ahead, record_runs
 from dedup_target.container_store import ContainerLimits, ContainerStore
 from dedup_target.directory_backend import DirectoryBackend
@@ -28,6 +28,8 @@ from tests.property.test_target_storage_crash import IndexDisk
 from tests.unit.dedup_target.material import UNIT, fill, make_segments
 
 FULL, CHANGED = Backup(1, FIRST, None), Backup(2, SECOND, frozenset({2}))
+SOLID = Backup(3, random.Random(7).randbytes(5 * MIB + 700_000), None)
+"""Spans of many segments, without a hole between them."""
 
 
 class CountingBackend(DirectoryBackend):
@@ -151,7 +153,7 @@ def test_containers_of_which_much_is_wanted_are_asked_for_once_and_first_the_fir
 @pytest.fixture
 def target() -> Iterator[Target]:
     made = Target(FakeFiles(), IndexDisk(MemorySegmentIndex()))
-    for backup in (FULL, CHANGED):
+    for backup in (FULL, CHANGED, SOLID):
         made.send(backup)
     yield made
     made.end_threads()
@@ -160,20 +162,20 @@ def target() -> Iterator[Target]:
 @pytest.mark.parametrize("whole_from_bytes", [0, 4 * KIB, 1 << 30])
 def test_any_range_is_that_of_the_disk(target: Target, whole_from_bytes: int) -> None:
     target.store.unit.containers._limits = ContainerLimits(whole_from_bytes=whole_from_bytes)
-    size = len(FIRST)
 
-    @settings(max_examples=40)
-    @given(st.sampled_from([FULL, CHANGED]), st.integers(0, size), st.integers(0, size))
-    def check(backup: Backup, one: int, other: int) -> None:
-        low, high = min(one, other), max(one, other)
+    @settings(max_examples=80)
+    @given(st.sampled_from([FULL, CHANGED, SOLID]), st.data())
+    def check(backup: Backup, data: st.DataObject) -> None:
+        size = len(backup.disk)
+        low, high = sorted(data.draw(st.tuples(st.integers(0, size), st.integers(0, size)), "range"))
         if low == high:
             return
         image, at = target.images.open(backup.image_id), low
         for piece in target.images.read(image, low, high - low):
             assert piece.offset == at
-            data = bytes(piece.data) or bytes(piece.zero_bytes)
-            assert data == backup.disk[at : at + len(data)]
-            at += len(data)
+            content = bytes(piece.data) or bytes(piece.zero_bytes)
+            assert content == backup.disk[at : at + len(content)]
+            at += len(content)
         assert at == high
 
     check()
