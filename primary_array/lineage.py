@@ -5,7 +5,7 @@ A lineage is one unbroken history of one volume: its epochs count up from 1 and
 every epoch's writes carry the epoch as their birth. A rollback or a clone forks:
 the new lineage names its parent and the last birth that it took over. A volume
 whose tracker is no longer believed starts a lineage without a parent, and so do those that forked
-from its lineages.
+from its lineages or from one that these descend from.
 Invariants:
   L1 a lineage id names one history for ever; an id that the table does not know
      is no ancestor of anything.
@@ -67,15 +67,20 @@ class LineageTable:
             for key, lineage in self._lineages.items()
         }
 
+    def with_ancestors(self, lineage_ids: Iterable[LineageId]) -> set[LineageId]:
+        """Return these lineages and all that they descend from."""
+        found: set[LineageId] = set()
+        for start in lineage_ids:
+            lineage_id: LineageId | None = start
+            while lineage_id is not None and lineage_id not in found:
+                found.add(lineage_id)
+                lineage = self._lineages.get(lineage_id)
+                lineage_id = None if lineage is None else lineage.parent_id
+        return found
+
     def prune(self, in_use: Iterable[LineageId]) -> None:
         """Forget lineages that are neither in ``in_use`` nor an ancestor of one that is."""
-        keep: set[LineageId] = set()
-        for start in in_use:
-            lineage_id: LineageId | None = start
-            while lineage_id is not None and lineage_id not in keep:
-                keep.add(lineage_id)
-                found = self._lineages.get(lineage_id)  # one that is unknown is told by the check
-                lineage_id = None if found is None else found.parent_id
+        keep = self.with_ancestors(in_use)
         self._lineages = {key: value for key, value in self._lineages.items() if key in keep}
 
     def is_ancestor(self, older: SourceState, newer: SourceState) -> bool:

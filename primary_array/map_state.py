@@ -284,7 +284,8 @@ class MapState:
         renewed = dict(event.snapshots)
         if set(renewed) != {snapshot.snapshot_id for snapshot in volume.snapshots}:
             raise Corruption(f"the journal distrusts other snapshots of {volume.name}", subject=volume.name)
-        doubted = {volume.lineage_id, *(snapshot.lineage_id for snapshot in volume.snapshots)}
+        own = [volume.lineage_id, *(snapshot.lineage_id for snapshot in volume.snapshots)]
+        doubted = self.lineages.with_ancestors(own)
         for snapshot in volume.snapshots:
             snapshot.lineage_id = renewed[snapshot.snapshot_id]
             self.lineages.add(Lineage(snapshot.lineage_id))

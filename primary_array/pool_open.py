@@ -23,6 +23,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
+
 from arraylift.durable import AppendFile, Files, StoreLock
 from arraylift.errors import Corruption, NotFound, OutOfSpace
 from arraylift.ids import PoolId, random_id
@@ -81,7 +84,8 @@ def open_pool(
         pool_id, version = read_superblock(files, layout)
         found = _recover(files, layout, pool_id)
         try:
-            used = used_slots(found.state)
+            found.state.counts.replace(checked_counts(found.state))
+            used = found.state.counts.named()
             _check_data(files, layout, used)
             if version != superblock.VERSION:
                 _upgrade(files, layout, pool_id)
@@ -206,8 +210,8 @@ def _replay(state: MapState, scans: dict[int, Scan], sequence: int, layout: Layo
     return sequence
 
 
-def used_slots(state: MapState) -> U64:
-    """Count the slots anew, and return every slot that a map names, ascending. Raises Corruption (O4)."""
+def checked_counts(state: MapState) -> npt.NDArray[np.uint32]:
+    """Count the pages that name each slot. Raises Corruption (O4)."""
     maps = slot_audit.holders(state)
     counts = slot_audit.count_slots(maps)
     for wrong in slot_audit.contradictions(maps, len(counts) - 1):
@@ -216,8 +220,7 @@ def used_slots(state: MapState) -> U64:
             subject=wrong.owner,
             next_step="restore the pool's metadata from a copy; nothing was changed",
         )
-    state.counts.replace(counts)
-    return state.counts.named()
+    return counts
 
 
 def _check_data(files: Files, layout: Layout, used: U64) -> None:

@@ -8,15 +8,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from arraylift.ids import SnapshotId, SourceState
-from arraylift.sizes import GRANULE_BYTES
+from arraylift.sizes import GRANULE_BYTES, SPAN_BYTES
+from primary_array.map_state import MapState
 from primary_array.pool import Pool
-from primary_array.pool_open import used_slots
+from primary_array.pool_open import checked_counts
 from primary_array.pool_types import SnapshotSource, VolumeSource
 
 UNIT = 4096
 SECTOR = 512
 UNITS_PER_GRANULE = GRANULE_BYTES // UNIT
+UNITS_PER_SPAN = SPAN_BYTES // UNIT
 
 
 @dataclass
@@ -27,6 +31,9 @@ class SnapshotModel:
     """Epoch in which each granule certainly changed last."""
     maybe: list[int]
     """Epoch in which it may have changed last: later than ``sure`` only where a crash blurred it."""
+    mapped: list[bool] = field(default_factory=list)
+    ancestry: list[SnapshotModel] = field(default_factory=list)
+    """Older states that may vouch for what did not change since, oldest first."""
 
 
 @dataclass
@@ -42,6 +49,7 @@ class VolumeModel:
     kept_sure: list[int] = field(default_factory=list)
     """``sure`` at the last flush."""
     snapshots: dict[SnapshotId, SnapshotModel] = field(default_factory=dict)
+    ancestry: list[SnapshotModel] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         granules = -(-self.unit_count // UNITS_PER_GRANULE)
@@ -85,9 +93,40 @@ class VolumeModel:
 
     def snapshot(self, snapshot_id: SnapshotId, state: SourceState) -> None:
         assert state.birth == self.epoch
-        frozen = SnapshotModel(list(self.live), state, list(self.sure), list(self.maybe))
+        frozen = SnapshotModel(
+            list(self.live),
+            state,
+            list(self.sure),
+            list(self.maybe),
+            list(self.mapped),
+            list(self.ancestry),
+        )
         self.snapshots[snapshot_id] = frozen
+        self.ancestry.append(frozen)
         self.epoch += 1
+        self.flush()
+
+    # -- forks and sizes --------------------------------------------------------------------
+
+    def become(self, frozen: SnapshotModel, *, epoch: int) -> None:
+        """Hold what a snapshot holds, in a lineage that forks from its."""
+        self.live, self.unit_count = list(frozen.content), len(frozen.content)
+        self.sure, self.maybe, self.mapped = list(frozen.sure), list(frozen.maybe), list(frozen.mapped)
+        self.ancestry = [*frozen.ancestry, frozen]
+        self.epoch = epoch
+        self.flush()
+
+    def resize(self, unit_count: int) -> None:
+        granules = -(-unit_count // UNITS_PER_GRANULE)
+        grown = granules - len(self.mapped)
+        if unit_count > self.unit_count and self.unit_count % UNITS_PER_GRANULE and self.mapped[-1]:
+            self._touch(len(self.mapped) - 1)  # its tail is zeroed
+        self.live = self.live[:unit_count] + [0] * (unit_count - self.unit_count)
+        added = [self.epoch] * max(0, grown)
+        self.sure = self.sure[:granules] + added
+        self.maybe = self.maybe[:granules] + added
+        self.mapped = self.mapped[:granules] + [False] * max(0, grown)
+        self.unit_count = unit_count
         self.flush()
 
     # -- comparing --------------------------------------------------------------------------
@@ -103,30 +142,47 @@ class VolumeModel:
     def check_snapshots(self, pool: Pool, name: str) -> None:
         assert [info.snapshot_id for info in pool.snapshots(name)] == list(self.snapshots)
         for snapshot_id, model in self.snapshots.items():
-            assert read_units(pool, SnapshotSource(snapshot_id), self.unit_count) == model.content
+            content = read_units(pool, SnapshotSource(snapshot_id), len(model.content))
+            assert content == model.content
 
     def check_changes(self, pool: Pool, older: SnapshotModel, newer_id: SnapshotId) -> None:
         """Promise TRACK: reported >= real, and equal at granule grain."""
         newer = self.snapshots[newer_id]
-        ranges = pool.changed_ranges(newer_id, older.state)
+        base_bytes = len(older.content) * UNIT
+        ranges = pool.changed_ranges(newer_id, older.state, base_bytes=base_bytes)
         assert ranges is not None
         reported = {
             granule
             for offset, length in zip(ranges[0].tolist(), ranges[1].tolist(), strict=True)
             for granule in range(offset // GRANULE_BYTES, -(-(offset + length) // GRANULE_BYTES))
         }
-        real = {
-            unit // UNITS_PER_GRANULE
-            for unit in range(self.unit_count)
-            if older.content[unit] != newer.content[unit]
-        }
+        old = older.content + [-1] * (len(newer.content) - len(older.content))
+        real = {unit // UNITS_PER_GRANULE for unit, value in enumerate(newer.content) if old[unit] != value}
+        resized: set[int] = set()
+        if len(older.content) != len(newer.content):
+            last = (min(len(older.content), len(newer.content)) - 1) // UNITS_PER_SPAN
+            end = last + 1 if len(newer.content) < len(older.content) else 1 << 30
+            resized = {granule for granule in range(len(newer.sure)) if last <= granule // 16 < end}
         birth = older.state.birth
         assert real <= reported
-        assert {granule for granule, epoch in enumerate(newer.sure) if epoch > birth} <= reported
-        assert reported <= {granule for granule, epoch in enumerate(newer.maybe) if epoch > birth}
-        spans = pool.changed_spans(newer_id, older.state)
+        assert {granule for granule, epoch in enumerate(newer.sure) if epoch > birth} | resized <= reported
+        assert reported <= {granule for granule, epoch in enumerate(newer.maybe) if epoch > birth} | resized
+        spans = pool.changed_spans(newer_id, older.state, base_bytes=base_bytes)
         assert spans is not None
         assert spans.tolist() == sorted({granule // 16 for granule in reported})
+
+    def check_difference(
+        self, pool: Pool, base_id: SnapshotId, base: SnapshotModel, newer_id: SnapshotId
+    ) -> None:
+        """The diff of two snapshots of a family tells all that differs, lineages or not."""
+        newer = self.snapshots[newer_id]
+        ranges = pool.diff(newer_id, base_id)
+        assert ranges is not None
+        told: set[int] = set()
+        for offset, length in zip(ranges[0].tolist(), ranges[1].tolist(), strict=True):
+            told.update(range(offset // UNIT, (offset + length) // UNIT))
+        old = base.content + [0] * (len(newer.content) - len(base.content))
+        assert {unit for unit, value in enumerate(newer.content) if old[unit] != value} <= told
 
     def settle(self, pool: Pool, name: str) -> None:
         """After a crash: check that each sector is one of those allowed, then believe the pool."""
@@ -176,11 +232,22 @@ def read_units(pool: Pool, source: VolumeSource | SnapshotSource, unit_count: in
     return [unit[0] for unit in units]
 
 
+def used_slots(state: MapState) -> list[int]:
+    """Every slot that a map names."""
+    found: list[int] = np.flatnonzero(checked_counts(state)).tolist()
+    return found
+
+
 def check_slots(pool: Pool) -> None:
     """No slot is lost, none has two owners, none waits when nobody reads."""
     state = pool._state
     stats = pool.stats()
-    used = used_slots(state)
+    counts = checked_counts(state)
+    kept = state.counts.as_array()
+    assert np.array_equal(np.trim_zeros(kept, "b"), np.trim_zeros(counts, "b"))
+    used = np.flatnonzero(counts)
+    for _, view in state.maps():
+        assert view.mapped_count == sum(page.mapped_count() for _, page in view.pages())
     pending = [slots for draft in state.drafts.values() for slots in draft.freed]
     freed = sum(len(slots) for slots, _ in pool._commit._freed) + sum(len(slots) for slots in pending)
     assert stats.slots_waiting == 0

@@ -17,12 +17,21 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from arraylift.errors import WrongState
-from arraylift.ids import SnapshotId, VolumeId
+from arraylift.ids import LineageId, SnapshotId, SourceState, VolumeId
 from primary_array.draft import Draft
 from primary_array.pool import Pool
 from primary_array.pool_types import VolumeSource
+from primary_array.volume_ops import Swap
 from tests.fakes.disk import FakeFiles, PowerCut
-from tests.property.pool_model import UNIT, UNITS_PER_GRANULE, VolumeModel, check_slots, trim, write
+from tests.property.pool_model import (
+    UNIT,
+    UNITS_PER_GRANULE,
+    SnapshotModel,
+    VolumeModel,
+    check_slots,
+    trim,
+    write,
+)
 
 DIRECTORY = "/pool"
 UNIT_COUNT = 3 * UNITS_PER_GRANULE + 5
@@ -33,6 +42,9 @@ ranges = st.tuples(st.integers(0, UNIT_COUNT - 1), st.integers(0, UNIT_COUNT - 1
 )
 values = st.integers(1, 255)
 picks = st.integers(0, 10_000)
+SIZES = (UNIT_COUNT, UNIT_COUNT, 2 * UNIT_COUNT, UNITS_PER_GRANULE + 3, 2 * UNITS_PER_GRANULE)
+"""Few, so that a volume is often of a size that it had before."""
+sizes = st.sampled_from(SIZES)
 cuts = st.integers(0, 12)
 
 
@@ -46,6 +58,17 @@ class DraftModel:
     """Units written since the last save: after a crash they may have any value written since."""
 
 
+@dataclass
+class CloneModel:
+    """A draft on a snapshot: saved after every write, so exact whatever happens."""
+
+    handle: Draft
+    name: str
+    fork: SnapshotModel
+    shape: VolumeModel
+    orphaned: bool = False
+
+
 class PoolMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
@@ -54,6 +77,8 @@ class PoolMachine(RuleBasedStateMachine):
         self.volumes: dict[str, VolumeModel] = {}
         self.drafts: dict[VolumeId, DraftModel] = {}
         self.draft_count = 0
+        self.parents: dict[LineageId, LineageId | None] = {}
+        self.clones: dict[VolumeId, CloneModel] = {}
         for name in NAMES:
             self.create(name)
 
@@ -63,13 +88,19 @@ class PoolMachine(RuleBasedStateMachine):
 
     # -- operations -------------------------------------------------------------------------
 
+    def fitted(self, name: str, where: tuple[int, int]) -> tuple[int, int]:
+        """The range, moved into the size that the volume has now."""
+        size = self.volumes[name].unit_count
+        first = where[0] % size
+        return first, min(where[1], size - first)
+
     @rule(name=names, where=ranges, value=values)
     def write(self, name: str, where: tuple[int, int], value: int) -> None:
-        write(self.pool, self.volumes[name], name, *where, value)
+        write(self.pool, self.volumes[name], name, *self.fitted(name, where), value)
 
     @rule(name=names, where=ranges)
     def trim(self, name: str, where: tuple[int, int]) -> None:
-        trim(self.pool, self.volumes[name], name, *where)
+        trim(self.pool, self.volumes[name], name, *self.fitted(name, where))
 
     @rule(name=names)
     def flush(self, name: str) -> None:
@@ -101,6 +132,8 @@ class PoolMachine(RuleBasedStateMachine):
     @rule(name=names)
     def recreate(self, name: str) -> None:
         self.pool.delete_volume(name, cascade=True)
+        for key in [key for key, clone in self.clones.items() if clone.name == name]:
+            self.clones.pop(key).handle.abort()
         self.create(name)
         for model in self.volumes.values():
             model.flush()
@@ -108,12 +141,162 @@ class PoolMachine(RuleBasedStateMachine):
     @rule(name=names)
     def distrust(self, name: str) -> None:
         model = self.volumes[name]
+        own = {self.pool.volume(name).state.lineage_id}
+        own |= {snapshot.state.lineage_id for snapshot in model.snapshots.values()}
+        doubted: set[LineageId | None] = set()
+        for lineage_id in own:
+            line: LineageId | None = lineage_id
+            while line is not None:
+                doubted.add(line)
+                line = self.parents.get(line)
         self.pool.distrust(name)
+        self.forget(doubted)
         for snapshot_id, snapshot in model.snapshots.items():
             assert self.pool.changed_spans(snapshot_id, snapshot.state) is None
-            snapshot.state = self.pool.get_snapshot(snapshot_id).state
+            fresh = self.pool.get_snapshot(snapshot_id).state
+            mine = SnapshotModel(snapshot.content, fresh, snapshot.sure, snapshot.maybe, snapshot.mapped, [])
+            model.snapshots[snapshot_id] = mine  # others may still know it by its old state
+        model.ancestry = []
+        for clone in self.clones.values():
+            if clone.fork.state.lineage_id in doubted:
+                clone.orphaned = True
         for each in self.volumes.values():
             each.flush()
+
+    def forget(self, doubted: set[LineageId | None]) -> None:
+        """Cut every line of descent that leads through a doubted lineage, but where it is the own."""
+        for name, volume in self.volumes.items():
+            holders: list[tuple[VolumeModel | SnapshotModel, LineageId]]
+            holders = [(volume, self.pool.volume(name).state.lineage_id)]
+            holders += [(frozen, frozen.state.lineage_id) for frozen in volume.snapshots.values()]
+            for holder, lineage_id in holders:
+                line: LineageId | None = lineage_id
+                own = set()
+                while line is not None:
+                    own.add(line)
+                    parent = self.parents.get(line)
+                    if parent in doubted:
+                        break
+                    line = parent
+                holder.ancestry = [old for old in holder.ancestry if old.state.lineage_id in own]
+        self.parents = {line: None if parent in doubted else parent for line, parent in self.parents.items()}
+
+    # -- forks and sizes --------------------------------------------------------------------
+
+    @rule(name=names, units=sizes)
+    def resize(self, name: str, units: int) -> None:
+        self.pool.resize_volume(name, units * UNIT)
+        if units != self.volumes[name].unit_count:
+            self.volumes[name].resize(units)
+            self.flushed()
+
+    def flushed(self) -> None:
+        for model in self.volumes.values():
+            model.flush()
+
+    @rule(name=names, pick=picks)
+    def clone_over(self, name: str, pick: int) -> None:
+        """Replace a volume, with all it had, by a clone of any snapshot, its own perhaps."""
+        if not (there := self.all_snapshots()):
+            return
+        source, snapshot_id = there[pick % len(there)]
+        frozen = self.volumes[source].snapshots[snapshot_id]
+        info = self.pool.clone_volume(snapshot_id, "fresh")
+        self.parents[info.state.lineage_id] = frozen.state.lineage_id
+        self.pool.delete_volume(name, cascade=True)
+        (taken,) = self.pool.snapshot(["fresh"])
+        again = self.pool.clone_volume(taken.snapshot_id, name)
+        self.parents[again.state.lineage_id] = info.state.lineage_id
+        middle = VolumeModel(len(frozen.content))
+        middle.become(frozen, epoch=frozen.state.birth + 1)
+        middle.snapshot(taken.snapshot_id, taken.state)
+        self.pool.delete_volume("fresh", cascade=True)
+        self.volumes[name] = VolumeModel(len(frozen.content))
+        self.volumes[name].become(middle.ancestry[-1], epoch=taken.state.birth + 1)
+        self.clones = {key: clone for key, clone in self.clones.items() if clone.name != name}
+        for draft in self.pool.drafts():
+            if draft.name.startswith(f"clone-{name}-"):
+                self.pool.resume_draft(draft.draft_id).abort()
+        self.flushed()
+
+    @rule(name=names, pick=picks, safe=st.booleans())
+    def rollback(self, name: str, pick: int, safe: bool) -> None:
+        model = self.volumes[name]
+        if not model.snapshots:
+            return
+        snapshot_id = list(model.snapshots)[pick % len(model.snapshots)]
+        frozen = model.snapshots[snapshot_id]
+        info, safety = self.pool.rollback_volume(name, snapshot_id, safety_name="safe" if safe else "")
+        self.parents[info.state.lineage_id] = frozen.state.lineage_id
+        assert (safety is not None) == safe
+        if safety is not None:
+            model.snapshot(safety.snapshot_id, safety.state)
+        model.become(frozen, epoch=model.epoch + 1)
+        self.flushed()
+
+    @rule(name=names, pick=picks, units=sizes)
+    def begin_restore(self, name: str, pick: int, units: int) -> None:
+        """Begin a draft on one of the volume's snapshots."""
+        model = self.volumes[name]
+        if not model.snapshots or len(self.clones) == 2:
+            return
+        snapshot_id = list(model.snapshots)[pick % len(model.snapshots)]
+        frozen = model.snapshots[snapshot_id]
+        self.draft_count += 1
+        label = f"clone-{name}-{self.draft_count}"
+        handle = self.pool.begin_clone(label, snapshot_id, units * UNIT)
+        shape = VolumeModel(len(frozen.content))
+        shape.become(frozen, epoch=frozen.state.birth + 1)
+        shape.resize(units)
+        old = len(frozen.content)
+        if old % UNITS_PER_GRANULE and units > old:  # what is there is undefined
+            count = min(units - old, UNITS_PER_GRANULE - old % UNITS_PER_GRANULE)
+            handle.write(old * UNIT, bytes(count * UNIT))
+            shape.write(old, count, 0)
+        handle.save_progress(b"begun")
+        self.clones[handle.draft_id] = CloneModel(handle, name, frozen, shape)
+        self.flushed()
+
+    @rule(pick=picks, where=ranges, value=values | st.just(0))
+    def write_restore(self, pick: int, where: tuple[int, int], value: int) -> None:
+        if not self.clones:
+            return
+        clone = list(self.clones.values())[pick % len(self.clones)]
+        size = clone.shape.unit_count
+        first = where[0] % size
+        count = min(where[1], size - first)
+        if value:
+            clone.handle.write(first * UNIT, bytes([value]) * (count * UNIT))
+            clone.shape.write(first, count, value)
+        else:
+            clone.handle.trim(first * UNIT, count * UNIT)
+            clone.shape.trim(first, count)
+        clone.handle.save_progress(b"on")
+        self.flushed()
+
+    @rule(pick=picks, commit=st.booleans())
+    def end_restore(self, pick: int, commit: bool) -> None:
+        if not self.clones:
+            return
+        key, clone = list(self.clones.items())[pick % len(self.clones)]
+        del self.clones[key]
+        if not commit:
+            clone.handle.abort()
+            self.flushed()
+            return
+        model, shape = self.volumes[clone.name], clone.shape
+        (safety,) = self.pool.swap_drafts([Swap(key, clone.name, b"r" * 32)], safety_name="safety")
+        model.snapshot(safety.snapshot_id, safety.state)
+        line = self.pool.volume(clone.name).state.lineage_id
+        self.parents[line] = None if clone.orphaned else clone.fork.state.lineage_id
+        epoch = max(model.epoch, shape.epoch) + 1
+        ancestry = [] if clone.orphaned else [*clone.fork.ancestry, clone.fork]
+        state = SourceState(self.pool.pool_id, line, shape.epoch)
+        model.become(
+            SnapshotModel(shape.live, state, shape.sure, shape.maybe, shape.mapped, ancestry), epoch=epoch
+        )
+        model.ancestry = ancestry
+        self.flushed()
 
     # -- drafts -----------------------------------------------------------------------------
 
@@ -223,9 +406,12 @@ class PoolMachine(RuleBasedStateMachine):
         self.files = files
         self.pool = Pool.open(files, DIRECTORY, journal_bytes_max=1500)
         self.drafts = {key: model for key, model in self.drafts.items() if model.tag is not None}
-        assert {draft.draft_id: draft.tag for draft in self.pool.drafts()} == {
-            key: model.tag for key, model in self.drafts.items()
-        }
+        found_drafts = {draft.draft_id: draft.tag for draft in self.pool.drafts()}
+        assert self.clones.keys() <= found_drafts.keys()
+        for key, clone in self.clones.items():
+            clone.handle = self.pool.resume_draft(key)
+            del found_drafts[key]
+        assert found_drafts == {key: model.tag for key, model in self.drafts.items()}
         for key, model in self.drafts.items():
             model.handle = self.pool.resume_draft(key)
             found = read_draft(model.handle)
@@ -252,19 +438,26 @@ class PoolMachine(RuleBasedStateMachine):
             model.check_exact(self.pool, name)
         for draft in self.drafts.values():
             assert read_draft(draft.handle) == draft.live
+        for clone in self.clones.values():
+            assert read_draft(clone.handle, clone.shape.unit_count) == clone.shape.live
         check_slots(self.pool)
 
     @invariant()
     def changes_agree(self) -> None:
+        everyone = [frozen for model in self.volumes.values() for frozen in model.snapshots.values()]
         for model in self.volumes.values():
-            snapshots = list(model.snapshots.items())
-            for (_, older), (newer_id, newer) in itertools.pairwise(snapshots):
-                if older.state.lineage_id == newer.state.lineage_id:
+            for newer_id, newer in list(model.snapshots.items())[-3:]:
+                for older in newer.ancestry[-3:]:
                     model.check_changes(self.pool, older, newer_id)
+                strangers = [one for one in everyone if one is not newer and one not in newer.ancestry]
+                for other in strangers[:3]:
+                    assert self.pool.changed_ranges(newer_id, other.state) is None
+            for (base_id, base), (newer_id, _) in itertools.pairwise(list(model.snapshots.items())[-3:]):
+                model.check_difference(self.pool, base_id, base, newer_id)
 
 
-def read_draft(handle: Draft) -> list[int]:
-    buffer = bytearray(UNIT_COUNT * UNIT)
+def read_draft(handle: Draft, unit_count: int = UNIT_COUNT) -> list[int]:
+    buffer = bytearray(unit_count * UNIT)
     handle.read_into(0, memoryview(buffer))
     return list(buffer[::UNIT])
 
@@ -302,7 +495,13 @@ def run_history(seed: int, steps: int) -> None:
         (8, lambda: machine.snapshot(chosen=set(chance.sample(NAMES, chance.randint(1, 2))))),
         (5, lambda: machine.delete_snapshot(pick=some(), pinned=chance.random() < 0.3)),
         (1, lambda: machine.recreate(name=name())),
-        (1, lambda: machine.distrust(name=name())),
+        (3, lambda: machine.distrust(name=name())),
+        (7, lambda: machine.resize(name=name(), units=chance.choice(SIZES))),
+        (3, lambda: machine.clone_over(name=name(), pick=some())),
+        (4, lambda: machine.rollback(name=name(), pick=some(), safe=chance.random() < 0.5)),
+        (3, lambda: machine.begin_restore(name=name(), pick=some(), units=chance.choice(SIZES))),
+        (4, lambda: machine.write_restore(pick=some(), where=where(), value=chance.choice((0, 8, 9)))),
+        (3, lambda: machine.end_restore(pick=some(), commit=chance.random() < 0.7)),
         (5, machine.begin_draft),
         (16, lambda: machine.write_draft(pick=some(), where=where(), value=chance.choice((0, 0, 8, 9)))),
         (6, lambda: machine.save_draft(pick=some(), tag=chance.randbytes(3))),

@@ -92,11 +92,12 @@ class Outcome:
             write(self.pool, model, name, 1, UNITS_PER_GRANULE, 9)
             model.check_snapshots(self.pool, name)
             self.pool.flush(name)
-        again = Pool.open(self.files.after_kill(), DIRECTORY)
+        self.files = self.files.after_kill()
+        self.pool = Pool.open(self.files, DIRECTORY)
         for name, model in self.models.items():
             model.flush()
-            model.check_exact(again, name)
-        check_slots(again)
+            model.check_exact(self.pool, name)
+        check_slots(self.pool)
 
 
 def every_cut(

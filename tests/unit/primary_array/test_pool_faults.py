@@ -9,11 +9,11 @@ import pytest
 from arraylift.errors import Corruption, OutOfSpace, StoreFailed, WrongState
 from arraylift.sizes import GRANULE_BYTES, MIB
 from primary_array.pool import Pool
-from primary_array.pool_open import used_slots
 from primary_array.pool_types import SnapshotSource, VolumeSource
 from primary_array.reserve import RESERVE_BYTES
 from tests.fakes.disk import FakeFiles
 from tests.fakes.kernel import UNLIMITED_BYTES
+from tests.property.pool_model import used_slots
 from tests.unit.primary_array.test_pool import read
 
 G = GRANULE_BYTES

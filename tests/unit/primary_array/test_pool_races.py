@@ -16,9 +16,9 @@ from arraylift.sizes import GRANULE_BYTES, MIB
 from primary_array.block_map import U64
 from primary_array.map_events import Event
 from primary_array.pool import Pool
-from primary_array.pool_open import used_slots
 from primary_array.pool_types import SnapshotSource, VolumeSource
 from tests.fakes.disk import FakeFiles
+from tests.property.pool_model import used_slots
 from tests.unit.primary_array.test_pool import read
 from tests.unit.primary_array.test_range_gate import until
 
