@@ -21,7 +21,7 @@ from arraylift.errors import ArrayliftError, OutOfSpace
 from arraylift.exit_codes import exit_code
 from arraylift.exit_codes import report as report_error
 from arraylift.sizes import MIB, human, parse_size
-from benchmarks import disks, index_memory, kernels, memory_curve, report, restore_speed
+from benchmarks import disks, index_memory, kernels, memory_curve, nbd, report, restore_speed
 from benchmarks.arraylift_peer import Arraylift
 from benchmarks.peers import PROGRAMS, Peer, version_of
 from benchmarks.rounds import measure
@@ -33,6 +33,7 @@ WHAT = {
     "disks": "only make the disks",
     "index": "memory and speed of the segment index",
     "memory": "the target's memory while images pass",
+    "nbd": "fio through NBD, beside qemu-nbd",
     "restore": "reading an image, beside cat, lz4 and b3sum",
 }
 ROOM = 14
@@ -110,6 +111,9 @@ def _run(parsed: argparse.Namespace, console: Console, errors: Console) -> int:
     parsed.work.mkdir(parents=True, exist_ok=True)
     if parsed.what == "index":
         return index_memory.run(console, parsed.work, entries=parsed.entries, json_path=parsed.json)
+    if parsed.what == "nbd":
+        rounds = parsed.rounds or (1 if parsed.quick else 3)
+        return nbd.run(console, parsed.work, rounds=rounds, quick=parsed.quick, json_path=parsed.json)
     if parsed.what == "memory":
         return memory_curve.run(
             console, parsed.work, marks_gib=parsed.logical, json_path=parsed.json, seed=parsed.seed

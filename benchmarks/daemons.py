@@ -9,8 +9,10 @@ import contextlib
 import os
 import socket
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from arraylift import pki
 from arraylift.cli import processes
@@ -39,9 +41,17 @@ def make_pki(scratch: Path) -> Path:
     return directory
 
 
-def start(noun: str, module: str, name: str, *, scratch: Path, pki_directory: Path) -> Daemon:
-    """Start a daemon with its state in ``<scratch>/<name>``, without waiting for it."""
-    port = _free_port()
+def start(
+    noun: str,
+    module: str,
+    name: str,
+    *,
+    scratch: Path,
+    pki_directory: Path,
+    more: Mapping[str, str] = MappingProxyType({}),
+) -> Daemon:
+    """Start a daemon with its state in ``<scratch>/<name>``, without waiting for it. ``more``: settings."""
+    port = free_port()
     config = scratch / f"{name}.toml"
     settings = {
         "name": name,
@@ -52,6 +62,7 @@ def start(noun: str, module: str, name: str, *, scratch: Path, pki_directory: Pa
     }
     if noun == "array":
         settings["nbd_listen"] = ""
+    settings |= more
     config.write_text("".join(f'{key} = "{value}"\n' for key, value in settings.items()), encoding="utf-8")
     log = os.open(scratch / f"{name}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     try:
@@ -81,7 +92,8 @@ def stop(daemon: Daemon) -> None:
     processes.stop(daemon.process)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of this machine that nobody listens on now."""
     with contextlib.closing(socket.socket()) as one:
         one.bind(("127.0.0.1", 0))
         port: int = one.getsockname()[1]

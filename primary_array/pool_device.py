@@ -19,7 +19,7 @@ from arraylift.errors import NotPermitted, WrongState
 from arraylift.ids import SnapshotId
 from arraylift.nbd import wire
 from arraylift.nbd.device import BASE_ALLOCATION
-from arraylift.sizes import GRANULE_BYTES, MIB
+from arraylift.sizes import GRANULE_BYTES, KIB, MIB
 from primary_array.block_map import U64
 from primary_array.pool import Pool
 from primary_array.pool_types import SnapshotInfo, SnapshotSource, Source, VolumeInfo, VolumeSource
@@ -31,7 +31,10 @@ CHANGED_CONTEXTS_MAX = 64
 CACHE_BYTES_MAX = 64 * MIB
 """A hint to read more is taken for this much."""
 
-_ZEROS = bytes(MIB)
+WRITE_BYTES = 128 * KIB
+"""Written at once: less than goes past the page cache, where a guest, and the next backup, find it."""
+
+_ZEROS = bytes(WRITE_BYTES)
 
 
 @dataclass(frozen=True, slots=True, weakref_slot=True)
@@ -99,7 +102,12 @@ class PoolDevice:
         self._pool.read_into(self._source, offset, into)
 
     def write(self, offset: int, data: Buffer) -> None:
-        self._pool.write(self._writable(), offset, data)
+        name, view = self._writable(), memoryview(data)
+        at = 0
+        while at < view.nbytes:
+            count = WRITE_BYTES - (offset + at) % WRITE_BYTES
+            self._pool.write(name, offset + at, view[at : at + count])
+            at += count
 
     def trim(self, offset: int, length: int) -> None:
         self._pool.trim(self._writable(), offset, length)
@@ -111,9 +119,9 @@ class PoolDevice:
             return
         stop = offset + length
         while offset < stop:
-            end = min(stop, (offset // MIB + 1) * MIB)
-            self._pool.write(name, offset, memoryview(_ZEROS)[: end - offset])
-            offset = end
+            count = min(WRITE_BYTES - offset % WRITE_BYTES, stop - offset)
+            self._pool.write(name, offset, memoryview(_ZEROS)[:count])
+            offset += count
 
     def flush(self) -> None:
         if not self.read_only:
