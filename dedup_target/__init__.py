@@ -50,6 +50,10 @@ collect + commit   deletion and publication hold the lock; a commit that the mar
 collect + delete   an image that goes meanwhile counts in this cycle, as a base or a hold beyond (K1)
 collect + collect  one maintenance a unit (A1); likewise move, drain, rebuild
 collect + crash    every step is one of append, seal, condemn, removal; state that is lost costs two cycles
+call + call        of one transfer id: the later one fences the earlier, under the registry's lock; a
+                   commit that has begun comes first, and its image answers both (R4)
+silence + append   a lane that is silent has its container sealed by the reaper, which never waits
+                   for a busy lane
 log + log          a log belongs to its transfer's lock; logs are different files
 log + seal         leaves are logged after seal and index batch, so a replayed log never
                    promises what is not there (T1)

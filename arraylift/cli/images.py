@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from arraylift.cli import transfers
+from arraylift.cli import target_files, transfers
 from arraylift.cli.command import command, group
 from arraylift.cli.connection import Connection
 from arraylift.cli.local_files import NewFile
@@ -40,6 +40,7 @@ def register(app: typer.Typer) -> None:
         examples="arraylift target images read web1 --length 1M --to head.bin\n"
         "arraylift target images read web1 --offset 512 --length 512 | xxd",
     )(read)
+    target_files.register_images(noun)
     app.add_typer(noun, name="images")
 
 

@@ -60,14 +60,8 @@ class SourceImage:
         os.close(self._descriptor)
 
     def _checked_size(self) -> int:
-        mode = os.fstat(self._descriptor).st_mode
         subject = str(self.path)
-        if not stat.S_ISREG(mode) and not stat.S_ISBLK(mode):
-            what = "a directory" if stat.S_ISDIR(mode) else "no file"
-            raise InvalidRequest(
-                f"{self.path} is {what}", subject=subject, next_step="give a raw disk image or a block device"
-            )
-        size = os.lseek(self._descriptor, 0, os.SEEK_END)
+        size = self._size_of_file("a raw disk image")
         if size % SECTOR_BYTES or not 0 < size <= IMAGE_BYTES_MAX:
             raise InvalidRequest(
                 f"{self.path} has {size:,} bytes, which is no disk's size",
@@ -83,6 +77,17 @@ class SourceImage:
                     next_step="convert it: qemu-img convert -O raw",
                 )
         return size
+
+    def _size_of_file(self, wanted: str) -> int:
+        mode = os.fstat(self._descriptor).st_mode
+        if not stat.S_ISREG(mode) and not stat.S_ISBLK(mode):
+            what = "a directory" if stat.S_ISDIR(mode) else "no file"
+            raise InvalidRequest(
+                f"{self.path} is {what}",
+                subject=str(self.path),
+                next_step=f"give {wanted} or a block device",
+            )
+        return os.lseek(self._descriptor, 0, os.SEEK_END)
 
     def data_ranges(self, start: int, end: int) -> Iterator[tuple[int, int]]:
         """Yield (offset, end) of what may hold data within ``start``..``end``, in ascending order."""
@@ -122,6 +127,20 @@ class SourceImage:
         return ArrayliftError(
             f"cannot read {self.path}: {error.strerror}", subject=str(self.path), next_step="check its disk"
         )
+
+
+class SparseFile(SourceImage):
+    """A file of any content and size, its holes known. A context manager."""
+
+    def _checked_size(self) -> int:
+        size = self._size_of_file("a file")
+        if not 0 < size <= IMAGE_BYTES_MAX:
+            raise InvalidRequest(
+                f"{self.path} has {size:,} bytes",
+                subject=str(self.path),
+                next_step=f"give a file of 1 byte to {human(IMAGE_BYTES_MAX)}",
+            )
+        return size
 
 
 class SourceFile:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import typer
 
-from arraylift.cli import gc, images, peers
+from arraylift.cli import gc, images, peers, target_files
 from arraylift.cli.command import command, group
 from arraylift.cli.session import Session
 from arraylift.cli.show import pairs, plain, ratio
@@ -22,6 +22,7 @@ def register(app: typer.Typer) -> None:
     command(noun, "stats", examples="arraylift target stats --json")(stats)
     gc.register(noun)
     images.register(noun)
+    target_files.register_names(noun)
     app.add_typer(noun, name="target")
 
 

@@ -67,7 +67,7 @@ def import_volume(
         header = volume_pb2.ImportHeader(name=name, size_bytes=source.size_bytes)
         yield volume_pb2.ImportVolumeRequest(header=header)
         extent_count = bytes_written = 0
-        for extent in _extents(source, 0, source.size_bytes, on_bytes):
+        for extent in data_extents(source, 0, source.size_bytes, on_bytes):
             yield volume_pb2.ImportVolumeRequest(extent=extent)
             extent_count += 1
             bytes_written += len(extent.data)
@@ -176,7 +176,7 @@ def any_set(data: bytes) -> bool:
     return data != bytes(len(data))
 
 
-def _extents(source: SourceImage, start: int, end: int, on_bytes: OnBytes) -> Iterator[volume_pb2.Extent]:
+def data_extents(source: SourceImage, start: int, end: int, on_bytes: OnBytes) -> Iterator[volume_pb2.Extent]:
     """Data of a file in pieces that lie in whole EXTENT_BYTES_MAX windows."""
     for begin, stop in source.data_ranges(start, end):
         offset = begin
