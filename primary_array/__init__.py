@@ -67,6 +67,9 @@ What makes each pair safe (the first column does its data I/O without commit or 
   draft    | create volume  both check the name inside a transaction.
   changes, extents, infos | any  tables under the map lock; frozen pages need none. ``extents`` of a
                             volume is as of one instant for each 4 GiB.
+  export   | delete volume, delete snapshot   a snapshot is pinned while it is exported; the edge holds a
+                            volume, so that it is not exported or opened while it goes (exports X2, X3).
+  NBD client | shrink, roll back, swap   refused while somebody has it open for writing; asked in the gate.
   open     | open           flock on the directory with a fencing token; the second is refused.
   close    | any            not allowed: the owner of the pool stops its callers first.
   any      | StoreFailed    after a failed sync every change is refused (C7); reads go on from the maps in

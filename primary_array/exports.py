@@ -68,6 +68,8 @@ class ArrayExports:
         self._held: set[VolumeId] = set()
         self._shared: SharedChanges = WeakValueDictionary()
         self._pins: dict[str, Pin] = {}
+        self._names: dict[VolumeId, str] = {}
+        """Under which names volumes were found; they have no other."""
         for record in self._table.all():
             self._pin(record)
         pool.refuse_changes_under(self.refuse_if_open)
@@ -122,6 +124,7 @@ class ArrayExports:
     def infos(self) -> list[ExportInfo]:
         """All, by name."""
         with self._changed:
+            self._learn_names()
             return [self._info(record) for record in self._table.all()]
 
     def _info(self, record: ExportRecord) -> ExportInfo:
@@ -130,7 +133,17 @@ class ArrayExports:
         return ExportInfo(record, volume.name if volume else "", count)
 
     def _volume(self, volume_id: VolumeId) -> VolumeInfo | None:
-        return next((info for info in self._pool.volumes() if info.volume_id == volume_id), None)
+        """X1."""
+        if volume_id not in self._names:
+            self._learn_names()
+        try:
+            found = self._pool.volume(self._names.get(volume_id, ""))
+        except NotFound:
+            return None
+        return found if found.volume_id == volume_id else None
+
+    def _learn_names(self) -> None:
+        self._names = {info.volume_id: info.name for info in self._pool.volumes()}
 
     def remove(self, name: str) -> None:
         """End the export's connections, then forget it (X3).

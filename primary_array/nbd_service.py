@@ -31,7 +31,7 @@ class NbdService:
     ) -> None:
         """Bind. Raises InvalidRequest, WrongState (address taken), NotPermitted."""
         self._listen = settings.nbd_listen
-        self._socket = str(settings.nbd_socket)
+        self._socket = settings.nbd_socket
         self._mode = _mode(settings.nbd_tls)
         if not 1 <= settings.nbd_connections <= CONNECTIONS_MAX:
             raise InvalidRequest(f"nbd_connections is 1 to {CONNECTIONS_MAX}, not {settings.nbd_connections}")
@@ -57,10 +57,6 @@ class NbdService:
             known = socket.gethostname() if host in _ANYWHERE else host
             return f"{_SCHEMES[self._mode]}://{known}:{self._server.port}/{path}"
         return f"nbd+unix:///{path}?socket={quote(self._socket)}" if self._socket else ""
-
-    @property
-    def is_on(self) -> bool:
-        return bool(self._listen or self._socket)
 
     def stop(self) -> None:
         """Hang up; no device is in use afterwards."""

@@ -124,7 +124,7 @@ class PoolDevice:
             offset += count
 
     def flush(self) -> None:
-        if not self.read_only:
+        if self._snapshot is None:  # also for who only reads: others may write
             self._pool.flush(self._name)  # D1
 
     def cache(self, offset: int, length: int) -> None:

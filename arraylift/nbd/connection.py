@@ -142,23 +142,32 @@ class Connection:
             self._flushing = machine.take_deferred()
             self._flush = self._flushers.submit(self._run_flush, device)
         if self._flush is not None:
-            heard = not machine.ended and machine.deferred_count < DEFERRED_MAX
-            client, woken = self._link.wait(for_client=heard)
-            if woken:
-                done, self._flush = self._flush, None
-                self._send(machine.flushed(self._flushing, done.result()))
-            if not client:
-                return True
-        if machine.ended:
+            count = self._beside_flush(machine, self._flush)
+        elif machine.ended:
             return False
+        else:
+            count = self._receive(machine)
+        if count:
+            self._send(machine.received(count))
+        return count != 0
+
+    def _receive(self, machine: Transmission) -> int | None:
+        """Return how much the client sent, 0 at the end, None if it is silent and may be."""
         try:
-            count = self._link.receive_into(machine.window())
+            return self._link.receive_into(machine.window())
         except TimeoutError:
             if machine.between_requests:
-                return True
+                return None
             raise
-        self._send(machine.received(count))
-        return count > 0
+
+    def _beside_flush(self, machine: Transmission, flush: Future[ArrayliftError | None]) -> int | None:
+        """The same while a flush runs, which is answered when done; never waits for the client alone."""
+        heard = not machine.ended and machine.deferred_count < DEFERRED_MAX
+        client, woken = self._link.wait(for_client=heard)
+        if woken:
+            self._flush = None
+            self._send(machine.flushed(self._flushing, flush.result()))
+        return self._link.receive_ready(machine.window()) if client else None
 
     def _send(self, buffers: Iterator[memoryview]) -> None:
         for buffer in buffers:

@@ -88,6 +88,19 @@ class Link:
         except (BlockingIOError, ssl.SSLWantReadError):
             raise TimeoutError from None
 
+    def receive_ready(self, window: memoryview) -> int | None:
+        """Like ``receive_into``, without waiting: None if nothing came, or only TLS spoke of itself."""
+        try:
+            if self._secured is None:
+                return self._socket.recv_into(window, 0, socket.MSG_DONTWAIT)
+            self._socket.settimeout(0)
+            try:
+                return self._socket.recv_into(window)
+            finally:
+                self._socket.settimeout(SILENCE_SECONDS_MAX)
+        except (BlockingIOError, ssl.SSLWantReadError):
+            return None
+
     def send(self, data: memoryview) -> None:
         """Raises TimeoutError (the client takes nothing), OSError."""
         try:

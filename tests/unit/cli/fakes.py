@@ -38,6 +38,7 @@ class FakeVolumes(volume_pb2_grpc.VolumeServiceServicer):
     snapshots: list[volume_pb2.Snapshot] = field(default_factory=list)
     frozen: dict[str, bytes] = field(default_factory=dict)
     received: list[Any] = field(default_factory=list)
+    exports: dict[str, volume_pb2.Export] = field(default_factory=dict)
     cut_reads_at: int | None = None
     fail_with: ArrayliftError | None = None
 
@@ -135,6 +136,31 @@ class FakeVolumes(volume_pb2_grpc.VolumeServiceServicer):
     ) -> volume_pb2.DeleteSnapshotResponse:
         self.snapshots = [each for each in self.snapshots if each.snapshot_id != request.snapshot_id]
         return volume_pb2.DeleteSnapshotResponse()
+
+    def CreateExport(
+        self, request: volume_pb2.CreateExportRequest, context: Context
+    ) -> volume_pb2.CreateExportResponse:
+        made = volume_pb2.Export(
+            name=request.name,
+            volume_name=request.volume_name,
+            snapshot_id=request.snapshot_id,
+            read_only=request.read_only or bool(request.snapshot_id),
+            uri=f"nbds://127.0.0.1:10809/{request.name}",
+        )
+        self.exports[request.name] = made
+        return volume_pb2.CreateExportResponse(export=made)
+
+    def ListExports(
+        self, request: volume_pb2.ListExportsRequest, context: Context
+    ) -> volume_pb2.ListExportsResponse:
+        return volume_pb2.ListExportsResponse(exports=self.exports.values())
+
+    def DeleteExport(
+        self, request: volume_pb2.DeleteExportRequest, context: Context
+    ) -> volume_pb2.DeleteExportResponse:
+        if self.exports.pop(request.name, None) is None and not request.missing_ok:
+            raise NotFound(f"there is no export {request.name}")
+        return volume_pb2.DeleteExportResponse()
 
     def PrepareRestore(
         self, request: volume_pb2.PrepareRestoreRequest, context: Context

@@ -32,6 +32,8 @@ LEAVES = [
     *(["backups", verb] for verb in ("ls", "show", "verify", "rm")),
     *(["files", verb] for verb in ("ls", "get")),
     *(["job", verb] for verb in ("ls", "show", "watch", "cancel")),
+    ["array", "export"],
+    *(["array", "exports", verb] for verb in ("ls", "rm")),
     *(["array", "snapshots", verb] for verb in ("ls", "create", "rm", "send")),
     *(["target", verb] for verb in ("stats", "gc", "space")),
     *(["target", "images", verb] for verb in ("ls", "show", "restore", "read")),
@@ -191,6 +193,22 @@ def test_volumes_and_snapshots(arraylift: Arraylift, daemons: Daemons, tmp_path:
     assert arraylift("array", "snapshots", "rm", "web1@mon").code == 0
     assert arraylift("array", "snapshots", "rm", "web1@mon").code == 3
     assert arraylift("array", "snapshots", "rm", "web1@mon", "--missing-ok").code == 0
+
+
+def test_exports(arraylift: Arraylift, daemons: Daemons) -> None:
+    daemons.volumes.volumes["web1"] = bytearray(512)
+    assert arraylift("array", "snapshots", "create", "web1", "--name", "mon").code == 0
+    assert "nbds://127.0.0.1:10809/web1" in arraylift("array", "export", "web1").out
+    frozen = arraylift("array", "export", "web1@mon", "--name", "monday", "--json").document
+    assert (frozen["snapshot_id"], frozen["volume_name"], frozen["read_only"]) == (hex_id(1), "", True)
+    assert arraylift("array", "export", "nobody").code == 3
+    assert [each["name"] for each in arraylift("array", "exports", "ls", "--json").document] == [
+        "web1",
+        "monday",
+    ]
+    assert arraylift("array", "exports", "rm", "web1").code == 0
+    assert arraylift("array", "exports", "rm", "web1").code == 3
+    assert arraylift("array", "exports", "rm", "web1", "--missing-ok").code == 0
 
 
 def test_a_send_prints_its_receipt(arraylift: Arraylift, daemons: Daemons) -> None:
