@@ -11,21 +11,23 @@ Callers: any thread.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import threading
 from collections import Counter
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 
+from arraylift.clock import Clock
 from arraylift.errors import ArrayliftError, Corruption, NotFound, WrongState
 from arraylift.logs import get_logger
 from backup_server.job_rules import JOBS_UNFINISHED_MAX, JobState
-from backup_server.model import Backup, PeerKind, RegisteredPeer
+from backup_server.model import Backup, BackupDisk, PeerKind, RegisteredPeer, Verdict
 from backup_server.ports import Peers
 from backup_server.registry import Registry
 from backup_server.server_db import ServerDb
 
-PROGRESS_BYTES = 16 << 20
-"""A verification tells its progress this often."""
+SPANS_TOLD_MAX = 8
+"""Damaged spans that an error names."""
 
 CHUNK_BACKUPS = 200
 """Backups that are read from the database at once."""
@@ -40,13 +42,18 @@ class Verified:
     disk_name: str
     bytes_verified: int
     bytes_total: int
+    oldest_check_at_ns: int = 0
+    """With the last of a disk: nothing of it was checked earlier."""
+    bytes_read: int = 0
+    """Likewise: at the target."""
 
 
 class Backups:
     """All backups that this server knows."""
 
-    def __init__(self, db: ServerDb, registry: Registry, peers: Peers) -> None:
+    def __init__(self, db: ServerDb, registry: Registry, peers: Peers, clock: Clock) -> None:
         self._db = db
+        self._clock = clock
         self._registry = registry
         self._peers = peers
         self.guard = threading.RLock()
@@ -89,7 +96,7 @@ class Backups:
     # -- deletion ---------------------------------------------------------------------------
 
     def delete(self, backup_id: str) -> None:
-        """Remove manifest and images. Raises NotFound, WrongState (being read), PeerUnavailable;
+        """Remove manifest and images. Raises NotFound, WrongState (being read, locked), PeerUnavailable;
         then the deletion goes on when the target is back (Y2)."""
         backup = self.get(backup_id)
         with self.guard:
@@ -110,7 +117,11 @@ class Backups:
 
     def _delete(self, backup: Backup) -> None:
         target = self._peers.target(self._registry.target(backup.target))
-        target.delete_backup(backup.backup_id)
+        try:
+            target.delete_backup(backup.backup_id)
+        except WrongState:  # locked: a refusal is no promise to do it once the lock has ended
+            self._db.cancel_delete(backup.backup_id)
+            raise
         for disk in backup.disks:  # what a crash of the target left of them
             target.delete_image(disk.image_id)
         self._db.forget_backup(backup.backup_id)
@@ -157,25 +168,61 @@ class Backups:
         except NotFound:
             return True
 
+    # -- locks ------------------------------------------------------------------------------
+
+    def lock(self, backup_id: str, until_ns: int) -> None:
+        """Have the target lock it, with its images. Raises NotFound, WrongState (shorter than its
+        present lock), InvalidRequest, PeerUnavailable."""
+        with self.reading(backup_id) as backup:
+            self._peers.target(self._registry.target(backup.target)).lock_backup(backup_id, until_ns)
+            self._db.save_backup(dataclasses.replace(backup, lock_until_ns=until_ns))
+        _log.info("backup_locked", backup=backup_id, vm=backup.vm_name)
+
+    def confirm_times(self) -> None:
+        """Be the second clock for targets whose clock of locks lags."""
+        for peer in self._registry.all(PeerKind.TARGET):
+            try:
+                if self._peers.target(peer).confirm_time(self._clock.wall_ns()):
+                    _log.info("time_confirmed", target=peer.name)
+            except ArrayliftError as error:
+                _log.warning("time_not_confirmed", target=peer.name, error=str(error))
+
     # -- verification -----------------------------------------------------------------------
 
-    def verify(self, backup_id: str) -> Generator[Verified, None, None]:
-        """Read every image whole, at the target; yields progress. Raises NotFound, Corruption."""
+    def verify(self, backup_id: str, max_age_seconds: int) -> Generator[Verified, None, None]:
+        """Have the target say whether every image is whole, by what its scrub saw at most so long
+        ago; 0: read all now. Yields progress. Raises NotFound, Corruption."""
         with self.reading(backup_id) as backup:
             target = self._peers.target(self._registry.target(backup.target))
             for disk in backup.disks:
-                done = told = 0
                 yield Verified(disk.disk_name, 0, disk.size_bytes)
-                with target.read_range(disk.image_id, 0, 0) as pieces:
-                    for data, hole_bytes in pieces:
-                        done += len(data) + hole_bytes
-                        if done - told >= PROGRESS_BYTES:
-                            told = done
-                            yield Verified(disk.disk_name, done, disk.size_bytes)
-                if done != disk.size_bytes:
-                    raise Corruption(
-                        f"image {disk.image_id} has {done} bytes, not {disk.size_bytes}",
-                        subject=f"image {disk.image_id}",
-                        next_step="scrub the target",
-                    )
-                yield Verified(disk.disk_name, done, disk.size_bytes)
+                with target.verify_image(disk.image_id, max_age_seconds) as verdicts:
+                    for verdict in verdicts:
+                        if verdict.done:
+                            yield _verified(disk, verdict)
+                            break
+                        share = verdict.containers_done / max(1, verdict.containers_total)
+                        yield Verified(disk.disk_name, int(disk.size_bytes * share), disk.size_bytes)
+                    else:
+                        raise Corruption(
+                            f"target {backup.target} gave no verdict on image {disk.image_id}",
+                            subject=f"image {disk.image_id}",
+                            next_step="repeat it; look at the target's log",
+                        )
+
+
+def _verified(disk: BackupDisk, verdict: Verdict) -> Verified:
+    """Raises Corruption unless the verdict is that the image is whole."""
+    if not verdict.whole:
+        spans = ", ".join(map(str, verdict.damaged_spans[:SPANS_TOLD_MAX]))
+        raise Corruption(
+            f"{verdict.damaged_span_count} spans (MiB) of {disk.disk_name} are damaged: {spans}"
+            + ", ..." * (verdict.damaged_span_count > SPANS_TOLD_MAX),
+            subject=f"image {disk.image_id}",
+            next_step="back the VM up again, which sends what is lacking, "
+            "or heal it from a snapshot of its array: arraylift target heal",
+            damaged_span_count=verdict.damaged_span_count,
+        )
+    return Verified(
+        disk.disk_name, disk.size_bytes, disk.size_bytes, verdict.oldest_check_at_ns, verdict.bytes_read
+    )

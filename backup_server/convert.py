@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from google.protobuf.message import DecodeError
 
 from arraylift.errors import Corruption
@@ -10,7 +12,7 @@ from arraylift.v1 import backup_pb2, common_pb2, image_pb2
 from arraylift.vm import convert as shared
 from backup_server.engine import JobView
 from backup_server.job_rules import Failure, JobState
-from backup_server.model import Backup, BackupDisk
+from backup_server.model import Backup, BackupDisk, Verdict
 
 
 def backup_to_pb(backup: Backup) -> backup_pb2.Backup:
@@ -35,6 +37,7 @@ def backup_to_pb(backup: Backup) -> backup_pb2.Backup:
         ],
         config=shared.config_to_pb(backup.config),
         incremental=backup.incremental,
+        lock_until_ns=backup.lock_until_ns,
     )
 
 
@@ -64,7 +67,8 @@ def _backup_from_pb(backup: backup_pb2.Backup, target: str) -> Backup:
 
 
 def backup_to_manifest(backup: Backup) -> image_pb2.BackupManifest:
-    """Deterministic: a replay must be the same manifest, byte for byte."""
+    """Deterministic: a replay must be the same manifest, byte for byte. The lock is the target's to keep."""
+    backup = dataclasses.replace(backup, lock_until_ns=0)
     return image_pb2.BackupManifest(
         backup_id=backup.backup_id,
         vm_id=backup.vm_id,
@@ -89,7 +93,20 @@ def backup_from_manifest(manifest: image_pb2.BackupManifest, target: str) -> Bac
         (disk.disk_name, disk.image_id) for disk in backup.disks
     ]:
         raise Corruption(f"the attributes of {what} are another backup's", subject=what)
-    return backup
+    return dataclasses.replace(backup, lock_until_ns=manifest.lock_until_ns)
+
+
+def verdict_from_pb(news: image_pb2.VerifyImageResponse) -> Verdict:
+    return Verdict(
+        containers_done=news.containers_done,
+        containers_total=news.containers_total,
+        done=news.done,
+        whole=news.whole,
+        damaged_span_count=news.damaged_span_count,
+        damaged_spans=tuple(news.damaged_spans),
+        oldest_check_at_ns=news.oldest_check_at_ns,
+        bytes_read=news.bytes_read,
+    )
 
 
 def failure_to_pb(failure: Failure | None) -> common_pb2.ErrorDetail | None:

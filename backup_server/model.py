@@ -85,6 +85,22 @@ class Backup:
     disks: tuple[BackupDisk, ...]
     config: VmConfig
     incremental: bool
+    lock_until_ns: int = 0
+    """As the target's manifest says; 0: not locked."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """One message of a verification at a target; the last is ``done``, and says the rest."""
+
+    containers_done: int
+    containers_total: int
+    done: bool
+    whole: bool
+    damaged_span_count: int
+    damaged_spans: tuple[int, ...]
+    oldest_check_at_ns: int
+    bytes_read: int
 
 
 @dataclass(frozen=True, slots=True)

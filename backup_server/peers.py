@@ -43,7 +43,7 @@ from arraylift.v1 import (
 from arraylift.vm import convert as shared
 from arraylift.vm.types import Disk, SnapshotRequest, Vm, VmConfig, VmSnapshot
 from backup_server import convert
-from backup_server.model import Backup, Located, Receipt, RegisteredPeer, TransferNews
+from backup_server.model import Backup, Located, Receipt, RegisteredPeer, TransferNews, Verdict
 from backup_server.ports import HostRef
 
 MANIFESTS_PER_PAGE = 200
@@ -414,6 +414,28 @@ class GrpcTarget(_Caller):
     def delete_backup(self, backup_id: str) -> None:
         request = image_pb2.DeleteBackupManifestRequest(backup_id=backup_id, missing_ok=True)
         self._ask("DeleteBackupManifest", request, slow=True)
+
+    def lock_backup(self, backup_id: str, until_ns: int) -> None:
+        self._ask("LockImage", image_pb2.LockImageRequest(backup_id=backup_id, until_ns=until_ns), slow=True)
+
+    def verify_image(self, image_id: str, max_age_seconds: int) -> AbstractContextManager[Iterator[Verdict]]:
+        request = image_pb2.VerifyImageRequest(image_id=image_id, max_age_seconds=max_age_seconds)
+        return self._verdicts(request)
+
+    @contextmanager
+    def _verdicts(self, request: image_pb2.VerifyImageRequest) -> Iterator[Iterator[Verdict]]:
+        stream = self.stream(image_pb2_grpc.ImageServiceStub, "VerifyImage", request)
+        try:
+            yield map(convert.verdict_from_pb, stream)
+        finally:
+            stream.cancel()
+
+    def confirm_time(self, wall_ns: int) -> bool:
+        stub = target_admin_pb2_grpc.TargetAdminServiceStub
+        stats = self.call(stub, "GetTargetStats", target_admin_pb2.GetTargetStatsRequest())
+        if stats.lock_clock_lags:
+            self.call(stub, "ConfirmTime", target_admin_pb2.ConfirmTimeRequest(wall_ns=wall_ns))
+        return bool(stats.lock_clock_lags)
 
     def send_image(
         self, image_id: str, transfer_id: str, *, receiver_address: str, grant: bytes, patience_seconds: int

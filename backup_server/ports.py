@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from arraylift.vm.types import Disk, SnapshotRequest, Vm, VmConfig, VmSnapshot
-from backup_server.model import Backup, Located, RegisteredPeer, TransferNews
+from backup_server.model import Backup, Located, RegisteredPeer, TransferNews, Verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +127,20 @@ class Target(Protocol):
         ...
 
     def delete_backup(self, backup_id: str) -> None:
-        """Manifest, then images; a missing one is no error."""
+        """Manifest, then images; a missing one is no error. Raises WrongState (locked)."""
+        ...
+
+    def lock_backup(self, backup_id: str, until_ns: int) -> None:
+        """Raises NotFound, WrongState (shorter than the present lock), InvalidRequest."""
+        ...
+
+    def verify_image(self, image_id: str, max_age_seconds: int) -> AbstractContextManager[Iterator[Verdict]]:
+        """Progress, then the verdict. Raises NotFound."""
+        ...
+
+    def confirm_time(self, wall_ns: int) -> bool:
+        """Tell it the time, if the clock by which it judges locks lags: True. Raises WrongState (ours
+        is another)."""
         ...
 
     def send_image(

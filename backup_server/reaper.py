@@ -46,11 +46,12 @@ class Reaper:
             self._stop.wait(self._seconds)
 
     def round(self) -> None:
-        """Sweep after jobs, finish deletions, read the targets."""
+        """Sweep after jobs, finish deletions, read the targets, confirm the time to them."""
         for work, what in (
             (self._engine.sweep, "sweep"),
             (self._backups.finish_deletes, "deletions"),
             (self._backups.sync, "reading the targets"),
+            (self._backups.confirm_times, "confirming the time"),
         ):
             if self._stop.is_set():
                 return

@@ -62,7 +62,7 @@ class BackupServer:
             pacing=pacing,
             hook=hook,
         )
-        self.backups = Backups(self.db, self.registry, peers)
+        self.backups = Backups(self.db, self.registry, peers, clock)
         self.orders = Orders(self.engine, self.registry, self.inventory, self.backups, clock)
         self.reaper = Reaper(self.engine, self.backups, seconds=pacing.sweep_seconds)
 

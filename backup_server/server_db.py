@@ -281,6 +281,11 @@ class ServerDb:
         with self._change() as db:
             db.execute("UPDATE backups SET deleting = 1 WHERE backup_id = ?", (backup_id,))
 
+    def cancel_delete(self, backup_id: str) -> None:
+        """The target refuses to delete it: it is listed as before."""
+        with self._change() as db:
+            db.execute("UPDATE backups SET deleting = 0 WHERE backup_id = ?", (backup_id,))
+
     def forget_backup(self, backup_id: str) -> None:
         """No target has it any more. Idempotent."""
         with self._change() as db:

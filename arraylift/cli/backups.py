@@ -18,6 +18,7 @@ from arraylift.cli.command import command, group
 from arraylift.cli.connection import Connection
 from arraylift.cli.session import Session
 from arraylift.cli.show import moment, pairs, plain, row, short_name, table
+from arraylift.cli.times import For, MaxAge, Until, duration_seconds, lock_end_ns
 from arraylift.errors import Corruption, InvalidRequest, NotFound
 from arraylift.rpc.channel import LONG_CALL_SECONDS
 from arraylift.sizes import human
@@ -49,7 +50,14 @@ def register(app: typer.Typer) -> None:
     noun = group("Backups that exist.")
     command(noun, "ls", examples="arraylift backups ls\narraylift backups ls web --json")(ls)
     command(noun, "show", examples="arraylift backups show web")(show)
-    command(noun, "verify", examples="arraylift backups verify 3f2a")(verify)
+    command(
+        noun, "verify", examples="arraylift backups verify 3f2a\narraylift backups verify web --max-age 0"
+    )(verify)
+    command(
+        noun,
+        "lock",
+        examples="arraylift backups lock 3f2a --for 90d\narraylift backups lock web --until 2030-01-31",
+    )(lock)
     command(noun, "rm", examples="arraylift backups rm 3f2a --dry-run\narraylift backups rm 3f2a")(rm)
     app.add_typer(noun, name="backups")
 
@@ -141,6 +149,7 @@ def show(session: Session, backup: BackupReference) -> None:
         ("vm", f"{found.vm_name} ({found.vm_id})"),
         ("target", found.target),
         ("snapshot", moment(found.snapshot_at_ns)),
+        ("locked until", moment(found.lock_until_ns) or "not locked"),
         ("consistency", f"{short_name(vm_pb2.ConsistencyLevel, found.level)}, {frozen}"),
         ("sent as", _kind(found)),
         ("memory", human(found.config.memory_bytes)),
@@ -154,12 +163,27 @@ def show(session: Session, backup: BackupReference) -> None:
     session.emit(plain(found), pairs(rows))
 
 
-def verify(session: Session, backup: BackupReference) -> None:
-    """Read every image whole at the target, each segment against its fingerprint."""
+def lock(session: Session, backup: BackupReference, until: Until = "", duration: For = "") -> None:
+    """Lock a backup: until then nobody can delete it or its images. A lock is extended, never shortened."""
+    server = session.server
+    found = find_backup(server, backup)
+    request = backup_pb2.LockBackupRequest(backup_id=found.backup_id, until_ns=lock_end_ns(until, duration))
+    answer = server.call(server.backups.LockBackup, request, timeout_seconds=LONG_CALL_SECONDS)
+    session.emit(
+        {"backup_id": found.backup_id, "lock_until_ns": answer.lock_until_ns},
+        f"backup {found.backup_id} of {found.vm_name} is locked until {moment(answer.lock_until_ns)}",
+    )
+
+
+def verify(session: Session, backup: BackupReference, max_age: MaxAge = "30d") -> None:
+    """Have the target say whether every image is whole: by what its scrub saw, reading what it did not."""
     server = session.server
     found = find_backup(server, backup)
     done: dict[str, tuple[int, int]] = {}
-    request = backup_pb2.VerifyBackupRequest(backup_id=found.backup_id)
+    since: dict[str, int] = {}
+    request = backup_pb2.VerifyBackupRequest(
+        backup_id=found.backup_id, max_age_seconds=duration_seconds(max_age)
+    )
     whole = sum(disk.size_bytes for disk in found.disks)
     with (
         session.progress(f"verify {found.vm_name}", whole) as bar,
@@ -167,8 +191,9 @@ def verify(session: Session, backup: BackupReference) -> None:
     ):
         for response in responses:
             done[response.disk_name] = (response.bytes_verified, response.bytes_total)
+            since[response.disk_name] = response.oldest_check_at_ns
             bar.update(sum(verified for verified, _ in done.values()))
-    shown = table("disk", ">verified")
+    shown = table("disk", ">verified", "checked since")
     for disk in found.disks:
         verified, total = done.get(disk.disk_name, (0, 0))
         if verified != total or total != disk.size_bytes:
@@ -177,7 +202,7 @@ def verify(session: Session, backup: BackupReference) -> None:
                 subject=f"backup {found.backup_id}",
                 next_step="repeat it; look into the target's log",
             )
-        row(shown, disk.disk_name, human(verified))
+        row(shown, disk.disk_name, human(verified), moment(since[disk.disk_name]))
     session.emit(
         {"backup_id": found.backup_id, "disks": {name: verified for name, (verified, _) in done.items()}},
         shown,
@@ -270,7 +295,8 @@ def _kind(backup: backup_pb2.Backup) -> str:
 
 def _table(found: list[backup_pb2.Backup]) -> Table:
     shown = table(
-        "vm", "snapshot", "sent as", "consistency", ">disks", ">size", ">read", ">stored", "target", "id"
+        *("vm", "snapshot", "sent as", "consistency", ">disks", ">size", ">read", ">stored"),
+        *("locked until", "target", "id"),
     )
     for each in found:
         row(
@@ -283,6 +309,7 @@ def _table(found: list[backup_pb2.Backup]) -> Table:
             human(sum(disk.size_bytes for disk in each.disks)),
             human(sum(disk.figures.bytes_read for disk in each.disks)),
             human(sum(disk.figures.bytes_stored for disk in each.disks)),
+            moment(each.lock_until_ns) or "-",
             each.target,
             each.backup_id,
         )

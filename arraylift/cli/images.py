@@ -28,8 +28,8 @@ LISTED_MAX = 100_000
 ImageReference = Annotated[str, typer.Argument(metavar="IMAGE", help="An id, or a name: its newest image.")]
 
 
-def register(app: typer.Typer) -> None:
-    """Add the noun to ``arraylift target``."""
+def register(app: typer.Typer) -> typer.Typer:
+    """Add the noun to ``arraylift target``; returns it, for commands of other modules."""
     noun = group("Images: disks as they were when they were sent.")
     command(noun, "ls", examples="arraylift target images ls\narraylift target images ls web1")(ls)
     command(noun, "show", examples="arraylift target images show web1")(show)
@@ -42,6 +42,7 @@ def register(app: typer.Typer) -> None:
     )(read)
     target_files.register_images(noun)
     app.add_typer(noun, name="images")
+    return noun
 
 
 def ls(
@@ -75,6 +76,7 @@ def show(session: Session, image: ImageReference) -> None:
         ("size", human(found.image_bytes)),
         ("root", found.root.hex()),
         ("committed", moment(found.committed_at_ns)),
+        ("locked until", moment(found.lock_until_ns) or "not locked"),
         ("built on", found.base_image_id or "nothing: a full backup"),
         ("source", f"lineage {found.source_state.lineage_id or '-'}, birth {found.source_state.birth}"),
         *figures_rows(found.figures),

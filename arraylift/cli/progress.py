@@ -60,6 +60,11 @@ class Progress:
         """Say how many bytes are done, and how many there are, where that is learned on the way."""
         self._bar.update(self._task, completed=done_bytes, total=total_bytes or None)
 
+    def counted(self, done: int, total: int, what: str) -> None:
+        """Say how many of so many things are done, where bytes are not what counts."""
+        note = f"{done:,}/{total:,} {what}"
+        self._bar.update(self._task, completed=done, total=total or None, note=note)
+
     def transfer(self, spans_done: int, figures: common_pb2.TransferFigures) -> None:
         """Say how far a transfer is."""
         total = figures.spans_total

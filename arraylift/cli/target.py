@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import typer
 
-from arraylift.cli import gc, images, peers, target_files
+from arraylift.cli import gc, images, peers, scrub, target_files
 from arraylift.cli.command import command, group
 from arraylift.cli.session import Session
-from arraylift.cli.show import pairs, plain, ratio
+from arraylift.cli.show import moment, pairs, plain, ratio
 from arraylift.sizes import human
 from arraylift.v1 import target_admin_pb2
 
@@ -21,7 +21,8 @@ def register(app: typer.Typer) -> None:
     peers.register(noun, "target")
     command(noun, "stats", examples="arraylift target stats --json")(stats)
     gc.register(noun)
-    images.register(noun)
+    scrub.register_images(images.register(noun))
+    scrub.register(noun)
     target_files.register_names(noun)
     app.add_typer(noun, name="target")
 
@@ -37,6 +38,19 @@ def stats(session: Session) -> None:
         ("segments", f"{found.segment_count:,}, {human(found.plain_bytes)} before compression"),
         ("open transfers", f"{found.open_transfer_count:,}"),
         ("quarantined", f"{found.quarantined_count:,}"),
-        ("free", human(found.free_bytes)),
+        ("free", f"{human(found.free_bytes)}{_reserve(found)}"),
+        ("garbage to go", f"{human(found.condemned_bytes)} condemned"),
+        ("in memory", f"{human(found.cache_bytes)} of containers"),
+        ("lock clock", f"{moment(found.lock_clock_ns)}{_lag(found)}"),
     ]
     session.emit(plain(found), pairs(rows))
+
+
+def _reserve(found: target_admin_pb2.GetTargetStatsResponse) -> str:
+    if found.below_reserve:
+        return f": below the reserve of {human(found.reserve_bytes)}, no transfer begins"
+    return f", of which {human(found.reserve_bytes)} are kept" if found.reserve_bytes else ""
+
+
+def _lag(found: target_admin_pb2.GetTargetStatsResponse) -> str:
+    return ": not the wall clock's, until a daemon confirms the time" if found.lock_clock_lags else ""

@@ -46,14 +46,25 @@ class Receipt:
 
 
 def send_snapshot(
-    array: Connection, target: Connection, snapshot_id: str, *, image_name: str, full: bool, on_spans: OnSpans
+    array: Connection,
+    target: Connection,
+    snapshot_id: str,
+    *,
+    image_name: str,
+    full: bool,
+    on_spans: OnSpans,
+    tenant: str = "",
 ) -> Receipt:
     """Send a snapshot as the next image named ``image_name``; errors of the calls it makes."""
     transfer_id = random_id()
     grant = target.call(
         target.admin.CreateGrant,
         target_admin_pb2.CreateGrantRequest(
-            transfer_id=transfer_id, array=array.identity().name, image_name=image_name, no_base=full
+            transfer_id=transfer_id,
+            array=array.identity().name,
+            image_name=image_name,
+            no_base=full,
+            tenant=tenant,
         ),
     )
     request = backup_logic_pb2.SendSnapshotRequest(

@@ -64,7 +64,7 @@ def _rules() -> dict[str, frozenset[str]]:
             frozenset({"operator"}),
             (
                 "StartBackup StartRestore GetJob ListJobs WatchJob CancelJob ListBackups GetBackup "
-                "DeleteBackup VerifyBackup ListFiles GetFile AddPeer ListPeers RemovePeer"
+                "DeleteBackup VerifyBackup LockBackup ListFiles GetFile AddPeer ListPeers RemovePeer"
             ),
         ),
     }

@@ -111,7 +111,7 @@ class BackupDisk(_message.Message):
     def __init__(self, disk_name: _Optional[str] = ..., image_id: _Optional[str] = ..., size_bytes: _Optional[int] = ..., root: _Optional[bytes] = ..., figures: _Optional[_Union[_common_pb2.TransferFigures, _Mapping]] = ..., array: _Optional[str] = ...) -> None: ...
 
 class Backup(_message.Message):
-    __slots__ = ("backup_id", "vm_id", "vm_name", "target", "snapshot_at_ns", "level", "frozen_ns", "disks", "config", "incremental")
+    __slots__ = ("backup_id", "vm_id", "vm_name", "target", "snapshot_at_ns", "level", "frozen_ns", "disks", "config", "incremental", "lock_until_ns")
     BACKUP_ID_FIELD_NUMBER: _ClassVar[int]
     VM_ID_FIELD_NUMBER: _ClassVar[int]
     VM_NAME_FIELD_NUMBER: _ClassVar[int]
@@ -122,6 +122,7 @@ class Backup(_message.Message):
     DISKS_FIELD_NUMBER: _ClassVar[int]
     CONFIG_FIELD_NUMBER: _ClassVar[int]
     INCREMENTAL_FIELD_NUMBER: _ClassVar[int]
+    LOCK_UNTIL_NS_FIELD_NUMBER: _ClassVar[int]
     backup_id: str
     vm_id: str
     vm_name: str
@@ -132,7 +133,8 @@ class Backup(_message.Message):
     disks: _containers.RepeatedCompositeFieldContainer[BackupDisk]
     config: _vm_pb2.VmConfig
     incremental: bool
-    def __init__(self, backup_id: _Optional[str] = ..., vm_id: _Optional[str] = ..., vm_name: _Optional[str] = ..., target: _Optional[str] = ..., snapshot_at_ns: _Optional[int] = ..., level: _Optional[_Union[_vm_pb2.ConsistencyLevel, str]] = ..., frozen_ns: _Optional[int] = ..., disks: _Optional[_Iterable[_Union[BackupDisk, _Mapping]]] = ..., config: _Optional[_Union[_vm_pb2.VmConfig, _Mapping]] = ..., incremental: _Optional[bool] = ...) -> None: ...
+    lock_until_ns: int
+    def __init__(self, backup_id: _Optional[str] = ..., vm_id: _Optional[str] = ..., vm_name: _Optional[str] = ..., target: _Optional[str] = ..., snapshot_at_ns: _Optional[int] = ..., level: _Optional[_Union[_vm_pb2.ConsistencyLevel, str]] = ..., frozen_ns: _Optional[int] = ..., disks: _Optional[_Iterable[_Union[BackupDisk, _Mapping]]] = ..., config: _Optional[_Union[_vm_pb2.VmConfig, _Mapping]] = ..., incremental: _Optional[bool] = ..., lock_until_ns: _Optional[int] = ...) -> None: ...
 
 class StartBackupRequest(_message.Message):
     __slots__ = ("vms", "all", "full", "direct", "target", "level_min", "exclude_disks", "tag")
@@ -279,20 +281,40 @@ class DeleteBackupResponse(_message.Message):
     def __init__(self) -> None: ...
 
 class VerifyBackupRequest(_message.Message):
-    __slots__ = ("backup_id",)
+    __slots__ = ("backup_id", "max_age_seconds")
     BACKUP_ID_FIELD_NUMBER: _ClassVar[int]
+    MAX_AGE_SECONDS_FIELD_NUMBER: _ClassVar[int]
     backup_id: str
-    def __init__(self, backup_id: _Optional[str] = ...) -> None: ...
+    max_age_seconds: int
+    def __init__(self, backup_id: _Optional[str] = ..., max_age_seconds: _Optional[int] = ...) -> None: ...
 
 class VerifyBackupResponse(_message.Message):
-    __slots__ = ("disk_name", "bytes_verified", "bytes_total")
+    __slots__ = ("disk_name", "bytes_verified", "bytes_total", "oldest_check_at_ns", "bytes_read")
     DISK_NAME_FIELD_NUMBER: _ClassVar[int]
     BYTES_VERIFIED_FIELD_NUMBER: _ClassVar[int]
     BYTES_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    OLDEST_CHECK_AT_NS_FIELD_NUMBER: _ClassVar[int]
+    BYTES_READ_FIELD_NUMBER: _ClassVar[int]
     disk_name: str
     bytes_verified: int
     bytes_total: int
-    def __init__(self, disk_name: _Optional[str] = ..., bytes_verified: _Optional[int] = ..., bytes_total: _Optional[int] = ...) -> None: ...
+    oldest_check_at_ns: int
+    bytes_read: int
+    def __init__(self, disk_name: _Optional[str] = ..., bytes_verified: _Optional[int] = ..., bytes_total: _Optional[int] = ..., oldest_check_at_ns: _Optional[int] = ..., bytes_read: _Optional[int] = ...) -> None: ...
+
+class LockBackupRequest(_message.Message):
+    __slots__ = ("backup_id", "until_ns")
+    BACKUP_ID_FIELD_NUMBER: _ClassVar[int]
+    UNTIL_NS_FIELD_NUMBER: _ClassVar[int]
+    backup_id: str
+    until_ns: int
+    def __init__(self, backup_id: _Optional[str] = ..., until_ns: _Optional[int] = ...) -> None: ...
+
+class LockBackupResponse(_message.Message):
+    __slots__ = ("lock_until_ns",)
+    LOCK_UNTIL_NS_FIELD_NUMBER: _ClassVar[int]
+    lock_until_ns: int
+    def __init__(self, lock_until_ns: _Optional[int] = ...) -> None: ...
 
 class BackupFile(_message.Message):
     __slots__ = ("path", "size_bytes", "mode", "uid", "gid", "modified_at_ns", "link_target")

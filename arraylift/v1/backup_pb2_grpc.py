@@ -85,6 +85,11 @@ class BackupServiceStub:
                 request_serializer=arraylift_dot_v1_dot_backup__pb2.VerifyBackupRequest.SerializeToString,
                 response_deserializer=arraylift_dot_v1_dot_backup__pb2.VerifyBackupResponse.FromString,
                 _registered_method=True)
+        self.LockBackup = channel.unary_unary(
+                '/arraylift.v1.BackupService/LockBackup',
+                request_serializer=arraylift_dot_v1_dot_backup__pb2.LockBackupRequest.SerializeToString,
+                response_deserializer=arraylift_dot_v1_dot_backup__pb2.LockBackupResponse.FromString,
+                _registered_method=True)
         self.ListFiles = channel.unary_unary(
                 '/arraylift.v1.BackupService/ListFiles',
                 request_serializer=arraylift_dot_v1_dot_backup__pb2.ListFilesRequest.SerializeToString,
@@ -176,15 +181,25 @@ class BackupServiceServicer:
 
     def DeleteBackup(self, request, context):
         """Removes the backup and its images. Errors: NOT_FOUND (unless missing_ok), FAILED_PRECONDITION
-        (a job reads it).
+        (a job reads it; it is locked).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def VerifyBackup(self, request, context):
-        """Reads every image whole at the target, each segment against its fingerprint.
-        Errors: NOT_FOUND, DATA_LOSS.
+        """Asks the target whether every image is whole: by what its scrub saw in max_age_seconds, reading at the
+        target what that did not see, each segment against its fingerprint. Streams progress; the last
+        message of a disk has bytes_verified = bytes_total. Errors: NOT_FOUND, DATA_LOSS, UNAVAILABLE.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def LockBackup(self, request, context):
+        """Locks a backup and its images at the target against deletion by anybody until a time; a lock is
+        extended, never shortened. Errors: NOT_FOUND, FAILED_PRECONDITION (shorter than the present lock),
+        INVALID_ARGUMENT (in the past; more than 100 years away), UNAVAILABLE. Idempotent.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -280,6 +295,11 @@ def add_BackupServiceServicer_to_server(servicer, server):
                     servicer.VerifyBackup,
                     request_deserializer=arraylift_dot_v1_dot_backup__pb2.VerifyBackupRequest.FromString,
                     response_serializer=arraylift_dot_v1_dot_backup__pb2.VerifyBackupResponse.SerializeToString,
+            ),
+            'LockBackup': grpc.unary_unary_rpc_method_handler(
+                    servicer.LockBackup,
+                    request_deserializer=arraylift_dot_v1_dot_backup__pb2.LockBackupRequest.FromString,
+                    response_serializer=arraylift_dot_v1_dot_backup__pb2.LockBackupResponse.SerializeToString,
             ),
             'ListFiles': grpc.unary_unary_rpc_method_handler(
                     servicer.ListFiles,
@@ -578,6 +598,33 @@ class BackupService:
             '/arraylift.v1.BackupService/VerifyBackup',
             arraylift_dot_v1_dot_backup__pb2.VerifyBackupRequest.SerializeToString,
             arraylift_dot_v1_dot_backup__pb2.VerifyBackupResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def LockBackup(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/arraylift.v1.BackupService/LockBackup',
+            arraylift_dot_v1_dot_backup__pb2.LockBackupRequest.SerializeToString,
+            arraylift_dot_v1_dot_backup__pb2.LockBackupResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -155,10 +155,21 @@ class BackupEdge(FilesEdge):
     def VerifyBackup(
         self, request: pb.VerifyBackupRequest, context: grpc.ServicerContext
     ) -> Iterator[pb.VerifyBackupResponse]:
-        for news in self._backups.verify(check_id(request.backup_id, "backup id")):
+        backup_id = check_id(request.backup_id, "backup id")
+        for news in self._backups.verify(backup_id, request.max_age_seconds):
             yield pb.VerifyBackupResponse(
-                disk_name=news.disk_name, bytes_verified=news.bytes_verified, bytes_total=news.bytes_total
+                disk_name=news.disk_name,
+                bytes_verified=news.bytes_verified,
+                bytes_total=news.bytes_total,
+                oldest_check_at_ns=news.oldest_check_at_ns,
+                bytes_read=news.bytes_read,
             )
+
+    def LockBackup(
+        self, request: pb.LockBackupRequest, context: grpc.ServicerContext
+    ) -> pb.LockBackupResponse:
+        self._backups.lock(check_id(request.backup_id, "backup id"), request.until_ns)
+        return pb.LockBackupResponse(lock_until_ns=request.until_ns)
 
     # -- registry -------------------------------------------------------------------------------
 

@@ -86,7 +86,14 @@ def test_a_vm_is_backed_up_changed_backed_up_and_restored(house: House, tmp_path
 
     assert set(house.json("backups", "verify", "web")["disks"]) == {"disk0", "disk1"}
     house.run("backups", "rm", first["backup_id"])
-    house.run("backups", "verify", "web")
+    house.run("backups", "verify", "web", "--max-age", "0")
+    house.run("backups", "lock", second["backup_id"], "--for", "2d")
+    assert house.json("backups", "show", second["backup_id"])["lock_until_ns"] > 0
+    refused = house.run("backups", "rm", second["backup_id"], ok=False)
+    assert (refused.code, "is locked until" in refused.err) == (5, True), refused.err
+    (image, *_) = [disk["image_id"] for disk in house.json("backups", "show", "web")["disks"]]
+    assert house.json("target", "images", "show", image)["lock_until_ns"] > 0
+    assert [each["backup_id"] for each in house.json("backups", "ls", "web")] == [second["backup_id"]]
     house.run("vm", "stop", "web")
     volumes = {volume["name"] for volume in house.json("array", "volumes", "ls")}
     house.run("vm", "rm", "web-monday")

@@ -11,6 +11,7 @@ from arraylift.errors import Corruption
 from arraylift.sizes import MIB
 from arraylift.v1 import image_pb2, target_admin_pb2
 from tests.e2e.cluster import Cluster
+from tests.e2e.command import a_house, make_disk
 from tests.e2e.disks import differing_spans, random_disk
 
 
@@ -84,3 +85,33 @@ def test_a_verdict_reads_the_disk_when_it_must(cluster: Cluster) -> None:
     verdict = verify(cluster, image_id)
     assert not verdict.whole
     assert len(verdict.damaged_spans) == verdict.damaged_span_count > 0
+
+
+def test_an_image_is_healed_from_a_snapshot_of_the_array(tmp_path: Path) -> None:
+    """The block is gone from the volume, but a snapshot that was kept still holds it."""
+    with a_house(tmp_path) as house:
+        house.up()
+        disk = make_disk(tmp_path / "disk.img", seed=3)
+        content = disk.read_bytes()
+        house.run("array", "volumes", "import", "d", disk)
+        house.run("array", "snapshots", "create", "d", "--name", "kept")
+        image = house.json("array", "snapshots", "send", "d@kept")["image_id"]
+        disk.write_bytes(random_disk(len(content), seed=4))
+        house.run("array", "volumes", "write", "d", disk)
+        house.run("array", "snapshots", "create", "d", "--name", "other")
+        root = house.state / "target1" / "units" / "active" / "containers"
+        flip(max(root.rglob("*.alc"), key=lambda path: path.stat().st_size), MIB)
+
+        found = house.run("target", "scrub", "--json", ok=False)
+        assert found.code == 10
+        assert found.document["affected_images"] == [image]
+        assert house.json("target", "heal", image, "--snapshot", "d@kept")["applied"] is False
+        assert house.run("target", "images", "verify", image, ok=False).code == 10, "that was a dry run"
+        wrong = house.run("target", "heal", image, "--snapshot", "d@other", "--apply", ok=False)
+        assert (wrong.code, "1 of 1 damaged spans" in wrong.err) == (10, True)
+        healed = house.json("target", "heal", image, "--snapshot", "d@kept", "--apply")
+        assert (healed["after"]["whole"], healed["figures"]["segments_sent"]) == (True, 1)
+        assert [one["image_id"] for one in house.json("target", "images", "ls")] == [image]
+        house.run("target", "images", "restore", image, "--as", "back")
+        house.run("array", "volumes", "export", "back", tmp_path / "back.img")
+        assert (tmp_path / "back.img").read_bytes() == content

@@ -69,6 +69,8 @@ class FakePeers:
             target_admin_pb2_grpc.TargetAdminServiceServicer,
             CreateGrant=world.one("CreateGrant", world.create_grant),
             RevokeGrant=world.one("RevokeGrant", world.revoke_grant),
+            GetTargetStats=world.one("GetTargetStats", world.stats),
+            ConfirmTime=world.one("ConfirmTime", world.confirm_time),
         )
         images = _servicer(
             image_pb2_grpc.ImageServiceServicer,
@@ -76,6 +78,8 @@ class FakePeers:
             PublishBackup=world.one("PublishBackup", world.publish),
             ListBackupManifests=world.one("ListBackupManifests", world.list_manifests),
             DeleteBackupManifest=world.one("DeleteBackupManifest", world.delete_manifest),
+            LockImage=world.one("LockImage", world.lock_image),
+            VerifyImage=world.many("VerifyImage", world.verify_image),
             ReadRange=world.many("ReadRange", world.read_range),
             SendImage=world.many("SendImage", world.send_image),
         )

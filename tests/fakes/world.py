@@ -67,6 +67,7 @@ class World:
             self.bases: dict[str, str] = {}
             self.images: dict[str, tuple[str, int]] = {}
             self.damaged_images: set[str] = set()
+            self.clock_lags = False
             self.image_content: dict[str, bytes] = {}
             self.restores: dict[str, volume_pb2.PrepareRestoreRequest] = {}
             self.manifests: dict[str, image_pb2.BackupManifest] = {}
@@ -414,6 +415,9 @@ class World:
         )
 
     def delete_manifest(self, request: Any) -> image_pb2.DeleteBackupManifestResponse:
+        known = self.manifests.get(request.backup_id)
+        if known is not None and known.lock_until_ns:
+            raise WrongState(f"backup {request.backup_id} is locked")
         manifest = self.manifests.pop(request.backup_id, None)
         if manifest is None and not request.missing_ok:
             raise NotFound(f"there is no backup {request.backup_id}")
@@ -421,6 +425,39 @@ class World:
             self.images.pop(image.image_id, None)
             self.grants.pop(image.image_id, None)
         return image_pb2.DeleteBackupManifestResponse()
+
+    def lock_image(self, request: Any) -> image_pb2.LockImageResponse:
+        manifest = self.manifests.get(request.backup_id)
+        if manifest is None:
+            raise NotFound(f"there is no backup {request.backup_id}")
+        if request.until_ns < manifest.lock_until_ns:
+            raise WrongState("it is locked for longer")
+        manifest.lock_until_ns = request.until_ns
+        return image_pb2.LockImageResponse(lock_until_ns=request.until_ns)
+
+    def verify_image(self, request: Any) -> Iterator[image_pb2.VerifyImageResponse]:
+        with self.lock:
+            if request.image_id not in self.images:
+                raise NotFound(f"there is no image {request.image_id}")
+            damaged = request.image_id in self.damaged_images
+        yield image_pb2.VerifyImageResponse(containers_done=1, containers_total=4)
+        yield image_pb2.VerifyImageResponse(
+            containers_done=4,
+            containers_total=4,
+            done=True,
+            whole=not damaged,
+            damaged_span_count=12 * damaged,
+            damaged_spans=range(12 * damaged),
+            oldest_check_at_ns=7,
+            bytes_read=0 if request.max_age_seconds else SPAN,
+        )
+
+    def stats(self, _request: Any) -> target_admin_pb2.GetTargetStatsResponse:
+        return target_admin_pb2.GetTargetStatsResponse(lock_clock_lags=self.clock_lags)
+
+    def confirm_time(self, request: Any) -> target_admin_pb2.ConfirmTimeResponse:
+        self.clock_lags = False
+        return target_admin_pb2.ConfirmTimeResponse(lock_clock_ns=request.wall_ns)
 
     def read_range(self, request: Any) -> Iterator[image_pb2.ReadRangeResponse]:
         with self.lock:

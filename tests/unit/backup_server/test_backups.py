@@ -82,31 +82,72 @@ def test_a_deletion_that_was_cut_is_finished_later(rig: Rig, method: str, kind: 
     assert rig.server.db.backups(deleting=True) == []
 
 
-def test_verification_reads_every_byte(rig: Rig) -> None:
+def test_verification_asks_the_target(rig: Rig) -> None:
     backup = rig.back_up()
-    news = list(rig.server.backups.verify(backup.backup_id))
+    news = list(rig.server.backups.verify(backup.backup_id, 3600))
     assert [(one.disk_name, one.bytes_verified, one.bytes_total) for one in news] == [
         ("disk0", 0, 3 * SPAN),
+        ("disk0", 3 * SPAN // 4, 3 * SPAN),
         ("disk0", 3 * SPAN, 3 * SPAN),
         ("disk1", 0, 4 * SPAN),
+        ("disk1", SPAN, 4 * SPAN),
         ("disk1", 4 * SPAN, 4 * SPAN),
     ]
+    assert (news[-1].oldest_check_at_ns, news[-1].bytes_read) == (7, 0)
+    assert list(rig.server.backups.verify(backup.backup_id, 0))[-1].bytes_read == SPAN
     rig.world.damaged_images.add(backup.disks[1].image_id)
-    with pytest.raises(errors.Corruption):
-        list(rig.server.backups.verify(backup.backup_id))
+    with pytest.raises(errors.Corruption, match=r"12 spans .* of disk1 are damaged: 0, 1, .*7, \.\.\."):
+        list(rig.server.backups.verify(backup.backup_id, 0))
 
 
-def test_an_image_of_another_size_is_damage(rig: Rig) -> None:
+def test_a_target_that_ends_without_a_verdict_vouches_for_nothing(rig: Rig) -> None:
     backup = rig.back_up("db1")
-    name, size = rig.world.images[backup.disks[0].image_id]
-    rig.world.images[backup.disks[0].image_id] = (name, size - SPAN)
-    with pytest.raises(errors.Corruption, match="bytes, not"):
-        list(rig.server.backups.verify(backup.backup_id))
+    rig.world.fault("VerifyImage", Fault("cut"))
+    with pytest.raises(errors.PeerUnavailable):
+        list(rig.server.backups.verify(backup.backup_id, 0))
+
+
+def test_a_lock_is_shown_kept_and_refuses_deletion(rig: Rig) -> None:
+    backup = rig.back_up("db1")
+    until = 10**19 // 2
+    rig.server.backups.lock(backup.backup_id, until)
+    assert rig.server.backups.get(backup.backup_id).lock_until_ns == until
+    with pytest.raises(errors.WrongState, match="longer"):
+        rig.server.backups.lock(backup.backup_id, until - 1)
+    with pytest.raises(errors.WrongState, match="locked"):
+        rig.server.backups.delete(backup.backup_id)
+    assert ids(rig) == [backup.backup_id], "a refused deletion hides nothing"
+    rig.world.manifests[backup.backup_id].lock_until_ns = 0  # the lock ends
+    rig.restart()
+    rig.server.backups.finish_deletes()
+    assert ids(rig) == [backup.backup_id], "and is not done later by itself"
+    rig.server.backups.sync()
+    assert rig.server.backups.get(backup.backup_id).lock_until_ns == 0
+    rig.server.backups.delete(backup.backup_id)
+    assert ids(rig) == []
+
+
+def test_a_locked_manifest_is_read_again_with_its_lock(rig: Rig) -> None:
+    backup = rig.back_up("db1")
+    rig.world.manifests[backup.backup_id].lock_until_ns = 5
+    rig.server.db.forget_backup(backup.backup_id)
+    assert rig.server.backups.get(backup.backup_id).lock_until_ns == 5
+
+
+def test_the_time_is_confirmed_to_targets_that_lag(rig: Rig) -> None:
+    rig.server.reaper.round()
+    assert rig.world.count("ConfirmTime") == 0
+    rig.world.clock_lags = True
+    rig.server.reaper.round()
+    rig.server.reaper.round()
+    assert rig.world.count("ConfirmTime") == 1
+    rig.world.fault("GetTargetStats", "fail")
+    rig.server.backups.confirm_times()
 
 
 def test_what_is_being_verified_is_not_deleted(rig: Rig) -> None:
     backup = rig.back_up()
-    news = rig.server.backups.verify(backup.backup_id)
+    news = rig.server.backups.verify(backup.backup_id, 0)
     next(news)
     with pytest.raises(errors.WrongState, match="verification"):
         rig.server.backups.delete(backup.backup_id)

@@ -197,6 +197,9 @@ class FakeBackupLogic(backup_logic_pb2_grpc.BackupLogicServiceServicer):
 @dataclass
 class FakeAdmin(target_admin_pb2_grpc.TargetAdminServiceServicer):
     granted: list[target_admin_pb2.CreateGrantRequest] = field(default_factory=list)
+    scrubs: list[target_admin_pb2.ScrubRequest] = field(default_factory=list)
+    scrub_ends: target_admin_pb2.ScrubResponse | None = None
+    quotas: dict[str, int] = field(default_factory=lambda: {"default": 0})
     revoked: list[str] = field(default_factory=list)
     collected: list[target_admin_pb2.CollectGarbageRequest] = field(default_factory=list)
     is_cut: bool = False
@@ -217,7 +220,39 @@ class FakeAdmin(target_admin_pb2_grpc.TargetAdminServiceServicer):
     def GetTargetStats(
         self, request: target_admin_pb2.GetTargetStatsRequest, context: Context
     ) -> target_admin_pb2.GetTargetStatsResponse:
-        return target_admin_pb2.GetTargetStatsResponse(image_count=3, logical_bytes=300, container_bytes=100)
+        return target_admin_pb2.GetTargetStatsResponse(
+            image_count=3,
+            logical_bytes=300,
+            container_bytes=100,
+            free_bytes=50,
+            reserve_bytes=60,
+            below_reserve=True,
+            lock_clock_ns=10**18,
+            lock_clock_lags=True,
+        )
+
+    def Scrub(
+        self, request: target_admin_pb2.ScrubRequest, context: Context
+    ) -> Iterator[target_admin_pb2.ScrubResponse]:
+        self.scrubs.append(request)
+        yield target_admin_pb2.ScrubResponse(containers_done=1, containers_total=2)
+        if self.scrub_ends is not None:
+            yield self.scrub_ends
+
+    def ListTenants(
+        self, request: target_admin_pb2.ListTenantsRequest, context: Context
+    ) -> target_admin_pb2.ListTenantsResponse:
+        tenants = [
+            target_admin_pb2.Tenant(name=name, quota_bytes=quota, stored_bytes=2**20, image_count=3)
+            for name, quota in self.quotas.items()
+        ]
+        return target_admin_pb2.ListTenantsResponse(tenants=tenants)
+
+    def SetQuota(
+        self, request: target_admin_pb2.SetQuotaRequest, context: Context
+    ) -> target_admin_pb2.SetQuotaResponse:
+        self.quotas[request.tenant] = request.quota_bytes
+        return target_admin_pb2.SetQuotaResponse()
 
     def CollectGarbage(
         self, request: target_admin_pb2.CollectGarbageRequest, context: Context
@@ -256,6 +291,38 @@ class FakeImages(image_pb2_grpc.ImageServiceServicer):
     images: list[image_pb2.Image] = field(default_factory=list)
     content: bytes = b""
     page_max: int = 1000
+    damaged_spans: list[int] = field(default_factory=list)
+    verified: list[image_pb2.VerifyImageRequest] = field(default_factory=list)
+    locked: list[image_pb2.LockImageRequest] = field(default_factory=list)
+    deleted: list[str] = field(default_factory=list)
+    heals: bool = True
+    """Whether what was missing is there once an image was deleted, as ``heal`` does last."""
+
+    def VerifyImage(
+        self, request: image_pb2.VerifyImageRequest, context: Context
+    ) -> Iterator[image_pb2.VerifyImageResponse]:
+        self.verified.append(request)
+        yield image_pb2.VerifyImageResponse(containers_done=1, containers_total=2)
+        yield image_pb2.VerifyImageResponse(
+            done=True,
+            whole=not self.damaged_spans,
+            damaged_span_count=len(self.damaged_spans),
+            damaged_spans=self.damaged_spans,
+            oldest_check_at_ns=10**18,
+        )
+
+    def LockImage(self, request: image_pb2.LockImageRequest, context: Context) -> image_pb2.LockImageResponse:
+        self.locked.append(request)
+        return image_pb2.LockImageResponse(lock_until_ns=request.until_ns)
+
+    def DeleteImage(
+        self, request: image_pb2.DeleteImageRequest, context: Context
+    ) -> image_pb2.DeleteImageResponse:
+        self.deleted.append(request.image_id)
+        if self.heals:
+            self.damaged_spans = []
+        return image_pb2.DeleteImageResponse()
+
     page_sizes: list[int] = field(default_factory=list)
     sent: list[image_pb2.SendImageRequest] = field(default_factory=list)
     cut_reads_at: int | None = None

@@ -29,14 +29,15 @@ LEAVES = [
     *(["vm", "files", verb] for verb in ("put", "get", "ls", "rm")),
     ["backup"],
     ["restore"],
-    *(["backups", verb] for verb in ("ls", "show", "verify", "rm")),
+    *(["backups", verb] for verb in ("ls", "show", "verify", "lock", "rm")),
     *(["files", verb] for verb in ("ls", "get")),
     *(["job", verb] for verb in ("ls", "show", "watch", "cancel")),
     ["array", "export"],
     *(["array", "exports", verb] for verb in ("ls", "rm")),
     *(["array", "snapshots", verb] for verb in ("ls", "create", "rm", "send")),
-    *(["target", verb] for verb in ("stats", "gc", "space")),
-    *(["target", "images", verb] for verb in ("ls", "show", "restore", "read")),
+    *(["target", verb] for verb in ("stats", "gc", "space", "scrub", "heal")),
+    *(["target", "tenants", verb] for verb in ("ls", "quota")),
+    *(["target", "images", verb] for verb in ("ls", "show", "restore", "read", "verify", "lock")),
 ]
 
 

@@ -169,6 +169,7 @@ class FakeServer(backup_pb2_grpc.BackupServiceServicer):
     file: backup_pb2.BackupFile = field(default_factory=backup_pb2.BackupFile)
     content: bytes = b""
     verified_short: int = 0
+    max_ages: list[int] = field(default_factory=list)
     cut_watch: bool = False
 
     def StartBackup(
@@ -228,9 +229,18 @@ class FakeServer(backup_pb2_grpc.BackupServiceServicer):
         self.deleted.append(request.backup_id)
         return backup_pb2.DeleteBackupResponse()
 
+    def LockBackup(
+        self, request: backup_pb2.LockBackupRequest, context: Context
+    ) -> backup_pb2.LockBackupResponse:
+        for backup in self.backups:
+            if backup.backup_id == request.backup_id:
+                backup.lock_until_ns = request.until_ns
+        return backup_pb2.LockBackupResponse(lock_until_ns=request.until_ns)
+
     def VerifyBackup(
         self, request: backup_pb2.VerifyBackupRequest, context: Context
     ) -> Iterator[backup_pb2.VerifyBackupResponse]:
+        self.max_ages.append(request.max_age_seconds)
         for backup in self.backups:
             if backup.backup_id == request.backup_id:
                 for disk in backup.disks:
