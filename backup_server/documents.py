@@ -24,6 +24,9 @@ from arraylift.vm.types import Tags
 
 T = TypeVar("T")
 
+LATER = "later"
+"""Metadata of a field that a document leaves out at its default: it came after version 1 (J2)."""
+
 
 def dump(value: object) -> str:
     """Return the value as JSON."""
@@ -68,7 +71,12 @@ def _to_plain(kind: Any, value: Any) -> Any:
     if isinstance(value, enum.Enum):
         return value.value
     if dataclasses.is_dataclass(value):
-        return {name: _to_plain(hint, getattr(value, name)) for name, hint in _hints(kind).items()}
+        hints = _hints(kind)
+        return {
+            one.name: _to_plain(hints[one.name], getattr(value, one.name))
+            for one in dataclasses.fields(value)
+            if not (one.metadata.get(LATER) and getattr(value, one.name) == one.default)
+        }
     assert isinstance(value, str | int | bool | dict), f"{type(value)} is no part of a document"
     return value
 

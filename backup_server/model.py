@@ -7,7 +7,7 @@ Callers: any thread; values only.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 
 from arraylift.exchange.messages import Figures
@@ -85,7 +85,7 @@ class Backup:
     disks: tuple[BackupDisk, ...]
     config: VmConfig
     incremental: bool
-    lock_until_ns: int = 0
+    lock_until_ns: int = field(default=0, metadata={"later": True})
     """As the target's manifest says; 0: not locked."""
 
 
