@@ -441,16 +441,11 @@ class World:
                 raise NotFound(f"there is no image {request.image_id}")
             damaged = request.image_id in self.damaged_images
         yield image_pb2.VerifyImageResponse(containers_done=1, containers_total=4)
-        yield image_pb2.VerifyImageResponse(
-            containers_done=4,
-            containers_total=4,
-            done=True,
-            whole=not damaged,
-            damaged_span_count=12 * damaged,
-            damaged_spans=range(12 * damaged),
-            oldest_check_at_ns=7,
-            bytes_read=0 if request.max_age_seconds else SPAN,
-        )
+        last = image_pb2.VerifyImageResponse(done=True, whole=not damaged, oldest_check_at_ns=7)
+        last.damaged_spans.extend(range(12 * damaged))
+        last.damaged_span_count = len(last.damaged_spans)
+        last.bytes_read = 0 if request.max_age_seconds else SPAN
+        yield last
 
     def stats(self, _request: Any) -> target_admin_pb2.GetTargetStatsResponse:
         return target_admin_pb2.GetTargetStatsResponse(lock_clock_lags=self.clock_lags)
