@@ -23,10 +23,12 @@ from arraylift.sizes import KIB, MIB, SPAN_BYTES, spans_of
 from dedup_target.local_ingest import FileOrder, FilePatch, LocalIngest
 from dedup_target.manifest_format import ImageManifest
 from dedup_target.segment_index import Locator
+from dedup_target.transfers import IDLE_SECONDS
 from tests.fakes.disk import FakeFiles
 from tests.fakes.index import MemorySegmentIndex
 from tests.property.test_commit_states import Target
 from tests.property.test_target_storage_crash import IndexDisk
+from tests.unit.dedup_target.hand_clock import HandClock
 
 FIXED = Segmentation(Policy.FIXED)
 SIZES = [1, 5 * KIB, MIB - 1, MIB, MIB + 1, 2 * MIB + 300 * KIB, 3 * MIB]
@@ -150,7 +152,7 @@ def laid(background: bytes, size: int, patches: list[FilePatch], model: dict[Ima
 
 
 slow = settings(
-    max_examples=40,
+    max_examples=25,
     deadline=None,
     suppress_health_check=[
         HealthCheck.function_scoped_fixture,
@@ -324,6 +326,27 @@ def test_a_second_call_of_one_id_fences_the_first(world: World) -> None:
     with pytest.raises(LeaseLost):
         world.local.take_in(order, overtaken(), cancelled=threading.Event())
     world.check(made[0], plain)
+
+
+def test_a_silent_call_gives_its_container_buffer_up(world: World) -> None:
+    """Eight of them serve all backups, and a caller may be slow."""
+    target, plain = world.target, content(6, 6 * MIB, 0.0)
+    transfers, clock, in_use = target.transfers, HandClock(), list[int]()
+    assert transfers is not None
+    local = LocalIngest(target.store, target.images, transfers, clock)
+
+    def slow_caller() -> Iterator[FilePatch]:
+        for at in range(0, len(plain), MIB):
+            if at == 5 * MIB:  # four spans were offered, and lie in a buffer
+                in_use.append(target.store.containers.stats().buffers_in_use)
+                clock.pass_seconds(IDLE_SECONDS)
+                transfers.reap()
+                in_use.append(target.store.containers.stats().buffers_in_use)
+            yield FilePatch(at, MIB, plain[at : at + MIB])
+
+    made = local.take_in(world.order(len(plain)), slow_caller(), cancelled=threading.Event())
+    assert in_use == [1, 0]
+    world.check(made, plain)
 
 
 def test_images_of_another_tenant_are_not_there(world: World) -> None:
