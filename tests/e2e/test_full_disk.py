@@ -213,6 +213,12 @@ def test_a_full_target_deletes_restores_and_takes_backups_again(small: tuple[Clu
     cluster.target.start()
     call(cluster.images.DeleteImage, image_pb2.DeleteImageRequest(image_id=full.old_image), peer="target")
     assert cluster.image_list() == []
+    stored = cluster.stats().container_bytes
+    for _ in range(3):
+        list(cluster.messages(cluster.admin.CollectGarbage, target_admin_pb2.CollectGarbageRequest()))
+    assert cluster.stats().container_bytes <= stored - 4 * MIB, (
+        "what was deleted is collected while it is full"
+    )
     filler.unlink()
     disk.resize(512 * MIB)
     full.check_done(full.send())
