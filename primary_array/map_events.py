@@ -122,10 +122,13 @@ class DraftAborted:
 
 @dataclass(frozen=True, slots=True)
 class VolumeResized:
-    """What is past a smaller size is gone; up to a larger one all is zero, and counts as changed."""
+    """What is past a smaller size is gone; up to a larger one all is zero, and counts as changed.
+    A cut forks a lineage, which births do not mind: who watches from outside did not see it."""
 
     volume_id: VolumeId
     size_bytes: int
+    lineage_id: str
+    """Empty where the volume grows."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -349,6 +349,11 @@ class MapState:
         old, volume.map = volume.map, volume.map.fork()
         freed = [volume.map.resize(granules_of(event.size_bytes), volume.epoch), old.release()]
         volume.size_bytes = event.size_bytes
+        if event.lineage_id:
+            # Snapshots so far are ancestors; what the current epoch wrote is of the new lineage.
+            lineage_id = LineageId(event.lineage_id)
+            self.lineages.add(Lineage(lineage_id, volume.lineage_id, volume.epoch - 1))
+            volume.lineage_id = lineage_id
         return np.concatenate(freed)
 
     def _snapshot(self, snapshot_id: SnapshotId) -> Snapshot:

@@ -18,8 +18,6 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from arraylift.clock import SYSTEM_CLOCK, Clock
 from arraylift.errors import (
     Cancelled,
@@ -45,6 +43,7 @@ from arraylift.logs import get_logger
 from arraylift.pki import TlsMaterial
 from arraylift.segments.segmentation import DEFAULT_SEGMENTATION, Segmentation
 from arraylift.sizes import spans_of
+from primary_array.change_sources import Changed, ChangeRequest, ChangeSource, changed_since
 from primary_array.pin import Pin
 from primary_array.pool import Pool
 from primary_array.send_lanes import LaneRun, run_lanes
@@ -65,9 +64,7 @@ class SendRequest:
     transfer_id: TransferId
     target_address: str
     grant: bytes
-    births: bool
-    """Use births where the base vouches."""
-    births_required: bool
+    changes: ChangeRequest
     patience_seconds: float
 
 
@@ -77,7 +74,8 @@ class SendProgress:
 
     spans_done: int
     figures: Figures
-    used_births: bool
+    source: ChangeSource
+    """Who told what changed; FULL_READ where nobody could."""
     receipt: Committed | None = None
 
 
@@ -146,7 +144,7 @@ class _Run:
         self._failures = 0
         self._last_progress = sender._clock.monotonic()
         self._moved = (0, 0)
-        self._used_births = False
+        self._source = ChangeSource.FULL_READ
 
     # -- attempts -------------------------------------------------------------------------------
 
@@ -175,9 +173,7 @@ class _Run:
         try:
             opened = open_lane(stream, lane, self._open_message())
             if opened.committed is not None:
-                return SendProgress(
-                    self._spans, opened.committed.figures, self._used_births, opened.committed
-                )
+                return SendProgress(self._spans, opened.committed.figures, self._source, opened.committed)
             coverage = Coverage.from_bitmap(opened.durable_spans, self._spans)
             plan = self._plan(opened.base, coverage)
             holes = hole_batches(plan.holes)
@@ -187,7 +183,7 @@ class _Run:
             figures = self._total(run, lane.figures, plan, coverage.count)
             figures.duration_ns = int((self._sender._clock.monotonic() - started) * 1e9)
             receipt = commit_lane(stream, lane, Commit(plan.inherit_base, figures))
-            return SendProgress(self._spans, receipt.figures, self._used_births, receipt)
+            return SendProgress(self._spans, receipt.figures, self._source, receipt)
         except BaseException:
             self._spent.add(run.figures)
             raise
@@ -213,10 +209,10 @@ class _Run:
 
     def _plan(self, base: Base | None, coverage: Coverage) -> SendPlan:
         mapped = mapped_spans(self._pin.slots, self._pin.info.size_bytes)
-        changed = self._changed_since(base) if self._request.births else None
-        self._used_births = changed is not None
+        changed = self._changed_since(base)
+        self._source = ChangeSource.FULL_READ if changed is None else changed.source
         if base is None or changed is None:
-            if self._request.births_required:
+            if self._request.changes.source is ChangeSource.BIRTHS:
                 raise WrongState(
                     "no base at the target vouches for what is unchanged",
                     subject=f"snapshot {self._request.snapshot_id}",
@@ -226,23 +222,16 @@ class _Run:
         return changed_plan(
             mapped,
             coverage.flags,
-            changed,
+            changed.spans,
             base_spans=spans_of(base.image_bytes),
             seed=self._request.transfer_id,
         )
 
-    def _changed_since(self, base: Base | None) -> np.ndarray | None:
-        """Changed span indexes, or None where births cannot tell (K2)."""
+    def _changed_since(self, base: Base | None) -> Changed | None:
+        """What changed, or None where nobody can tell (K2)."""
         if base is None or base.segmentation != self._sender._segmentation:
             return None
-        pool, snapshot_id = self._sender._pool, self._request.snapshot_id
-        # The state that the base was taken from, or the image that this volume was restored from.
-        for since in (base.state, base.root):
-            if since is not None:
-                changed = pool.changed_spans(snapshot_id, since, base_bytes=base.image_bytes)
-                if changed is not None:
-                    return changed
-        return None
+        return changed_since(self._sender._pool, self._pin.info, base, self._request.changes)
 
     # -- sending --------------------------------------------------------------------------------
 
@@ -260,7 +249,7 @@ class _Run:
             self._note_progress(run)
             total = self._total(run, Figures(), plan, resumed)
             done = resumed + int(plan.holes.sum()) + run.figures.spans_read + run.figures.spans_sampled
-            self._report(SendProgress(done, total, self._used_births))
+            self._report(SendProgress(done, total, self._source))
 
         size_bytes, spans_per_item = self._pin.info.size_bytes, opened.limits.spans_per_offer_max
         run_lanes(

@@ -74,11 +74,13 @@ class VolumeOps:
             self._check_there(volume)
             if size_bytes == volume.size_bytes:
                 return
+            lineage_id = ""
             if size_bytes > volume.size_bytes:
                 self._io.zero_tail(volume)  # V2
             else:
                 self.refuse_if_used(volume.name)
-            self._commit.commit(VolumeResized(volume.volume_id, size_bytes))
+                lineage_id = random_id()  # V3
+            self._commit.commit(VolumeResized(volume.volume_id, size_bytes, lineage_id))
 
     def clone(self, snapshot_id: SnapshotId, name: str) -> None:
         """See Pool.clone_volume."""

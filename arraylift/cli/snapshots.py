@@ -94,8 +94,12 @@ def send(
     full: Annotated[
         bool, typer.Option("--full", help="Read and offer everything, on no earlier image.")
     ] = False,
+    diff: Annotated[
+        str, typer.Option(help="The snapshot that the last image was taken from: compare with it.")
+    ] = "",
 ) -> None:
     """Send a snapshot to the target: what changed since the last image of that name."""
+    base_id = transfers.find_snapshot(session.array, diff).snapshot_id if diff else ""
     found = transfers.find_snapshot(session.array, snapshot)
     image_name = found.volume_name if name is None else name
     with session.progress(f"send {image_name}", found.size_bytes) as bar:
@@ -105,6 +109,7 @@ def send(
             found.snapshot_id,
             image_name=image_name,
             full=full,
+            diff_base_id=base_id,
             on_spans=bar.transfer,
         )
     document = {

@@ -54,8 +54,13 @@ def send_snapshot(
     full: bool,
     on_spans: OnSpans,
     tenant: str = "",
+    diff_base_id: str = "",
 ) -> Receipt:
-    """Send a snapshot as the next image named ``image_name``; errors of the calls it makes."""
+    """Send a snapshot as the next image named ``image_name``; errors of the calls it makes.
+
+    ``diff_base_id``: the snapshot that the last image was taken from; what differs is found by comparing
+    the two.
+    """
     transfer_id = random_id()
     grant = target.call(
         target.admin.CreateGrant,
@@ -73,6 +78,9 @@ def send_snapshot(
         transfer_id=transfer_id,
         grant=grant.grant,
     )
+    if diff_base_id:
+        request.change_source = backup_logic_pb2.CHANGE_SOURCE_DIFF
+        request.diff_base_snapshot_id = diff_base_id
     try:
         last = _follow(array.stream(array.backup_logic.SendSnapshot, request), array.label, on_spans)
     except BaseException:

@@ -12,25 +12,43 @@ class ChangeSource(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     CHANGE_SOURCE_UNSPECIFIED: _ClassVar[ChangeSource]
     CHANGE_SOURCE_BIRTHS: _ClassVar[ChangeSource]
     CHANGE_SOURCE_FULL_READ: _ClassVar[ChangeSource]
+    CHANGE_SOURCE_DIFF: _ClassVar[ChangeSource]
+    CHANGE_SOURCE_SUPPLIED: _ClassVar[ChangeSource]
 CHANGE_SOURCE_UNSPECIFIED: ChangeSource
 CHANGE_SOURCE_BIRTHS: ChangeSource
 CHANGE_SOURCE_FULL_READ: ChangeSource
+CHANGE_SOURCE_DIFF: ChangeSource
+CHANGE_SOURCE_SUPPLIED: ChangeSource
 
 class SendSnapshotRequest(_message.Message):
-    __slots__ = ("snapshot_id", "target_address", "transfer_id", "grant", "change_source", "patience_seconds")
+    __slots__ = ("snapshot_id", "target_address", "transfer_id", "grant", "change_source", "patience_seconds", "diff_base_snapshot_id", "supplied")
     SNAPSHOT_ID_FIELD_NUMBER: _ClassVar[int]
     TARGET_ADDRESS_FIELD_NUMBER: _ClassVar[int]
     TRANSFER_ID_FIELD_NUMBER: _ClassVar[int]
     GRANT_FIELD_NUMBER: _ClassVar[int]
     CHANGE_SOURCE_FIELD_NUMBER: _ClassVar[int]
     PATIENCE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    DIFF_BASE_SNAPSHOT_ID_FIELD_NUMBER: _ClassVar[int]
+    SUPPLIED_FIELD_NUMBER: _ClassVar[int]
     snapshot_id: str
     target_address: str
     transfer_id: str
     grant: bytes
     change_source: ChangeSource
     patience_seconds: int
-    def __init__(self, snapshot_id: _Optional[str] = ..., target_address: _Optional[str] = ..., transfer_id: _Optional[str] = ..., grant: _Optional[bytes] = ..., change_source: _Optional[_Union[ChangeSource, str]] = ..., patience_seconds: _Optional[int] = ...) -> None: ...
+    diff_base_snapshot_id: str
+    supplied: SuppliedChanges
+    def __init__(self, snapshot_id: _Optional[str] = ..., target_address: _Optional[str] = ..., transfer_id: _Optional[str] = ..., grant: _Optional[bytes] = ..., change_source: _Optional[_Union[ChangeSource, str]] = ..., patience_seconds: _Optional[int] = ..., diff_base_snapshot_id: _Optional[str] = ..., supplied: _Optional[_Union[SuppliedChanges, _Mapping]] = ...) -> None: ...
+
+class SuppliedChanges(_message.Message):
+    __slots__ = ("since", "offsets", "lengths")
+    SINCE_FIELD_NUMBER: _ClassVar[int]
+    OFFSETS_FIELD_NUMBER: _ClassVar[int]
+    LENGTHS_FIELD_NUMBER: _ClassVar[int]
+    since: _common_pb2.SourceState
+    offsets: bytes
+    lengths: bytes
+    def __init__(self, since: _Optional[_Union[_common_pb2.SourceState, _Mapping]] = ..., offsets: _Optional[bytes] = ..., lengths: _Optional[bytes] = ...) -> None: ...
 
 class SendSnapshotResponse(_message.Message):
     __slots__ = ("spans_done", "figures", "receipt_id", "root", "change_source")
@@ -45,6 +63,22 @@ class SendSnapshotResponse(_message.Message):
     root: bytes
     change_source: ChangeSource
     def __init__(self, spans_done: _Optional[int] = ..., figures: _Optional[_Union[_common_pb2.TransferFigures, _Mapping]] = ..., receipt_id: _Optional[str] = ..., root: _Optional[bytes] = ..., change_source: _Optional[_Union[ChangeSource, str]] = ...) -> None: ...
+
+class DiffSnapshotsRequest(_message.Message):
+    __slots__ = ("snapshot_id", "base_snapshot_id")
+    SNAPSHOT_ID_FIELD_NUMBER: _ClassVar[int]
+    BASE_SNAPSHOT_ID_FIELD_NUMBER: _ClassVar[int]
+    snapshot_id: str
+    base_snapshot_id: str
+    def __init__(self, snapshot_id: _Optional[str] = ..., base_snapshot_id: _Optional[str] = ...) -> None: ...
+
+class DiffSnapshotsResponse(_message.Message):
+    __slots__ = ("offsets", "lengths")
+    OFFSETS_FIELD_NUMBER: _ClassVar[int]
+    LENGTHS_FIELD_NUMBER: _ClassVar[int]
+    offsets: bytes
+    lengths: bytes
+    def __init__(self, offsets: _Optional[bytes] = ..., lengths: _Optional[bytes] = ...) -> None: ...
 
 class CancelTransferRequest(_message.Message):
     __slots__ = ("transfer_id",)

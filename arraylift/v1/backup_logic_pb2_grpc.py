@@ -39,6 +39,11 @@ class BackupLogicServiceStub:
                 request_serializer=arraylift_dot_v1_dot_backup__logic__pb2.SendSnapshotRequest.SerializeToString,
                 response_deserializer=arraylift_dot_v1_dot_backup__logic__pb2.SendSnapshotResponse.FromString,
                 _registered_method=True)
+        self.DiffSnapshots = channel.unary_stream(
+                '/arraylift.v1.BackupLogicService/DiffSnapshots',
+                request_serializer=arraylift_dot_v1_dot_backup__logic__pb2.DiffSnapshotsRequest.SerializeToString,
+                response_deserializer=arraylift_dot_v1_dot_backup__logic__pb2.DiffSnapshotsResponse.FromString,
+                _registered_method=True)
         self.CancelTransfer = channel.unary_unary(
                 '/arraylift.v1.BackupLogicService/CancelTransfer',
                 request_serializer=arraylift_dot_v1_dot_backup__logic__pb2.CancelTransferRequest.SerializeToString,
@@ -63,6 +68,15 @@ class BackupLogicServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DiffSnapshots(self, request, context):
+        """Ranges in which two snapshots of one family (a volume, its clones, theirs) have other data: a superset of
+        what differs, in granules of the newer one's size. Errors: NOT_FOUND, FAILED_PRECONDITION (they
+        share no history).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def CancelTransfer(self, request, context):
         """Stops a running transfer. Idempotent. Errors: NOT_FOUND.
         """
@@ -77,6 +91,11 @@ def add_BackupLogicServiceServicer_to_server(servicer, server):
                     servicer.SendSnapshot,
                     request_deserializer=arraylift_dot_v1_dot_backup__logic__pb2.SendSnapshotRequest.FromString,
                     response_serializer=arraylift_dot_v1_dot_backup__logic__pb2.SendSnapshotResponse.SerializeToString,
+            ),
+            'DiffSnapshots': grpc.unary_stream_rpc_method_handler(
+                    servicer.DiffSnapshots,
+                    request_deserializer=arraylift_dot_v1_dot_backup__logic__pb2.DiffSnapshotsRequest.FromString,
+                    response_serializer=arraylift_dot_v1_dot_backup__logic__pb2.DiffSnapshotsResponse.SerializeToString,
             ),
             'CancelTransfer': grpc.unary_unary_rpc_method_handler(
                     servicer.CancelTransfer,
@@ -111,6 +130,33 @@ class BackupLogicService:
             '/arraylift.v1.BackupLogicService/SendSnapshot',
             arraylift_dot_v1_dot_backup__logic__pb2.SendSnapshotRequest.SerializeToString,
             arraylift_dot_v1_dot_backup__logic__pb2.SendSnapshotResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DiffSnapshots(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/arraylift.v1.BackupLogicService/DiffSnapshots',
+            arraylift_dot_v1_dot_backup__logic__pb2.DiffSnapshotsRequest.SerializeToString,
+            arraylift_dot_v1_dot_backup__logic__pb2.DiffSnapshotsResponse.FromString,
             options,
             channel_credentials,
             insecure,

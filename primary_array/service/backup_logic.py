@@ -6,23 +6,37 @@ import threading
 from collections.abc import Callable, Iterator
 
 import grpc
+import numpy as np
 
-from arraylift.errors import Conflict, InvalidRequest, NotFound, Overloaded
+from arraylift.errors import Conflict, InvalidRequest, NotFound, Overloaded, WrongState
 from arraylift.exchange import convert as shared
 from arraylift.ids import SnapshotId, TransferId, check_id
 from arraylift.rpc.long_call import stream_long_call
 from arraylift.v1 import backup_logic_pb2 as pb
 from arraylift.v1 import backup_logic_pb2_grpc as pb_grpc
+from primary_array.change_sources import ChangeRequest, ChangeSource, Supplied
+from primary_array.pool import Pool
 from primary_array.send import Sender, SendProgress, SendRequest
 
 TRANSFERS_MAX = 16
+RANGES_PER_MESSAGE = 4096
+
+_ASKED = {
+    pb.ChangeSource.CHANGE_SOURCE_UNSPECIFIED: ChangeSource.ANY,
+    pb.ChangeSource.CHANGE_SOURCE_BIRTHS: ChangeSource.BIRTHS,
+    pb.ChangeSource.CHANGE_SOURCE_FULL_READ: ChangeSource.FULL_READ,
+    pb.ChangeSource.CHANGE_SOURCE_DIFF: ChangeSource.DIFF,
+    pb.ChangeSource.CHANGE_SOURCE_SUPPLIED: ChangeSource.SUPPLIED,
+}
+_TOLD = {source: number for number, source in _ASKED.items()}
 
 
 class BackupLogicEdge(pb_grpc.BackupLogicServiceServicer):
     """Serves one Sender."""
 
-    def __init__(self, sender: Sender) -> None:
+    def __init__(self, sender: Sender, pool: Pool) -> None:
         self._sender = sender
+        self._pool = pool
         self._lock = threading.Lock()
         self._running: dict[TransferId, threading.Event] = {}
 
@@ -54,6 +68,25 @@ class BackupLogicEdge(pb_grpc.BackupLogicServiceServicer):
             cancelled = self._running[transfer_id] = threading.Event()
             return cancelled
 
+    def DiffSnapshots(
+        self, request: pb.DiffSnapshotsRequest, context: grpc.ServicerContext
+    ) -> Iterator[pb.DiffSnapshotsResponse]:
+        newer = SnapshotId(check_id(request.snapshot_id, "snapshot id"))
+        base = SnapshotId(check_id(request.base_snapshot_id, "base snapshot id"))
+        ranges = self._pool.diff(newer, base)
+        if ranges is None:
+            raise WrongState(
+                "the two snapshots share no history",
+                subject=f"snapshot {newer}",
+                next_step="only a comparison of their bytes can tell what differs",
+            )
+        offsets, lengths = ranges
+        for start in range(0, len(offsets), RANGES_PER_MESSAGE):
+            part = slice(start, start + RANGES_PER_MESSAGE)
+            yield pb.DiffSnapshotsResponse(
+                offsets=offsets[part].astype("<u8").tobytes(), lengths=lengths[part].astype("<u8").tobytes()
+            )
+
     def CancelTransfer(
         self, request: pb.CancelTransferRequest, context: grpc.ServicerContext
     ) -> pb.CancelTransferResponse:
@@ -75,27 +108,46 @@ class BackupLogicEdge(pb_grpc.BackupLogicServiceServicer):
 def _request(request: pb.SendSnapshotRequest) -> SendRequest:
     if len(request.grant) != 32:
         raise InvalidRequest("a grant has 32 bytes", next_step="get one by TargetAdminService.CreateGrant")
-    sources = pb.ChangeSource
-    if request.change_source not in sources.values():
+    if request.change_source not in _ASKED:
         raise InvalidRequest(f"change source {request.change_source} is unknown")
     return SendRequest(
         snapshot_id=SnapshotId(check_id(request.snapshot_id, "snapshot id")),
         transfer_id=TransferId(check_id(request.transfer_id, "transfer id")),
         target_address=request.target_address,
         grant=request.grant,
-        births=request.change_source != sources.CHANGE_SOURCE_FULL_READ,
-        births_required=request.change_source == sources.CHANGE_SOURCE_BIRTHS,
+        changes=_changes(request),
         patience_seconds=shared.patience_from_pb(request.patience_seconds),
     )
 
 
 def _response(news: SendProgress) -> pb.SendSnapshotResponse:
-    births = pb.ChangeSource.CHANGE_SOURCE_BIRTHS
     receipt = news.receipt
     return pb.SendSnapshotResponse(
         spans_done=news.spans_done,
         figures=shared.figures_to_pb(news.figures),
         receipt_id=receipt.image_id if receipt else "",
         root=receipt.root if receipt else b"",
-        change_source=births if news.used_births else pb.ChangeSource.CHANGE_SOURCE_FULL_READ,
+        change_source=_TOLD[news.source],
     )
+
+
+def _changes(request: pb.SendSnapshotRequest) -> ChangeRequest:
+    diff_base = request.diff_base_snapshot_id
+    supplied = None
+    if request.HasField("supplied"):
+        since = shared.state_from_pb(request.supplied.since)
+        if since is None:
+            raise InvalidRequest("say since which state the supplied changes hold")
+        packed = [np.frombuffer(part, "<u8") for part in _whole(request.supplied)]
+        supplied = Supplied(since, *(part.astype(np.uint64) for part in packed))
+    return ChangeRequest(
+        _ASKED[request.change_source],
+        SnapshotId(check_id(diff_base, "diff base")) if diff_base else None,
+        supplied,
+    )
+
+
+def _whole(supplied: pb.SuppliedChanges) -> tuple[bytes, bytes]:
+    if len(supplied.offsets) % 8 or len(supplied.lengths) % 8:
+        raise InvalidRequest("offsets and lengths are packed 8 bytes each")
+    return supplied.offsets, supplied.lengths

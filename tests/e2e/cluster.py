@@ -212,7 +212,14 @@ class Cluster:
         return transfer_id, made.grant
 
     def send_messages(
-        self, snapshot_id: str, transfer_id: str, grant: bytes, *, source: int = 0, patience_seconds: int = 0
+        self,
+        snapshot_id: str,
+        transfer_id: str,
+        grant: bytes,
+        *,
+        source: int = 0,
+        patience_seconds: int = 0,
+        **more: Any,
     ) -> Iterator[Any]:
         """The messages of one SendSnapshot."""
         request = backup_logic_pb2.SendSnapshotRequest(
@@ -222,6 +229,7 @@ class Cluster:
             grant=grant,
             change_source=source,  # type: ignore[arg-type]
             patience_seconds=patience_seconds,
+            **more,
         )
         return self.messages(self.backup_logic.SendSnapshot, request)
 
@@ -229,10 +237,10 @@ class Cluster:
         """The messages of a streaming call; its error comes as ours."""
         return iter(stream(method, request, peer="daemon under test", timeout_seconds=5 * CALL_SECONDS))
 
-    def send(self, snapshot_id: str, image: str, *, full: bool = False, source: int = 0) -> Sent:
+    def send(self, snapshot_id: str, image: str, *, full: bool = False, source: int = 0, **more: Any) -> Sent:
         """Back a snapshot up, start to end."""
         transfer_id, grant = self.grant(image, full=full)
-        return last_of(list(self.send_messages(snapshot_id, transfer_id, grant, source=source)))
+        return last_of(list(self.send_messages(snapshot_id, transfer_id, grant, source=source, **more)))
 
     def back_up(self, volume: str, image: str, *, full: bool = False, source: int = 0) -> Sent:
         """Snapshot and send."""

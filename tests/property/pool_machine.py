@@ -180,7 +180,12 @@ class PoolMachine(RuleBasedStateMachine):
 
     @rule(name=names, units=sizes)
     def resize(self, name: str, units: int) -> None:
-        self.pool.resize_volume(name, units * UNIT)
+        before = self.pool.volume(name)
+        after = self.pool.resize_volume(name, units * UNIT)
+        cut = after.size_bytes < before.size_bytes
+        assert (after.state.lineage_id != before.state.lineage_id) == cut
+        if cut:
+            self.parents[after.state.lineage_id] = before.state.lineage_id
         if units != self.volumes[name].unit_count:
             self.volumes[name].resize(units)
             self.flushed()
