@@ -9,11 +9,8 @@ from __future__ import annotations
 import random
 from functools import lru_cache
 
-import pytest
-
 from arraylift.segments.codecs import compress_lz4
 from arraylift.sizes import KIB, MIB, SPAN_BYTES
-from dedup_target import container_buffer
 
 CONTAINER_BYTES = 12 * KIB
 SMALL_BYTES, SMALL_COUNT = 150, 6
@@ -31,11 +28,6 @@ STORED = [compress_lz4(plain) for plain in POOL]
 Span = tuple[int, ...]
 """Indexes into POOL; () for a hole."""
 Content = tuple[Span, ...]
-
-
-def small_containers(patch: pytest.MonkeyPatch) -> None:
-    """Let containers be so small that a few segments fill one."""
-    patch.setattr(container_buffer, "CONTAINER_BYTES", CONTAINER_BYTES)
 
 
 def draw_content(draw: random.Random, base: Content | None = None) -> Content:

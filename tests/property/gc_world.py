@@ -23,7 +23,9 @@ from arraylift.exchange.serve_lane import cut_short
 from arraylift.ids import ImageId, LineageId, PoolId, SourceState, TenantId, TransferId
 from arraylift.segments.fingerprint import FingerprintKey
 from arraylift.segments.segmentation import DEFAULT_SEGMENTATION
+from arraylift.sizes import MIB
 from dedup_target.collect import CollectFigures, CollectOptions, Collector
+from dedup_target.container_store import ContainerLimits
 from dedup_target.image_reader import ImageReader, Piece
 from dedup_target.ingest import Ingest, LaneIngest
 from dedup_target.seal_queue import SealJob
@@ -31,7 +33,15 @@ from dedup_target.store import Store
 from dedup_target.transfers import GrantRequest, Transfers
 from tests.fakes.disk import FakeFiles, PowerCut
 from tests.fakes.index import MemorySegmentIndex
-from tests.property.gc_content import POOL, STORED, Content, bytes_of, draw_content, image_bytes_of
+from tests.property.gc_content import (
+    CONTAINER_BYTES,
+    POOL,
+    STORED,
+    Content,
+    bytes_of,
+    draw_content,
+    image_bytes_of,
+)
 
 PEER = "array1"
 TENANTS = ("", "acme")
@@ -117,7 +127,9 @@ class GcWorld:
         self.sending: dict[TransferId, Sending] = {}
         self.reading: list[tuple[Iterator[Piece], bytes, int]] = []
         self.where: list[str] = []
-        self.cycles = self.crashes = self.restores = self.commits = 0
+        self.conflicts = 0
+        """Promises that were broken: nothing is damaged here, so there should be none."""
+        self.cycles = self.crashes = self.restores = self.commits = self.deleted_containers = 0
         self._numbers = itertools.count(1)
         self._lease_seconds = lease_seconds
         self._keys: dict[str, FingerprintKey] = {}
@@ -127,8 +139,11 @@ class GcWorld:
     # -- life -------------------------------------------------------------------------------
 
     def open_store(self) -> None:
-        self.store = Store(self.files, "/state", opener=self.disk)
+        whole_from_bytes = 0 if self.draw.random() < 0.8 else 4 * MIB  # containers are read whole, or by runs
+        limits = ContainerLimits(whole_from_bytes=whole_from_bytes)
+        self.store = Store(self.files, "/state", opener=self.disk, limits=limits)
         self.store.seal_queue.submit = self._seal_at_once  # type: ignore[method-assign]
+        self.store.containers.container_bytes = CONTAINER_BYTES
         self.reader = ImageReader(self.store)
         self.transfers = Transfers(
             self.store, self.reader, limits=Limits(), lease_seconds=self._lease_seconds, clock=self.clock
@@ -180,12 +195,17 @@ class GcWorld:
                 self._committed(transfer)
             elif transfer.transfer_id not in self.transfers._transfers:
                 del self.sending[transfer.transfer_id]
+        for left in self.transfers._live():  # of a grant or a revocation that was cut
+            if left.transfer_id not in self.sending:
+                self.transfers.revoke(left.transfer_id)
         assert found == set(self.images), f"images after the crash; {self.story}"
 
-    def survive(self, step: Callable[[], None], *, power: bool) -> None:
-        """Take a step that the machine may not survive."""
+    def survive(self, step: Callable[[], object], *, changes: int, power: bool) -> None:
+        """Take a step in which the machine dies after so many changes of its disk, if it makes them."""
+        self.files.crash_after(changes)
         try:
             step()
+            self.files.kernel.crash_at = None
         except PowerCut:
             self.crash(power=power)
 
@@ -318,6 +338,15 @@ class GcWorld:
         del self.sending[transfer.transfer_id]
         self.transfers.revoke(transfer.transfer_id)
 
+    def lapse(self) -> None:
+        """Nobody continues a transfer for its lease: those that have no lane are forgotten."""
+        self.note("lapse")
+        self.clock.now += self._lease_seconds + 1
+        self.transfers.reap()
+        for transfer in list(self.sending.values()):
+            if transfer.transfer_id not in self.transfers._transfers:
+                del self.sending[transfer.transfer_id]
+
     def next_step(self, transfer: Sending) -> None:
         """Whatever brings a transfer nearer to its commit; a lost promise begins anew."""
         try:
@@ -331,6 +360,7 @@ class GcWorld:
                 self.commit(transfer)
         except Conflict:
             self.note("conflict")
+            self.conflicts += 1
             self.abort(transfer)
 
     def _committed(self, transfer: Sending) -> None:
@@ -403,6 +433,7 @@ class GcWorld:
             self.store.unit, CollectOptions(live_percent_min=live_percent_min), report=report
         )
         self.note(f"  {figures}")
+        self.deleted_containers += figures.deleted_count
         return figures
 
     # -- what must hold ---------------------------------------------------------------------

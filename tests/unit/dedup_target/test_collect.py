@@ -18,7 +18,7 @@ from dedup_target.container_format import Kind
 from dedup_target.container_store import name_of
 from dedup_target.gc_state import GcState
 from tests.fakes.disk import FakeFiles
-from tests.property.gc_content import BIG_COUNT, SMALL_POOL, small_containers
+from tests.property.gc_content import BIG_COUNT, SMALL_POOL
 from tests.property.gc_world import GcWorld
 
 A, B = ((0, 1, 2, 3, 4, 5),), ((6, 7, 8, 9, 10, 11),)
@@ -27,8 +27,7 @@ TREE = ((SMALL_POOL,) * BIG_COUNT, (), (0, 1, 2, 3, 4, 5))
 
 
 @pytest.fixture
-def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[GcWorld]:
-    small_containers(monkeypatch)
+def world() -> Iterator[GcWorld]:
     made = GcWorld(random.Random(7))
     yield made
     made.end_threads()
@@ -371,8 +370,7 @@ def _stopped_at(step: int) -> str:
     return phase
 
 
-def test_a_cycle_can_be_stopped_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    small_containers(monkeypatch)
+def test_a_cycle_can_be_stopped_anywhere() -> None:
     phases = list(itertools.takewhile(bool, map(_stopped_at, itertools.count())))
     assert set(phases) == {"mark", "plan", "delete", "copy", "done"}
 

@@ -14,7 +14,7 @@ from dedup_target.backups import Backups
 from dedup_target.lock_clock import LockClock
 from dedup_target.mark import Mark
 from dedup_target.survey import SpaceUse, Survey, Surveyor
-from tests.property.gc_content import BIG_COUNT, SMALL_POOL, small_containers
+from tests.property.gc_content import BIG_COUNT, SMALL_POOL
 from tests.property.gc_world import GcWorld
 from tests.unit.dedup_target.material import backup
 
@@ -25,8 +25,7 @@ VM1, VM2 = "1" * 32, "2" * 32
 
 
 @pytest.fixture
-def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[GcWorld]:
-    small_containers(monkeypatch)
+def world() -> Iterator[GcWorld]:
     made = GcWorld(random.Random(7))
     yield made
     made.end_threads()
