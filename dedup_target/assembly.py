@@ -182,7 +182,9 @@ class Assembly:
 
     def _begin(self, span: int, *, covered: int) -> None:
         """Add a span to the offer in the making, with its background unless all of it is covered."""
-        self._buffer = self._buffer or self._buffers.pop()  # the lane holds one offer at a time
+        if self._buffer is None:
+            assert self._buffers, "a lane of this process holds one offer at a time"
+            self._buffer = self._buffers.pop()
         self._spans.append(span)
         view = self._view(len(self._spans) - 1)
         if covered < len(view):

@@ -268,6 +268,8 @@ class Transfers:
                 self._forget(transfer)
 
     def _forget(self, transfer: Transfer) -> None:
+        # Whoever called its lanes may never be heard of again: they must not keep buffers for him.
+        transfer.rotate_lanes(older_than_seconds=0, wait=False)
         transfer.fence(LeaseLost(f"transfer {transfer.transfer_id} was given up"))
         with transfer.lock:
             transfer.log.close()

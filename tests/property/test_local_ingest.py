@@ -312,19 +312,24 @@ def test_a_retry_of_what_was_committed_is_its_image_and_reads_nothing(world: Wor
 
 
 def test_a_second_call_of_one_id_fences_the_first(world: World) -> None:
-    order = world.order(2 * MIB)
-    plain = content(4, 2 * MIB, 0.0)
-    made = []
+    size = 6 * MIB
+    order, plain, other = world.order(size), content(4, size, 0.0), content(5, size, 0.0)
+    made: list[ImageManifest] = []
+    local = world.local
+    local._clock = HandClock()  # its containers do not come of age
 
     def overtaken() -> Iterator[FilePatch]:
-        yield FilePatch(0, MIB, bytes(range(256)) * (MIB // 256))
-        patches = [FilePatch(0, MIB, plain[:MIB]), FilePatch(MIB, MIB, plain[MIB:])]
-        made.append(world.take_in(order, patches))
-        yield FilePatch(MIB, MIB, bytes(range(256)) * (MIB // 256))
+        for at in range(0, size, MIB):
+            if at == 5 * MIB:  # four spans were offered, and lie in a buffer
+                assert world.target.store.containers.stats().buffers_in_use == 1
+                pieces = [FilePatch(start, MIB, plain[start : start + MIB]) for start in range(0, size, MIB)]
+                made.append(world.take_in(order, pieces))
+                assert world.target.store.containers.stats().buffers_in_use == 0, "nobody waits for the dead"
+            yield FilePatch(at, MIB, other[at : at + MIB])
 
     # The first call's turn comes again after the second one has committed.
     with pytest.raises(LeaseLost):
-        world.local.take_in(order, overtaken(), cancelled=threading.Event())
+        local.take_in(order, overtaken(), cancelled=threading.Event())
     world.check(made[0], plain)
 
 
