@@ -44,6 +44,8 @@ from dedup_target.verify_image import ImageVerifier, lost_images
 RESERVE_SECONDS = 30.0
 SCRUB_SECONDS = 300.0
 """How often it is looked whether a period is due; one that has begun goes on to its end."""
+MEND_SECONDS = 60.0
+"""How often it is looked whether a read met damage in the index."""
 LOCK_CLOCK_SECONDS = 60.0
 """How often it is looked at, so that a jump is told when it happens."""
 
@@ -98,6 +100,7 @@ def build(settings: TargetSettings, tls: TlsMaterial) -> daemon.Built:
     house = Housekeeping()
     house.add("garbage-collection", settings.gc_interval_hours * 3600.0, collect)
     house.add("reserve", RESERVE_SECONDS, lambda _stopping: reserve.tend())
+    house.add("index", MEND_SECONDS, store.unit.mend_index)
     house.add("lock-clock", LOCK_CLOCK_SECONDS, lambda _stopping: lock_clock.tick())
     if settings.scrub_days > 0:
         house.add(

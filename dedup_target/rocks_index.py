@@ -224,8 +224,7 @@ class RocksSegmentIndex:
     def take_over(self, fresh: SegmentIndex, ready: Callable[[], None]) -> None:
         assert isinstance(fresh, RocksSegmentIndex)
         with self._lock:
-            if self._closed:
-                raise WrongState("the index is closed", subject=self._path)
+            self._check_writable()  # a disk that failed once is not to be trusted with the next (R2)
             ready()
             with fresh._lock, self._gate.alone():
                 _close_quietly(self._containers)

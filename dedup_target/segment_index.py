@@ -141,7 +141,7 @@ class SegmentIndex(Protocol):
         """Become ``fresh``, which was made by the same opener, at one instant for every caller.
 
         ``ready`` runs first, while nobody writes here; its errors leave everything as it is.
-        ``fresh`` is used up. Raises WrongState if this one is closed.
+        ``fresh`` is used up. Raises WrongState if this one is closed, and what a write here would raise.
         """
         ...
 

@@ -183,6 +183,11 @@ class StorageUnit:
         report(done)
         return done
 
+    def mend_index(self, stopping: threading.Event) -> None:
+        """Make the index anew if a read met damage in it. Raises as ``rebuild_index``."""
+        if self._mark.is_set():
+            self.rebuild_index(report=lambda _: None, cancelled=stopping)
+
     def condemn_records(
         self, container: ContainerId, tenant: TenantId, fingerprints: Sequence[bytes], why: str
     ) -> None:

@@ -140,7 +140,9 @@ class Clients:
     # -- sending --------------------------------------------------------------------------------
 
     def back_up(self, draw: random.Random) -> None:
-        """A full image, or the next one of its name."""
+        """A full image, or the next one of its name; deletes one first where there are many."""
+        if len(self.notes.images) >= IMAGES_MAX:
+            self.delete(draw)
         transfer_id, name = TransferId(f"{draw.getrandbits(128):032x}"), draw.choice(NAMES)
         request = target_admin_pb2.CreateGrantRequest(
             transfer_id=transfer_id, array="array1", image_name=name, no_base=draw.random() < 0.4
@@ -213,9 +215,11 @@ class Clients:
         with notes.lock:
             if len(notes.images) <= 1 or (len(notes.images) < IMAGES_MAX and draw.random() < 0.5):
                 return
-            image_id = draw.choice(sorted(notes.images))
-            if image_id in notes.backups.values():
+            named = {*notes.backups.values(), *notes.unsure_backups.values()}
+            free = sorted(notes.images.keys() - named)
+            if not free:
                 return
+            image_id = draw.choice(free)
             notes.deleting[image_id] = notes.images.pop(image_id)
         try:
             self.call(self.images.DeleteImage, image_pb2.DeleteImageRequest(image_id=image_id))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from arraylift.errors import Cancelled, Conflict, OutOfSpace, WrongState
+from arraylift.errors import Cancelled, Conflict, Corruption, OutOfSpace, StoreFailed, WrongState
 from arraylift.failpoints import FAILPOINTS
 from dedup_target.online_rebuild import RebuildProgress
 from tests.unit.dedup_target.material import make_segments
@@ -206,6 +206,35 @@ def test_a_lost_place_costs_a_rebuild_and_no_more(stage: Stage, damage: str) -> 
     stage.check()
     assert stage.reopen().report.index.rebuilt == "", "once"
     stage.check()
+
+
+def test_damage_that_a_read_meets_is_mended_without_a_restart(stage: Stage) -> None:
+    rebuild(stage)
+    stage.reopen()
+    sound = stage.unit.index.indexed_containers()
+    stage.unit.mend_index(NEVER)
+    assert indexes(stage) == [f"{stage.unit.unit_id}.next"], "nothing is mended that is whole"
+    assert stage.unit.index.indexed_containers() == sound
+    stage.close()
+    for table in (stage.path / "index" / f"{stage.unit.unit_id}.next").glob("*.sst"):
+        content = bytearray(table.read_bytes())
+        if len(content) > 8000:  # the table of entries
+            content[300] ^= 1
+            table.write_bytes(content)
+    stage.open()
+    if not stage.unit.report.index.rebuilt:  # not met at start: a read meets it
+        with pytest.raises(Corruption):
+            stage.check()
+        stage.unit.mend_index(NEVER)
+        assert indexes(stage) == [stage.unit.unit_id]
+    stage.check()
+
+
+def test_an_index_whose_disk_failed_is_not_replaced(stage: Stage) -> None:
+    """A failed sync is answered by a restart, not by another try."""
+    stage.unit.index._failed = "IO error: While fdatasync"  # type: ignore[attr-defined]
+    with pytest.raises(StoreFailed, match="restart"):
+        rebuild(stage)
 
 
 def test_a_closed_index_is_not_taken_over(stage: Stage) -> None:
