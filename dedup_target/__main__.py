@@ -30,8 +30,10 @@ from dedup_target.ingest import Ingest
 from dedup_target.local_ingest import LocalIngest
 from dedup_target.lock_clock import LockClock
 from dedup_target.mark import LiveTransfers, NoTransfers
+from dedup_target.move_images import Mover
 from dedup_target.reserve import BALLAST_AT_START_BYTES_MAX, Reserve
 from dedup_target.scrub import Scrub
+from dedup_target.scrubs import Scrubs
 from dedup_target.send_image import ImageSender
 from dedup_target.service.admin import AdminEdge
 from dedup_target.service.images import ImageEdge
@@ -39,6 +41,7 @@ from dedup_target.storage_unit import StorageUnit
 from dedup_target.store import Store
 from dedup_target.survey import Surveyor
 from dedup_target.transfers import Transfers
+from dedup_target.unit_admin import UnitAdmin
 from dedup_target.verify_image import ImageVerifier, lost_images
 
 RESERVE_SECONDS = 30.0
@@ -46,6 +49,11 @@ SCRUB_SECONDS = 300.0
 """How often it is looked whether a period is due; one that has begun goes on to its end."""
 MEND_SECONDS = 60.0
 """How often it is looked whether a read met damage in the index."""
+UNITS_SECONDS = 60.0
+"""How often it is looked whether units can be reached."""
+ARCHIVE_SECONDS = 3600.0
+"""How often it is looked which images are old enough to be moved."""
+DAY_SECONDS = 24 * 3600
 LOCK_CLOCK_SECONDS = 60.0
 """How often it is looked at, so that a jump is told when it happens."""
 
@@ -54,16 +62,54 @@ def _collecting(store: Store, transfers: Transfers) -> tuple[Collector, Surveyor
     def live(unit: StorageUnit) -> LiveTransfers:
         return transfers if unit is store.unit else NoTransfers()
 
-    return Collector(live, SYSTEM_CLOCK), Surveyor(lambda: [store.unit], live)
+    return Collector(live, SYSTEM_CLOCK), Surveyor(store.units.reachable, live)
 
 
 def _opened(files: RealFiles, state: str, settings: TargetSettings) -> tuple[Store, Reserve]:
     limits = ContainerLimits(cache_bytes_max=settings.container_cache_bytes)
     reserve = Reserve(files, state, low_water_bytes=settings.reserve_bytes)
     # A full disk must not stop a start: who else could delete?
-    store = reserve.with_room(lambda: Store(files, state, limits=limits, reserve=reserve))
+    store = reserve.with_room(
+        lambda: Store(files, state, limits=limits, files_for=RealFiles, reserve=reserve)
+    )
     reserve.tend(size_bytes_max=BALLAST_AT_START_BYTES_MAX)
     return store, reserve
+
+
+def _keep_units(
+    house: Housekeeping,
+    settings: TargetSettings,
+    store: Store,
+    *,
+    collector: Collector,
+    scrubs: Scrubs,
+    mover: Mover,
+) -> None:
+    """Work on the units that comes round."""
+
+    def collect(stopping: threading.Event) -> None:
+        options = CollectOptions(bytes_per_second_max=settings.gc_bytes_per_second)
+        for unit in store.units.reachable():
+            collector.collect(unit, options, stopping=stopping)
+
+    def scrub(stopping: threading.Event) -> None:
+        scrubs.of(store.unit).run_in_background(stopping, period_days=settings.scrub_days)
+
+    def archive(stopping: threading.Event) -> None:
+        mover.finish(stopping)
+        if settings.archive_after_days > 0:
+            mover.archive("", older_than_seconds=settings.archive_after_days * DAY_SECONDS, stopping=stopping)
+
+    def mend(stopping: threading.Event) -> None:
+        for unit in store.units.reachable():
+            unit.mend_index(stopping)
+
+    house.add("index", MEND_SECONDS, mend)
+    house.add("garbage-collection", settings.gc_interval_hours * 3600.0, collect)
+    if settings.scrub_days > 0:
+        house.add("scrub", SCRUB_SECONDS, scrub)
+    house.add("units", UNITS_SECONDS, lambda _stopping: store.units.look_after())
+    house.add("archive", ARCHIVE_SECONDS, archive)
 
 
 def _exchange(transfers: Transfers) -> Service:
@@ -88,26 +134,20 @@ def build(settings: TargetSettings, tls: TlsMaterial) -> daemon.Built:
     doubter = threading.Thread(target=settle_doubt, args=(store, images, stopping), name="doubt")
     doubter.start()
 
-    scrub = Scrub(store.unit, files, state, SYSTEM_CLOCK, affected=partial(lost_images, store, images))
-    verifier = ImageVerifier(store, images, scrub, SYSTEM_CLOCK)
+    scrubs = Scrubs(lambda unit: Scrub(unit, files, state, SYSTEM_CLOCK, affected=partial(lost_images, unit)))
+    verifier = ImageVerifier(store, scrubs.of, SYSTEM_CLOCK)
 
+    backups = Backups(store, images, lock_clock)
+    mover = Mover(store, images, bases=lambda: transfers.bases, clock=SYSTEM_CLOCK)
+    unit_admin = UnitAdmin(
+        store, images, backups=backups, transfers=transfers, mover=mover, lock_clock=lock_clock
+    )
     collector, surveyor = _collecting(store, transfers)
 
-    def collect(stopping: threading.Event) -> None:
-        options = CollectOptions(bytes_per_second_max=settings.gc_bytes_per_second)
-        collector.collect(store.unit, options, stopping=stopping)
-
     house = Housekeeping()
-    house.add("garbage-collection", settings.gc_interval_hours * 3600.0, collect)
     house.add("reserve", RESERVE_SECONDS, lambda _stopping: reserve.tend())
-    house.add("index", MEND_SECONDS, store.unit.mend_index)
     house.add("lock-clock", LOCK_CLOCK_SECONDS, lambda _stopping: lock_clock.tick())
-    if settings.scrub_days > 0:
-        house.add(
-            "scrub",
-            SCRUB_SECONDS,
-            lambda stopping: scrub.run_in_background(stopping, period_days=settings.scrub_days),
-        )
+    _keep_units(house, settings, store, collector=collector, scrubs=scrubs, mover=mover)
     house.start()
 
     def close() -> None:
@@ -118,7 +158,6 @@ def build(settings: TargetSettings, tls: TlsMaterial) -> daemon.Built:
         transfers.close()
         store.close()
 
-    backups = Backups(store, images, lock_clock)
     local = LocalIngest(store, images, transfers, SYSTEM_CLOCK)
     services = [
         service_of(
@@ -128,7 +167,14 @@ def build(settings: TargetSettings, tls: TlsMaterial) -> daemon.Built:
         service_of(
             target_admin_pb2_grpc.add_TargetAdminServiceServicer_to_server,
             AdminEdge(
-                store, transfers, lock_clock=lock_clock, scrub=scrub, collector=collector, surveyor=surveyor
+                store,
+                transfers,
+                lock_clock=lock_clock,
+                scrubs=scrubs,
+                collector=collector,
+                surveyor=surveyor,
+                unit_admin=unit_admin,
+                mover=mover,
             ),
         ),
         _exchange(transfers),

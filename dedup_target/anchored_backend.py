@@ -21,11 +21,12 @@ from dedup_target.unit_backend import ForwardingBackend, UnitBackend
 class AnchoredBackend(ForwardingBackend):
     """See the module's invariants."""
 
-    def __init__(self, inner: UnitBackend, *, is_local: bool) -> None:
-        """``is_local``: looking costs next to nothing, so it is done before each put (A2)."""
+    def __init__(self, inner: UnitBackend, *, is_local: bool, is_anchored: bool = False) -> None:
+        """``is_local``: looking costs next to nothing, so it is done before each put (A2).
+        ``is_anchored``: it is known that there is a superblock."""
         super().__init__(inner)
         self._is_local = is_local
-        self._is_anchored = False
+        self._is_anchored = is_anchored
 
     def check_place(self) -> None:
         """Raises PeerUnavailable if the unit is not there."""

@@ -84,6 +84,10 @@ class BackupManifestStore:
         with self._lock:
             self._keys.pop(backup_id, None)
 
+    def has(self, backup_id: BackupId) -> bool:
+        with self._lock:
+            return backup_id in self._keys
+
     def key(self, backup_id: BackupId) -> BackupKey:
         """Raises NotFound."""
         with self._lock:

@@ -20,9 +20,10 @@ from arraylift.ids import ImageId, TenantId
 from arraylift.logs import get_logger
 from dedup_target import backup_manifest_format
 from dedup_target.backup_manifest_format import BackupId, BackupManifest
-from dedup_target.backup_manifest_store import BackupKey, BackupManifestStore
+from dedup_target.backup_manifest_store import BackupKey
 from dedup_target.image_reader import ImageReader
 from dedup_target.lock_clock import LockClock
+from dedup_target.storage_unit import StorageUnit
 from dedup_target.store import Store
 
 PAGE_BYTES_MAX = 2 << 20
@@ -38,7 +39,7 @@ class Backups:
         self._store = store
         self._lock_clock = lock_clock
         self._with_room = store.reserve.with_room
-        self._manifests: BackupManifestStore = store.unit.backups
+        self._manifests = store.backups
         self._images = images
         self._changing = threading.Lock()
 
@@ -100,13 +101,17 @@ class Backups:
         return found, ""
 
     def remove(self, backup_id: BackupId) -> None:
-        """Remove the manifest, then its images (K2). Raises NotFound, WrongState (locked)."""
+        """Remove the manifest, then its images (K2).
+
+        Raises NotFound, WrongState (locked), PeerUnavailable (a unit is absent: nothing was removed).
+        """
         with self._changing:
             key = self._manifests.key(backup_id)
             self._lock_clock.check_unlocked(f"backup {backup_id}", key.lock_until_ns)
             image_ids = key.image_ids
             for image_id in image_ids:
                 self._check_unlocked(image_id)
+                self._store.manifests.check_reachable(image_id)
             self._with_room(lambda: self._manifests.remove(backup_id))
             _log.info("backup_removed", backup=backup_id)
             for image_id in image_ids:
@@ -114,7 +119,7 @@ class Backups:
                     self._remove_image(image_id)
 
     def delete_image(self, image_id: ImageId) -> None:
-        """Raises NotFound, WrongState (a backup names it; it is locked; K3)."""
+        """Raises NotFound, WrongState (a backup names it; it is locked; K3), PeerUnavailable."""
         with self._changing:
             self._store.manifests.get(image_id)
             naming = self._manifests.naming(image_id)
@@ -132,6 +137,16 @@ class Backups:
                 )
             self._check_unlocked(image_id)
             self._remove_image(image_id)
+
+    # -- units --------------------------------------------------------------------------------
+
+    def move_manifests(self, source: StorageUnit, goal: StorageUnit) -> None:
+        """Move all backup manifests of a unit that is drained; each is in one unit at least."""
+        for key in source.backups.keys():  # noqa: SIM118 - not a dict
+            with self._changing:
+                if source.backups.has(key.backup_id):
+                    goal.backups.publish(source.backups.read(key.backup_id))
+                    source.backups.remove(key.backup_id)
 
     # -- locks ------------------------------------------------------------------------------
 

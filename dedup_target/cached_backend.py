@@ -24,7 +24,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from arraylift.durable import Buffer
 from arraylift.errors import ArrayliftError, Corruption, NotFound, PeerUnavailable, WrongState
-from arraylift.ids import ContainerId
+from arraylift.ids import ContainerId, UnitId
 from arraylift.logs import get_logger
 from dedup_target import superblock
 from dedup_target.container_format import HEADER_BYTES, RECORD_BYTES, ContainerHeader, decode_header
@@ -40,10 +40,11 @@ _log = get_logger("cached_backend")
 class CachedBackend(ForwardingBackend):
     """See the module's invariants."""
 
-    def __init__(self, inner: UnitBackend, local: UnitBackend) -> None:
-        """Bring the cache up. Raises PeerUnavailable if it is not whole and the unit not reached."""
+    def __init__(self, inner: UnitBackend, local: UnitBackend, unit_id: UnitId) -> None:
+        """Bring the cache up. Raises PeerUnavailable if it is not whole and that unit not reached."""
         super().__init__(inner)
         self._local = local
+        self._unit_id = unit_id
         self._marking = threading.Lock()
         self.is_behind = False
         """The unit was not reached at start, after a run that did not end cleanly."""
@@ -66,14 +67,9 @@ class CachedBackend(ForwardingBackend):
         """Compare the listings and fetch what is missing here; returns how many objects.
 
         Raises PeerUnavailable."""
+        self._check_place()
         here = set(walk(self._local)) - {WHOLE, OPEN}
         there = set(walk(self.inner))
-        if superblock.NAME not in there:  # an empty mount point must not empty the cache
-            raise PeerUnavailable(
-                f"there is no storage unit at {self.location}",
-                subject=f"unit at {self.location}",
-                next_step="mount that place, or make the bucket reachable",
-            )
         for name in here - there:
             self._local.remove(name, label="cache-remove", missing_ok=True)
         missing = sorted(there - here)
@@ -85,6 +81,20 @@ class CachedBackend(ForwardingBackend):
         if missing:
             _log.info("cache_refreshed", unit=self.location, fetched=len(missing))
         return len(missing)
+
+    def _check_place(self) -> None:
+        """An empty mount point, or another unit's place, must not empty the cache."""
+        try:
+            found = superblock.decode(self.inner.get(superblock.NAME), what=f"superblock of {self.location}")
+        except NotFound:
+            found = None
+        if found is None or found.unit_id != self._unit_id:
+            what = f"another unit, {found.name}," if found else "no storage unit"
+            raise PeerUnavailable(
+                f"there is {what} at {self.location}",
+                subject=f"unit at {self.location}",
+                next_step="mount what belongs there, or make the bucket reachable",
+            )
 
     # -- reading ----------------------------------------------------------------------------
 

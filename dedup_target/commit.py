@@ -59,7 +59,7 @@ def commit(transfer: Transfer, attempt: Attempt, message: Commit, clock: Clock) 
         figures = message.figures
         figures.bytes_stored = transfer.bytes_stored + writer.bytes_stored
         manifest = _manifest(transfer, root, figures, clock)
-        store.manifests.publish(manifest)
+        store.unit.manifests.publish(manifest)
         receipt = {name: getattr(figures, name) for name in Figures.__slots__}
         transfer.log.append_committed(CommittedTransfer(root, manifest.image_id, receipt))
         transfer.log.sync()
@@ -150,6 +150,7 @@ class _NodeWriter:
     def __init__(self, transfer: Transfer, attempt: Attempt) -> None:
         self._transfer = transfer
         self._attempt = attempt
+        self._containers, self._seal_queue = transfer.store.containers, transfer.store.seal_queue
         self._buffer: ContainerBuffer | None = None
         self._written: set[Fingerprint] = set()
         self.bytes_stored = 0
@@ -180,7 +181,7 @@ class _NodeWriter:
             self.finish()
         if self._buffer is None:
             transfer = self._transfer
-            self._buffer = transfer.store.containers.acquire(
+            self._buffer = self._containers.acquire(
                 tenant=transfer.tenant, key_id=transfer.key.key_id, kind=Kind.NODES
             )
             self._attempt.pins.add([self._buffer.container_id])
@@ -190,7 +191,7 @@ class _NodeWriter:
         """Seal and index what is packed (M1)."""
         if self._buffer is not None:
             buffer, self._buffer = self._buffer, None
-            self.bytes_stored += self._transfer.store.seal_queue.seal_now(buffer).file_bytes
+            self.bytes_stored += self._seal_queue.seal_now(buffer).file_bytes
 
 
 def _frames(nodes: Iterator[tuple[Fingerprint, bytes]]) -> Iterator[list[tuple[Fingerprint, bytes]]]:

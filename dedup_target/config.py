@@ -48,5 +48,9 @@ class TargetSettings:
         default=32 * MIB,
         metadata={"doc": "Bytes a second that such a cycle copies at most; 0: as fast as it goes."},
     )
+    archive_after_days: int = field(
+        default=0,
+        metadata={"doc": "Images older than this are moved to the archive unit; 0: only by hand."},
+    )
     log_level: str = field(default="info", metadata={"doc": "debug, info, warning or error."})
     log_format: str = field(default="console", metadata={"doc": "console, or json for machines."})

@@ -8,7 +8,7 @@ from arraylift.v1 import image_pb2 as pb
 from dedup_target.manifest_format import ImageManifest
 
 
-def image_to_pb(manifest: ImageManifest) -> pb.Image:
+def image_to_pb(manifest: ImageManifest, unit: str = "", *, unit_absent: bool = False) -> pb.Image:
     return pb.Image(
         image_id=manifest.image_id,
         name=manifest.name,
@@ -21,5 +21,7 @@ def image_to_pb(manifest: ImageManifest) -> pb.Image:
         committed_at_ns=manifest.committed_at_ns,
         figures=shared.figures_to_pb(Figures(**manifest.figures)),
         base_image_id=manifest.base_image_id or "",
+        unit=unit,
+        unit_absent=unit_absent,
         lock_until_ns=manifest.lock_until_ns or 0,
     )

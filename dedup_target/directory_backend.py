@@ -17,12 +17,13 @@ from arraylift.durable import Buffer, Files
 class DirectoryBackend:
     """UnitBackend on a file system of this machine."""
 
-    def __init__(self, files: Files, path: str) -> None:
-        """Make the directory if it is not there. Raises AlreadyExists (a file is), OutOfSpace."""
+    def __init__(self, files: Files, path: str, *, make: bool = True) -> None:
+        """``make`` the directory if it is not there. Raises AlreadyExists (a file is), OutOfSpace."""
         self._files = files
         self._path = path
         self._folders: set[str] = set()  # known to be durable (B1)
-        files.make_dirs(path)
+        if make:
+            files.make_dirs(path)
 
     @property
     def location(self) -> str:

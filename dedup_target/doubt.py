@@ -20,7 +20,7 @@ def settle_doubt(store: Store, images: ImageReader, stopping: threading.Event) -
     if not store.in_doubt:
         return
     damaged = 0
-    for manifest in store.manifests.all():
+    for manifest in store.unit.manifests.all():
         if stopping.is_set():
             return
         try:

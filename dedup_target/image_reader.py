@@ -26,6 +26,7 @@ from arraylift.sizes import SPAN_BYTES, span_length, spans_of
 from dedup_target.manifest_format import ImageManifest
 from dedup_target.read_ahead import Located, ReadAhead
 from dedup_target.segment_reader import SegmentReader
+from dedup_target.storage_unit import StorageUnit
 from dedup_target.store import Store
 
 IMAGES_OPEN_MAX = 8
@@ -39,6 +40,9 @@ class OpenImage:
     manifest: ImageManifest
     key: FingerprintKey
     tree: TreeView
+    unit: StorageUnit
+    reader: SegmentReader
+    """Of the unit."""
 
     @property
     def leaves(self) -> Leaves:
@@ -64,18 +68,18 @@ class ImageReader:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self.reader = SegmentReader(store.unit)
         self._lock = threading.Lock()
         self._open: OrderedDict[ImageId, OpenImage] = OrderedDict()
 
     def open(self, image_id: ImageId) -> OpenImage:
-        """Return an image. Raises NotFound, Corruption."""
+        """Return an image. Raises NotFound, Corruption, PeerUnavailable (its unit is absent)."""
         with self._lock:
             known = self._open.get(image_id)
-            if known is not None:
+            if known is not None and known.unit.manifests.has(image_id):
                 self._open.move_to_end(image_id)
                 return known
-        image = self.view(self._store.manifests.get(image_id))
+        unit = self._store.manifests.unit_of(image_id)
+        image = self.view(unit, unit.manifests.get(image_id))
         with self._lock:
             self._open[image_id] = image
             while len(self._open) > IMAGES_OPEN_MAX:
@@ -85,30 +89,33 @@ class ImageReader:
     @contextlib.contextmanager
     def held(self, image_id: ImageId) -> Iterator[OpenImage]:
         """Open an image to be read to its end, also if it is deleted meanwhile. Raises as ``open``."""
-        manifest = self._store.manifests.get(image_id)
-        with self._store.unit.pins.hold_root(manifest.tenant, manifest.root):
-            self._store.manifests.get(image_id)
-            yield self.open(image_id)
+        with contextlib.ExitStack() as holds:
+            image = self.open(image_id)
+            holds.enter_context(image.unit.pins.hold_root(image.tenant, image.manifest.root))
+            if not image.unit.manifests.has(image_id):  # deleted meanwhile, or moved
+                image = self.open(image_id)
+                holds.enter_context(image.unit.pins.hold_root(image.tenant, image.manifest.root))
+                image.unit.manifests.get(image_id)
+            yield image
 
     def forget(self, image_id: ImageId) -> None:
         """An image was deleted: who opens it again gets NotFound."""
         with self._lock:
             self._open.pop(image_id, None)
 
-    def view(self, manifest: ImageManifest) -> OpenImage:
-        """Open an image outside the cache: nothing of it was read before. Raises Corruption."""
-        key = FingerprintKey(self._store.keys.by_id(manifest.tenant).key)
-        tree = TreeView(
-            Fingerprint(manifest.root), lambda wanted: self.reader.nodes(manifest.tenant, key, wanted)
-        )
-        return OpenImage(manifest, key, tree)
+    @staticmethod
+    def view(unit: StorageUnit, manifest: ImageManifest) -> OpenImage:
+        """Open an image of a unit outside the cache: nothing of it was read before. Raises Corruption."""
+        key, reader = unit.fingerprint_key(manifest.tenant), SegmentReader(unit)
+        tree = TreeView(Fingerprint(manifest.root), lambda wanted: reader.nodes(manifest.tenant, key, wanted))
+        return OpenImage(manifest, key, tree, unit, reader)
 
     def leaves(self, image: OpenImage, spans: list[int]) -> list[Leaf | None]:
         """Return the segments of each span, None for a hole."""
         rows = image.tree.leaves_at(np.array(spans, dtype=np.int64))
         named = {span: Fingerprint(row.tobytes()) for span, row in zip(spans, rows, strict=True) if row.any()}
         solid, fingerprints = list(named), list(named.values())
-        nodes = self.reader.nodes(image.tenant, image.key, fingerprints)
+        nodes = image.reader.nodes(image.tenant, image.key, fingerprints)
         size = image.manifest.image_bytes
         found = {
             span: decode_leaf(node, span_length(span, size)) for span, node in zip(solid, nodes, strict=True)
@@ -124,11 +131,11 @@ class ImageReader:
         solid = np.flatnonzero(image.leaves.any(axis=1)).tolist()
         for start in range(0, len(solid), SPANS_AT_ONCE):
             spans = solid[start : start + SPANS_AT_ONCE]
-            present = self._store.contains(image.tenant, image.leaves[spans].tobytes())
+            present = image.unit.contains(image.tenant, image.leaves[spans].tobytes())
             lost.extend(span for span, here in zip(spans, present, strict=True) if not here)
             whole = [span for span, here in zip(spans, present, strict=True) if here]
             for span, leaf in zip(whole, self.leaves(image, whole), strict=True):
-                if leaf and not self._store.contains(image.tenant, leaf.fingerprints).all():
+                if leaf and not image.unit.contains(image.tenant, leaf.fingerprints).all():
                     lost.append(span)
         return lost
 
@@ -181,16 +188,16 @@ class ImageReader:
                 if leaf is not None:
                     touched = _touched(span, leaf, offset, size if end is None else end)
                     fingerprints += unpack(leaf.fingerprints)[touched]
-            return Located(spans, leaves, fingerprints, self.reader.locate(image.tenant, fingerprints))
+            return Located(spans, leaves, fingerprints, image.reader.locate(image.tenant, fingerprints))
 
         return iter(
-            ReadAhead(groups, locate, self.reader.prefetch, whole_from_bytes=self.reader.whole_from_bytes)
+            ReadAhead(groups, locate, image.reader.prefetch, whole_from_bytes=image.reader.whole_from_bytes)
         )
 
     def _pieces(self, image: OpenImage, located: Located, offset: int, end: int) -> Iterator[Piece]:
         """Decode a group at once, then join its spans."""
         size, at = image.manifest.image_bytes, 0
-        plain = self.reader.plain(image.tenant, image.key, located.fingerprints, located.locators)
+        plain = image.reader.plain(image.tenant, image.key, located.fingerprints, located.locators)
         for span, leaf in zip(located.spans, located.leaves, strict=True):
             start = span * SPAN_BYTES
             low, high = max(offset, start), min(end, start + span_length(span, size))

@@ -55,7 +55,7 @@ class PreparedLeaves:
     def segments(self, wanted: Wanted) -> Iterator[tuple[Segments, int]]:
         """Wanted segments in their stored form, about 1 MiB a message."""
         if not self._locators:
-            self._locators = self._images.reader.locate(self._image.tenant, self._fingerprints)
+            self._locators = self._image.reader.locate(self._image.tenant, self._fingerprints)
         chosen: list[int] = []
         stored_bytes = 0
         for index in wanted.indexes.tolist():
@@ -70,7 +70,7 @@ class PreparedLeaves:
     def _message(self, batch: int, chosen: list[int]) -> tuple[Segments, int]:
         fingerprints = [self._fingerprints[index] for index in chosen]
         locators = [self._locators[index] for index in chosen]
-        records = self._images.reader.stored(self._image.tenant, fingerprints, locators)
+        records = self._image.reader.stored(self._image.tenant, fingerprints, locators)
         message = Segments(
             batch=batch,
             codecs=np.array([record.codec for record in records], dtype=np.uint8),

@@ -89,6 +89,8 @@ class LaneIngest:
         self._attempt = transfer.attempt
         self._lane = lane
         self._clock = clock
+        # Of the unit that receives now: when another one does, this attempt has been fenced.
+        self._containers, self._seal_queue = transfer.store.containers, transfer.store.seal_queue
         self._lock = threading.Lock()  # guards the buffer against rotate()
         self._buffer: ContainerBuffer | None = None
         self._ticket = Ticket()
@@ -197,7 +199,7 @@ class LaneIngest:
             self._submit()
         if self._buffer is None:
             transfer = self._transfer
-            self._buffer = transfer.store.containers.acquire(
+            self._buffer = self._containers.acquire(
                 tenant=transfer.tenant, key_id=transfer.key.key_id, kind=Kind.DATA
             )
             self._attempt.pins.add([self._buffer.container_id])
@@ -232,7 +234,7 @@ class LaneIngest:
                 transfer.bytes_stored += sealed.file_bytes  # one writer thread
                 attempt.settle(keys)
 
-        self._transfer.store.seal_queue.submit(SealJob(buffer, self._ticket, done))
+        self._seal_queue.submit(SealJob(buffer, self._ticket, done))
 
     def advance(self, *, now: bool) -> tuple[int, int]:
         """Log batches that have become durable; returns the last one, and bytes stored (G2).
@@ -288,7 +290,7 @@ class LaneIngest:
         that this one will never bring, so the attempt ends with its cause."""
         with self._lock:
             if self._buffer is not None:
-                self._transfer.store.containers.release(self._buffer)
+                self._containers.release(self._buffer)
                 self._buffer = None
         self._transfer.leave(self._lane, self)
         if cause is not None:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import secrets
 import threading
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from cryptography.hazmat.primitives.keywrap import (
@@ -85,6 +84,25 @@ class KeyStore:
             self._backend.put(_name_of(made.tenant), [data], label="key")
             self._by_id[made.tenant] = self._by_name[name] = made
             return made
+
+    def adopt(self, key: TenantKey) -> None:
+        """Have a tenant's key also in this unit. Idempotent. Raises as ``check_adoptable``, OutOfSpace."""
+        with self._lock:
+            self.check_adoptable(key)
+            if key.tenant not in self._by_id:
+                data = encode_key(key, self._wrapping_key)
+                self._backend.put(_name_of(key.tenant), [data], label="key")
+                self._by_id[key.tenant] = self._by_name[key.name] = key
+
+    def check_adoptable(self, key: TenantKey) -> None:
+        """Raises WrongState if this unit knows another tenant by that name or number."""
+        known = {self._by_id.get(key.tenant, key), self._by_name.get(key.name, key)}
+        if known != {key}:
+            raise WrongState(
+                f"tenant {key.name} has another key in this target",
+                subject=f"tenant {key.name}",
+                next_step="the unit belongs to another target; add it there",
+            )
 
     def by_name(self, name: str) -> TenantKey:
         """Raises NotFound."""
@@ -164,12 +182,15 @@ def decode_key(data: bytes, wrapping_key: bytes, *, what: str) -> TenantKey:
 # -- the target's secret ------------------------------------------------------------------------
 
 
-def load_wrapping_key(files: Files, state_path: str, units: Iterable[UnitBackend]) -> bytes:
-    """Return the wrapping key, made at first start (K2). Raises WrongState, Corruption."""
+def load_wrapping_key(files: Files, state_path: str, *, holds_keys: bool) -> bytes:
+    """Return the wrapping key, made at first start (K2). ``holds_keys``: units may have keys under it.
+
+    Raises WrongState, Corruption.
+    """
     path = f"{state_path}/wrapping.key"
-    if not files.exists(path) and any(unit.list(FOLDER) for unit in units):
+    if holds_keys and not files.exists(path):
         raise WrongState(
-            f"{path} is missing, but a unit holds keys that were wrapped under it",
+            f"{path} is missing, but the units hold keys that were wrapped under it",
             subject=path,
             next_step="put wrapping.key back from its safe copy; without it no backup can be read",
         )

@@ -86,13 +86,17 @@ class ManifestStore:
         with self._lock:
             found = self._images.get(image_id)
         if found is None:
-            raise _unknown(image_id)
+            raise unknown_image(image_id)
         return found
+
+    def has(self, image_id: ImageId) -> bool:
+        with self._lock:
+            return image_id in self._images
 
     def all(self) -> list[ImageManifest]:
         """Every image, newest first."""
         with self._lock:
-            return _newest_first(self._images.values())
+            return newest_first(self._images.values())
 
     def by_name(self, tenant: TenantId, name: str) -> list[ImageManifest]:
         """A tenant's images of that name, newest first."""
@@ -131,9 +135,11 @@ def _name_of(image_id: ImageId) -> str:
     return f"{FOLDER}/{image_id}{SUFFIX}"
 
 
-def _unknown(image_id: ImageId) -> NotFound:
+def unknown_image(image_id: ImageId) -> NotFound:
+    """What is raised where an image is not."""
     return NotFound(f"there is no image {image_id}", subject=f"image {image_id}", next_step="list the images")
 
 
-def _newest_first(images: Iterable[ImageManifest]) -> list[ImageManifest]:
+def newest_first(images: Iterable[ImageManifest]) -> list[ImageManifest]:
+    """By time of commit, then id."""
     return sorted(images, key=lambda image: (image.committed_at_ns, image.image_id), reverse=True)

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from arraylift.errors import ArrayliftError
+from arraylift.errors import ArrayliftError, LeaseLost
 from arraylift.ids import TenantId
 from arraylift.logs import get_logger
 from arraylift.outcome import attempt
@@ -58,12 +58,19 @@ class SealQueue:
         self._containers = containers
         self._index = index
         self._jobs: queue.Queue[SealJob | None] = queue.Queue()  # bounded by the store's buffers
+        self._closing = threading.Lock()
+        self._closed = False
         self._thread = threading.Thread(target=self._run, name="container-writer", daemon=True)
         self._thread.start()
 
     def submit(self, job: SealJob) -> None:
         """Queue a job; the buffer belongs to the queue from now on."""
-        self._jobs.put(job)
+        with self._closing:
+            if not self._closed:
+                self._jobs.put(job)
+                return
+        self._containers.release(job.buffer)
+        job.done(None, LeaseLost("the target has begun to store elsewhere"))
 
     def seal_now(self, buffer: ContainerBuffer, *, frees_space: bool = False) -> SealedContainer:
         """Seal and index in the caller's thread, with the same order and the same errors.
@@ -93,6 +100,8 @@ class SealQueue:
             job.done(sealed, error)
 
     def close(self) -> None:
-        """Seal what is queued, then end."""
-        self._jobs.put(None)
+        """Seal what is queued, then end. What comes later is refused."""
+        with self._closing:
+            self._closed = True
+            self._jobs.put(None)
         self._thread.join()

@@ -120,8 +120,8 @@ class StorageUnit:
             undo.callback(self.index.close)
             self.gc_state = GcState(files, f"{index_root}/{self.unit_id}{gc_state.SUFFIX}")
             self._sealers: dict[TenantId, Callable[[bytes], bytes]] = {}
-            self.manifests = ManifestStore(backend, self._seal_manifest)
-            self.backups = BackupManifestStore(backend, self._seal_manifest)
+            self.manifests = ManifestStore(backend, self.seal_manifest)
+            self.backups = BackupManifestStore(backend, self.seal_manifest)
             self.report = OpeningReport(swept, report, len(self.manifests.damaged), self._roots_missing())
             if self.report.anything_lost:
                 self.gc_state.void("the unit was opened with losses")
@@ -136,6 +136,13 @@ class StorageUnit:
         """Of the containers that the next cycles of collection will delete."""
         marks, condemned = self.index.marks(), list(self.gc_state.condemned)
         return sum(marks[one].file_bytes for one in condemned if one in marks)
+
+    def seal_manifest(self, tenant: TenantId, body: bytes) -> bytes:
+        """Keyed hash of a manifest under its tenant's key (a Sealer). Raises NotFound."""
+        sealer = self._sealers.get(tenant)
+        if sealer is None:
+            sealer = self._sealers[tenant] = self.fingerprint_key(tenant).manifest
+        return sealer(body)
 
     # -- presence ---------------------------------------------------------------------------
 
@@ -230,12 +237,6 @@ class StorageUnit:
             return self.containers.read_directory(container).tenant, self.containers.verify(container)
         except (Corruption, NotFound):
             return TenantId(0), []  # nothing of it can be indexed, so nothing has to be kept out
-
-    def _seal_manifest(self, tenant: TenantId, body: bytes) -> bytes:
-        sealer = self._sealers.get(tenant)
-        if sealer is None:
-            sealer = self._sealers[tenant] = self.fingerprint_key(tenant).manifest
-        return sealer(body)
 
     def _roots_missing(self) -> int:
         missing = 0

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -22,21 +23,24 @@ import numpy.typing as npt
 from arraylift import envelope
 from arraylift.durable import Buffer, Files
 from arraylift.grants import grant_for, load_grant_secret
-from arraylift.ids import TenantId, TransferId
+from arraylift.ids import TenantId, TransferId, UnitId
 from arraylift.logs import get_logger
 from dedup_target import rocks_index
-from dedup_target.container_store import ContainerLimits
-from dedup_target.key_store import load_wrapping_key
+from dedup_target.all_manifests import AllBackups, AllManifests
+from dedup_target.container_store import ContainerLimits, ContainerStore
+from dedup_target.key_store import KeyStore, load_wrapping_key
 from dedup_target.pins import PinHolder
 from dedup_target.quotas import Quotas
 from dedup_target.rebuild import IndexOpener, Progress
 from dedup_target.reserve import Reserve
 from dedup_target.seal_queue import SealQueue
+from dedup_target.segment_index import SegmentIndex
 from dedup_target.space import Space
 from dedup_target.storage_unit import StorageUnit
-from dedup_target.superblock import FIRST_UNIT, Role
 from dedup_target.transfer_log import TransferLogs
-from dedup_target.unit_place import Places, find_or_make
+from dedup_target.unit_place import Places
+from dedup_target.unit_registry import UnitRegistry
+from dedup_target.units import Units, UnitSettings
 
 DOUBT_MAGIC = b"ALDOUBT1"
 
@@ -52,14 +56,15 @@ class Store:
         state_path: str,
         *,
         limits: ContainerLimits | None = None,
-        opener: IndexOpener | None = None,
+        opener_of: Callable[[UnitId], IndexOpener] | None = None,
+        files_for: Callable[[], Files] | None = None,
         progress: Progress | None = None,
         reserve: Reserve | None = None,
     ) -> None:
-        """Open, or make on first start. ``opener`` is of the active unit's index.
+        """Open, or make on first start. ``files_for`` makes the Files of a unit; default: all share one.
 
-        Raises WrongState (in use; wrapping key missing), Corruption (superblock, keys),
-        OutOfSpace, StoreFailed. ``progress`` follows the rebuild of the index.
+        Raises WrongState (in use; wrapping key missing), PeerUnavailable (the receiving unit is absent),
+        Corruption (superblock, keys), OutOfSpace, StoreFailed. ``progress`` follows rebuilds of indexes.
         """
         self._files = files
         self.reserve = reserve or Reserve(files, state_path)
@@ -70,35 +75,33 @@ class Store:
             index_root = self._index_root(files, state_path)
             for folder in (state_path, f"{state_path}/transfers", index_root):
                 files.sweep(folder)
-            files.make_dirs(f"{state_path}/units/active")
-            backend = Places(state_path, lambda: files).open("units/active")
-            self.unit = unit = StorageUnit(
-                backend,
-                find_or_make(backend, FIRST_UNIT, Role.ACTIVE),
-                files=files,
+            registry = UnitRegistry(files, f"{state_path}/units.alr")
+            self.wrapping_key = load_wrapping_key(files, state_path, holds_keys=registry.exists)
+            settings = UnitSettings(
                 index_root=index_root,
-                wrapping_key=load_wrapping_key(files, state_path, [backend]),
-                limits=limits,
-                opener=opener,
-                progress=progress,
+                wrapping_key=self.wrapping_key,
                 reserve=self.reserve,
+                limits=limits,
+                opener_of=opener_of,
+                progress=progress,
             )
-            undo.callback(unit.close)
+            places = Places(state_path, files_for or (lambda: files))
+            self.units = Units(files, state_path, registry, places, settings)
+            undo.callback(self.units.close)
             self._grant_secret = load_grant_secret(files, state_path)
             self.transfers = TransferLogs(files, f"{state_path}/transfers")
             self._doubt_path = f"{state_path}/doubt.ald"
             self._doubt = self._find_doubt()
             undo.pop_all()
-        self.containers = unit.containers
-        self.index = unit.index
-        self.manifests = unit.manifests
-        self.keys = unit.keys
+        self.manifests = AllManifests(self.units)
+        self.backups = AllBackups(self.units)
         self.space = Space(
             self.reserve,
             Quotas(files, state_path),
             stored_bytes=self._stored_bytes,
             name_of=lambda tenant: self.keys.by_id(tenant).name,
         )
+        unit = self.unit
         self.seal_queue = SealQueue(unit.containers, unit.index, self.space.check_container)
 
     @staticmethod
@@ -121,6 +124,19 @@ class Store:
     def grant_for(self, transfer_id: TransferId) -> bytes:
         """The 32-byte grant of a transfer, always the same."""
         return grant_for(self._grant_secret, transfer_id)
+
+    def receive_elsewhere(self, name: str) -> None:
+        """Have the next active unit take backups instead of ``name``, which drains from now on.
+
+        REQUIRES that no attempt changes anything meanwhile. What the roots of the new unit promise
+        is in doubt until every image was looked up.
+        """
+        self._begin_doubt(f"unit {name} is drained")
+        self._doubt = True
+        self.units.mark_draining(name)
+        queue, unit = self.seal_queue, self.unit
+        self.seal_queue = SealQueue(unit.containers, unit.index, self.space.check_container)
+        queue.close()
 
     # -- doubt ----------------------------------------------------------------------------------
 
@@ -157,9 +173,31 @@ class Store:
         return self.unit.quarantine.is_empty and not self._doubt
 
     def _stored_bytes(self, tenant: TenantId) -> int:
-        return self.index.totals().tenant_bytes.get(tenant, 0)
+        return sum(unit.index.totals().tenant_bytes.get(tenant, 0) for unit in self.units.open_units())
 
-    # -- the active unit ------------------------------------------------------------------------
+    # -- the unit that takes backups ------------------------------------------------------------
+
+    @property
+    def unit(self) -> StorageUnit:
+        """The receiving one."""
+        return self.units.receiving
+
+    def unit_named(self, name: str) -> StorageUnit:
+        """A unit that can be reached; without a name the receiving one. Raises NotFound, PeerUnavailable."""
+        return self.units.member(name).opened() if name else self.unit
+
+    @property
+    def containers(self) -> ContainerStore:
+        return self.unit.containers
+
+    @property
+    def index(self) -> SegmentIndex:
+        return self.unit.index
+
+    @property
+    def keys(self) -> KeyStore:
+        """The tenants: the receiving unit has all keys (units.py N3)."""
+        return self.unit.keys
 
     def free_bytes(self) -> int:
         """Free space where the unit lies; 0 where nobody can tell."""
@@ -184,7 +222,7 @@ class Store:
         return self.unit.quarantine.lock
 
     def close(self) -> None:
-        """Seal what is queued, then close the unit. No lane may be open."""
+        """Seal what is queued, then close all units. No lane may be open."""
         self.seal_queue.close()
-        self.unit.close()
+        self.units.close()
         self._lock.close()

@@ -31,6 +31,7 @@ from arraylift.errors import (
     InvalidRequest,
     LeaseLost,
     NotFound,
+    PeerUnavailable,
     WrongState,
 )
 from arraylift.exchange.coverage import Coverage
@@ -211,8 +212,11 @@ class Transfer:
         assert self.grant.base_image_id is not None
         try:
             base = self._images.open(self.grant.base_image_id)
+            if base.unit is not self.store.unit:
+                _log.info("base_in_other_unit", transfer=self.transfer_id, unit=base.unit.name)
+                return None  # its root promises nothing of the unit that takes this backup
             lost = [] if self.store.all_healthy else self._images.lost_spans(base)
-        except (NotFound, Corruption) as error:
+        except (NotFound, Corruption, PeerUnavailable) as error:
             _log.warning("base_unreadable", transfer=self.transfer_id, error=str(error))
             return None
         if lost:

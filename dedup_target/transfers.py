@@ -12,9 +12,11 @@ Limits: TRANSFERS_MAX transfers. Callers: any thread; the reaper is a thread of 
 
 from __future__ import annotations
 
+import contextlib
 import hmac
 import threading
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 from arraylift.clock import Clock
 from arraylift.errors import (
@@ -91,8 +93,21 @@ class Transfers:
             known = self._transfers.get(request.transfer_id)
             if known is not None:
                 return self._same_grant(known, request)
-            transfer = self._grant(request)
+            transfer = self._grant(self._with_near_base(request))
         return self._store.grant_for(request.transfer_id), transfer.grant.base_image_id
+
+    def _with_near_base(self, request: GrantRequest) -> GrantRequest:
+        """A base in another unit is none: its root promises nothing of the unit that receives."""
+        if request.base_image_id is None or not self._store.manifests.is_elsewhere(request.base_image_id):
+            return request
+        return replace(request, base_image_id=None, no_base=True)
+
+    @property
+    def bases(self) -> frozenset[ImageId]:
+        """Images that open transfers build on."""
+        with self._lock:
+            open_ones = [one.grant for one in self._transfers.values() if one.receipt() is None]
+        return frozenset(grant.base_image_id for grant in open_ones if grant.base_image_id is not None)
 
     def _grant(self, request: GrantRequest) -> Transfer:
         """Admit a transfer whose id is free. Caller holds the lock."""
@@ -110,7 +125,7 @@ class Transfers:
             if base.tenant != tenant.tenant:
                 raise NotFound(f"there is no image {request.base_image_id}", next_step="list the images")
         elif not request.no_base:
-            base = self._store.manifests.newest(tenant.tenant, request.image_name)
+            base = self._store.unit.manifests.newest(tenant.tenant, request.image_name)
         log = self._store.transfers.create(
             GrantParameters(
                 transfer_id=request.transfer_id,
@@ -129,6 +144,8 @@ class Transfers:
         grant = known.grant
         asked = (request.peer, request.image_name, request.tenant_name or grant.tenant_name)
         same_base = request.base_image_id in (None, grant.base_image_id)
+        if request.base_image_id is not None and self._store.manifests.is_elsewhere(request.base_image_id):
+            same_base |= grant.base_image_id is None
         if request.no_base:
             same_base = grant.base_image_id is None
         if (grant.peer, grant.image_name, grant.tenant_name) != asked or not same_base:
@@ -220,6 +237,25 @@ class Transfers:
     def _live(self) -> list[Transfer]:
         with self._lock:
             return [transfer for transfer in self._transfers.values() if transfer.receipt() is None]
+
+    def while_nobody_sends(self, change: Callable[[], None]) -> None:
+        """Fence every attempt, change where transfers are taken in, and look up what they promised.
+
+        Transfers that build on a base are given up.
+        """
+        with self._lock, contextlib.ExitStack() as held:
+            running = [one for one in self._transfers.values() if one.receipt() is None]
+            for transfer in running:
+                held.enter_context(transfer.lock)  # a commit that has begun comes first
+                transfer.fence(LeaseLost("the target begins to store elsewhere", next_step="open it again"))
+            change()
+            for transfer in running:
+                if transfer.receipt() is not None:
+                    continue
+                if transfer.grant.base_image_id is None:
+                    transfer.void_lost()
+                else:  # its base is not where its segments go from now on
+                    self._forget(transfer)
 
     # -- recovery and leases --------------------------------------------------------------------
 

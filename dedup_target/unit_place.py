@@ -33,22 +33,24 @@ class Places:
         self._state = state_path
         self._files_for = files_for
 
-    def open(self, location: str, endpoint: str = "") -> AnchoredBackend:
+    def open(self, location: str, endpoint: str = "", *, is_known: bool = False) -> AnchoredBackend:
         """A directory (absolute, or below the state directory), or ``s3://bucket/prefix``.
 
-        Makes nothing. Raises InvalidRequest, PeerUnavailable (the directory is not there).
+        Makes nothing. ``is_known``: a unit is there, whether it can be reached or not. Raises
+        InvalidRequest, PeerUnavailable (the directory is not there; not for a known unit).
         """
         if location.startswith(SCHEME):
-            return AnchoredBackend(S3Backend(location, endpoint=endpoint), is_local=False)
+            far = S3Backend(location, endpoint=endpoint)
+            return AnchoredBackend(far, is_local=False, is_anchored=is_known)
         path = self.path_of(location)
         files = self._files_for()
-        if not files.exists(path):
+        if not is_known and not files.exists(path):
             raise PeerUnavailable(
                 f"there is no directory {path}",
                 subject=f"unit at {path}",
                 next_step="mount it, or make it if the unit is to be new",
             )
-        return AnchoredBackend(DirectoryBackend(files, path), is_local=True)
+        return AnchoredBackend(DirectoryBackend(files, path, make=False), is_local=True, is_anchored=is_known)
 
     def path_of(self, location: str) -> str:
         """Raises InvalidRequest for a path that is not plain."""
@@ -77,15 +79,20 @@ def find_or_make(place: UnitBackend, name: str, role: Role) -> Superblock:
     return made
 
 
+def lost_superblock(place: UnitBackend) -> Corruption:
+    """What is raised where a unit has everything but its superblock."""
+    where = f"{place.location}/{superblock.NAME}"
+    return Corruption(
+        f"{where} is missing, but the unit has containers",
+        subject=where,
+        next_step="restore that file from a copy or a replica; every container names the unit",
+    )
+
+
 def _check_empty(place: UnitBackend) -> None:
     found = [name for name in place.list("") if name not in NOT_OURS]
-    where = f"{place.location}/{superblock.NAME}"
     if CONTAINERS in found and place.list(CONTAINERS):
-        raise Corruption(
-            f"{where} is missing, but the unit has containers",
-            subject=where,
-            next_step="restore that file from a copy or a replica; every container names the unit",
-        )
+        raise lost_superblock(place)
     if found:
         raise WrongState(
             f"{place.location} is not empty, and no storage unit: it has {found[0]}",

@@ -21,13 +21,14 @@ from arraylift.clock import Clock
 from arraylift.errors import Cancelled, Corruption
 from arraylift.ids import ContainerId, Fingerprint, ImageId
 from arraylift.logs import get_logger
-from arraylift.segments.fingerprint import FingerprintKey, unpack
+from arraylift.segments.fingerprint import unpack
 from arraylift.segments.tree import decode_leaf
 from arraylift.segments.tree_view import TreeView
 from arraylift.sizes import span_length, spans_of
-from dedup_target.image_reader import ImageReader
 from dedup_target.manifest_format import ImageManifest
 from dedup_target.scrub import Scrub
+from dedup_target.segment_reader import SegmentReader
+from dedup_target.storage_unit import StorageUnit
 from dedup_target.store import Store
 
 SPANS_AT_ONCE = 16
@@ -59,10 +60,9 @@ Report = Callable[[Verdict], None]
 class ImageVerifier:
     """Verifications of one target's images."""
 
-    def __init__(self, store: Store, images: ImageReader, scrub: Scrub, clock: Clock) -> None:
+    def __init__(self, store: Store, scrub_of: Callable[[StorageUnit], Scrub], clock: Clock) -> None:
         self._store = store
-        self._images = images
-        self._scrub = scrub
+        self._scrub_of = scrub_of
         self._clock = clock
 
     def verify(
@@ -74,52 +74,58 @@ class ImageVerifier:
         """
         began_at = self._clock.wall_ns()
         since = began_at - max_age_seconds * SECOND_NS if max_age_seconds else began_at
-        manifest = self._store.manifests.get(image_id)
-        with self._store.unit.pins.hold_root(manifest.tenant, manifest.root):
-            self._store.manifests.get(image_id)  # it may have been deleted just before
-            at_once = self._at_once(since) if max_age_seconds else None
+        unit = self._store.manifests.unit_of(image_id)
+        manifest = unit.manifests.get(image_id)
+        with unit.pins.hold_root(manifest.tenant, manifest.root):
+            unit.manifests.get(image_id)  # it may have been deleted just before
+            at_once = self._at_once(unit, since) if max_age_seconds else None
             if at_once is not None:
                 return at_once
-            return self._walked(manifest, since, cancelled, report)
+            return self._walked(unit, manifest, since, cancelled, report)
 
-    def _at_once(self, since: int) -> Verdict | None:
-        """The verdict of a store in which nothing is damaged and nothing is unseen."""
-        if not self._store.all_healthy:
+    def _at_once(self, unit: StorageUnit, since: int) -> Verdict | None:
+        """The verdict of a unit in which nothing is damaged and nothing is unseen."""
+        if unit is not self._store.unit or not self._store.all_healthy:
             return None
-        containers = self._store.containers.containers()
-        seen = [self._fresh(container, since) for container in containers]
+        scrub = self._scrub_of(unit)
+        seen = [self._fresh(scrub, container, since) for container in unit.containers.containers()]
         if not all(seen):
             return None
         oldest = min((at for at in seen if at is not None), default=self._clock.wall_ns())
         return Verdict(0, 0, 0, done=True, whole=True, oldest_check_at_ns=oldest)
 
-    def _fresh(self, container: ContainerId, since: int) -> int | None:
+    def _fresh(self, scrub: Scrub, container: ContainerId, since: int) -> int | None:
         """When it was seen, if that is recent; a time that has not come yet is none."""
-        at = self._scrub.seen_at(container)
+        at = scrub.seen_at(container)
         return at if at is not None and since <= at <= self._clock.wall_ns() else None
 
     def _walked(
-        self, manifest: ImageManifest, since: int, cancelled: threading.Event, report: Report
+        self,
+        unit: StorageUnit,
+        manifest: ImageManifest,
+        since: int,
+        cancelled: threading.Event,
+        report: Report,
     ) -> Verdict:
         def check() -> None:
             if cancelled.is_set():
                 raise Cancelled("the verification was stopped")
 
         done = total = bytes_read = 0
-        walk = Walk(self._store, self._images, manifest, check)
+        walk, scrub = Walk(unit, manifest, check), self._scrub_of(unit)
         for _ in range(WALKS_MAX):
-            generation = self._store.generation
-            walk = Walk(self._store, self._images, manifest, check).run()
-            unseen = sorted(one for one in walk.containers if self._fresh(one, since) is None)
+            generation = unit.quarantine.generation
+            walk = Walk(unit, manifest, check).run()
+            unseen = sorted(one for one in walk.containers if self._fresh(scrub, one, since) is None)
             total += len(unseen)
             for container in unseen:
                 check()
                 report(Verdict(done, total, bytes_read))
-                bytes_read += self._scrub.check(container)  # G2
+                bytes_read += scrub.check(container)  # G2
                 done += 1
-            if not unseen or self._store.generation == generation:
+            if not unseen or unit.quarantine.generation == generation:
                 break
-        seen = [self._scrub.seen_at(container) for container in walk.containers]
+        seen = [scrub.seen_at(container) for container in walk.containers]
         lost = sorted(walk.lost_spans)
         if lost:
             _log.error("image_damaged", image=manifest.image_id, name=manifest.name, lost_spans=len(lost))
@@ -138,15 +144,13 @@ class ImageVerifier:
 class Walk:
     """One pass over an image's tree by look-ups: which containers it needs, and what is nowhere."""
 
-    def __init__(
-        self, store: Store, images: ImageReader, manifest: ImageManifest, check: Callable[[], None]
-    ) -> None:
+    def __init__(self, unit: StorageUnit, manifest: ImageManifest, check: Callable[[], None]) -> None:
         """``check`` is called every few spans, and may raise."""
-        self._store = store
-        self._reader = images.reader
+        self._unit = unit
+        self._reader = SegmentReader(unit)
         self._manifest = manifest
         self._check = check
-        self._key = FingerprintKey(store.keys.by_id(manifest.tenant).key)
+        self._key = unit.fingerprint_key(manifest.tenant)
         self.containers: set[ContainerId] = set()
         self.lost_spans: set[int] = set()
 
@@ -182,18 +186,18 @@ class Walk:
         size, tenant = self._manifest.image_bytes, self._manifest.tenant
         for span, node in zip(spans, nodes, strict=True):
             wanted = unpack(decode_leaf(node, span_length(span, size)).fingerprints)
-            for locator in self._store.index.get_many(tenant, wanted):
+            for locator in self._unit.index.get_many(tenant, wanted):
                 if locator is None:
                     self.lost_spans.add(span)
                 else:
                     self.containers.add(locator.container)
 
 
-def lost_images(store: Store, images: ImageReader) -> list[ImageId]:
-    """Look every image up; returns those that lack something."""
+def lost_images(unit: StorageUnit) -> list[ImageId]:
+    """Look every image of a unit up; returns those that lack something."""
     lost = []
-    for manifest in store.manifests.all():
-        if Walk(store, images, manifest, lambda: None).run().lost_spans:
+    for manifest in unit.manifests.all():
+        if Walk(unit, manifest, lambda: None).run().lost_spans:
             _log.error("image_damaged", image=manifest.image_id, name=manifest.name)
             lost.append(manifest.image_id)
     return lost

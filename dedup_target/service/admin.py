@@ -9,16 +9,19 @@ from arraylift.ids import ImageId, TransferId, check_id, check_name
 from arraylift.v1 import target_admin_pb2 as pb
 from dedup_target.collect import Collector
 from dedup_target.lock_clock import LockClock
-from dedup_target.scrub import Scrub
+from dedup_target.move_images import Mover
+from dedup_target.scrubs import Scrubs
 from dedup_target.service.keeping import KeepingEdge
 from dedup_target.service.maintenance import MaintenanceEdge
 from dedup_target.service.scrub import ScrubEdge
+from dedup_target.service.units import UnitsEdge
 from dedup_target.store import Store
 from dedup_target.survey import Surveyor
 from dedup_target.transfers import GrantRequest, Transfers
+from dedup_target.unit_admin import UnitAdmin
 
 
-class AdminEdge(KeepingEdge, MaintenanceEdge, ScrubEdge):
+class AdminEdge(KeepingEdge, MaintenanceEdge, ScrubEdge, UnitsEdge):
     """Serves one target."""
 
     def __init__(
@@ -27,16 +30,20 @@ class AdminEdge(KeepingEdge, MaintenanceEdge, ScrubEdge):
         transfers: Transfers,
         *,
         lock_clock: LockClock,
-        scrub: Scrub,
+        scrubs: Scrubs,
         collector: Collector,
         surveyor: Surveyor,
+        unit_admin: UnitAdmin,
+        mover: Mover,
     ) -> None:
         self._store = store
         self._collector = collector
         self._surveyor = surveyor
         self._transfers = transfers
         self._lock_clock = lock_clock
-        self._scrub = scrub
+        self._scrubs = scrubs
+        self._unit_admin = unit_admin
+        self._mover = mover
 
     def CreateGrant(
         self, request: pb.CreateGrantRequest, context: grpc.ServicerContext

@@ -16,6 +16,8 @@ from dedup_target.backups import Backups
 from dedup_target.convert import image_to_pb
 from dedup_target.image_reader import ImageReader
 from dedup_target.local_ingest import LocalIngest
+from dedup_target.manifest_format import ImageManifest
+from dedup_target.manifest_store import newest_first
 from dedup_target.send_image import ImageSender, SendProgress, SendRequest
 from dedup_target.service.backups import BackupsEdge
 from dedup_target.service.files import FilesEdge
@@ -23,6 +25,7 @@ from dedup_target.service.maintenance import PreviewEdge
 from dedup_target.service.scrub import VerifyEdge
 from dedup_target.store import Store
 from dedup_target.survey import Surveyor
+from dedup_target.units import Member
 from dedup_target.verify_image import ImageVerifier
 
 PAGE_SIZE, PAGE_SIZE_MAX = 1000, 10_000
@@ -56,7 +59,9 @@ class ImageEdge(BackupsEdge, VerifyEdge, PreviewEdge, FilesEdge):
         if request.page_size > PAGE_SIZE_MAX:
             raise InvalidRequest(f"a page has at most {PAGE_SIZE_MAX} images")
         size = request.page_size or PAGE_SIZE
-        found = [image for image in self._store.manifests.all() if request.name in ("", image.name)]
+        placed = {image.image_id: (image, member) for member, image in self._store.manifests.placed()}
+        listed = newest_first(image for image, _ in placed.values())
+        found = [image for image in listed if request.name in ("", image.name)]
         if request.page_token:
             stamp, _, last_id = request.page_token.partition(".")
             if not stamp.isdigit():
@@ -68,11 +73,13 @@ class ImageEdge(BackupsEdge, VerifyEdge, PreviewEdge, FilesEdge):
         page = found[:size]
         more = len(found) > size
         token = f"{page[-1].committed_at_ns}.{page[-1].image_id}" if more else ""
-        return pb.ListImagesResponse(images=map(image_to_pb, page), next_page_token=token)
+        images = [_image(*placed[image.image_id]) for image in page]
+        return pb.ListImagesResponse(images=images, next_page_token=token)
 
     def GetImage(self, request: pb.GetImageRequest, context: grpc.ServicerContext) -> pb.GetImageResponse:
-        manifest = self._store.manifests.get(ImageId(check_id(request.image_id, "image id")))
-        return pb.GetImageResponse(image=image_to_pb(manifest))
+        image_id = ImageId(check_id(request.image_id, "image id"))
+        member = self._store.manifests.holders(image_id)[0]
+        return pb.GetImageResponse(image=_image(member.manifests.get(image_id), member))
 
     def ReadRange(
         self, request: pb.ReadRangeRequest, context: grpc.ServicerContext
@@ -102,6 +109,10 @@ class ImageEdge(BackupsEdge, VerifyEdge, PreviewEdge, FilesEdge):
 
         news = stream_long_call(context, run, cancelled=cancelled, what=f"send {asked.transfer_id}")
         yield from map(_progress, news)
+
+
+def _image(manifest: ImageManifest, member: Member) -> pb.Image:
+    return image_to_pb(manifest, member.entry.name, unit_absent=bool(member.problem))
 
 
 def _progress(item: SendProgress) -> pb.SendImageResponse:

@@ -7,14 +7,13 @@ from collections.abc import Callable, Iterator
 
 import grpc
 
-from arraylift.errors import Cancelled, InvalidRequest, NotFound
+from arraylift.errors import Cancelled, InvalidRequest
 from arraylift.ids import ImageId, check_id, check_name
 from arraylift.rpc.long_call import stream_long_call
 from arraylift.v1 import image_pb2, image_pb2_grpc, target_admin_pb2_grpc
 from arraylift.v1 import target_admin_pb2 as pb
 from dedup_target.collect import LIVE_PERCENT_MIN, CollectFigures, CollectOptions, Collector
 from dedup_target.key_store import DEFAULT_TENANT
-from dedup_target.storage_unit import StorageUnit
 from dedup_target.store import Store
 from dedup_target.survey import SpaceUse, Survey, Surveyor
 
@@ -33,7 +32,7 @@ class MaintenanceEdge(target_admin_pb2_grpc.TargetAdminServiceServicer):
     ) -> Iterator[pb.CollectGarbageResponse]:
         if request.live_percent_min > 100:
             raise InvalidRequest("live_percent_min is a percentage")
-        unit, stopping = _unit(self._store, request.unit), threading.Event()
+        unit, stopping = self._store.unit_named(request.unit), threading.Event()
         options = CollectOptions(
             dry_run=request.dry_run,
             live_percent_min=request.live_percent_min or LIVE_PERCENT_MIN,
@@ -85,13 +84,6 @@ class PreviewEdge(image_pb2_grpc.ImageServiceServicer):
             unique_plain_bytes=found.plain_bytes,
             unique_stored_bytes=found.stored_bytes,
         )
-
-
-def _unit(store: Store, name: str) -> StorageUnit:
-    """Raises NotFound."""
-    if name in ("", store.unit.name):
-        return store.unit
-    raise NotFound(f"there is no unit {name}", subject=f"unit {name}", next_step="list the units")
 
 
 def _figures(figures: CollectFigures) -> pb.CollectGarbageResponse:

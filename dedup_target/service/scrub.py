@@ -7,30 +7,29 @@ from collections.abc import Callable, Iterator
 
 import grpc
 
-from arraylift.errors import NotFound
 from arraylift.ids import ImageId, check_id
 from arraylift.rpc.long_call import stream_long_call
 from arraylift.v1 import image_pb2, image_pb2_grpc, target_admin_pb2, target_admin_pb2_grpc
-from dedup_target.scrub import Scrub, ScrubNews
+from dedup_target.scrub import ScrubNews
+from dedup_target.scrubs import Scrubs
+from dedup_target.store import Store
 from dedup_target.verify_image import ImageVerifier, Verdict
-
-ACTIVE_UNIT = "active"
 
 
 class ScrubEdge(target_admin_pb2_grpc.TargetAdminServiceServicer):
     """Scrub."""
 
-    _scrub: Scrub
+    _store: Store
+    _scrubs: Scrubs
 
     def Scrub(
         self, request: target_admin_pb2.ScrubRequest, context: grpc.ServicerContext
     ) -> Iterator[target_admin_pb2.ScrubResponse]:
-        if request.unit not in ("", ACTIVE_UNIT):
-            raise NotFound(f"there is no unit {request.unit}", next_step="list the units")
+        scrub = self._scrubs.of(self._store.unit_named(request.unit))
         cancelled = threading.Event()
 
         def run(report: Callable[[ScrubNews], None]) -> ScrubNews:
-            return self._scrub.run(
+            return scrub.run(
                 bytes_per_second_max=request.bytes_per_second_max,
                 restart=request.restart,
                 stopping=cancelled,

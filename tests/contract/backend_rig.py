@@ -56,7 +56,7 @@ def make_rig(kind: str, path: Path, store: Callable[[], ObjectStore]) -> Iterato
         memory.objects[superblock.NAME] = SUPERBLOCK
 
         def open_cached() -> UnitBackend:
-            return CachedBackend(memory, DirectoryBackend(RealFiles(), str(path / "cache")))
+            return CachedBackend(memory, DirectoryBackend(RealFiles(), str(path / "cache")), UNIT)
 
         yield Rig(open_cached(), open_cached, _memory_faults(memory))
     else:

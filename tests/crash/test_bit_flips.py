@@ -130,7 +130,7 @@ def flip(places: Iterable[Place], *, index_lost: bool) -> str:
         files.corrupt(path, offset, bit)
     index = MemorySegmentIndex() if index_lost else good.index.copy()
     try:
-        store = Store(files, "/state", opener=IndexDisk(index))
+        store = Store(files, "/state", opener_of=lambda _: IndexDisk(index))
     except ArrayliftError:
         return "refused at start"
     try:

@@ -141,7 +141,7 @@ class GcWorld:
     def open_store(self) -> None:
         whole_from_bytes = 0 if self.draw.random() < 0.8 else 4 * MIB  # containers are read whole, or by runs
         limits = ContainerLimits(whole_from_bytes=whole_from_bytes)
-        self.store = Store(self.files, "/state", opener=self.disk, limits=limits)
+        self.store = Store(self.files, "/state", opener_of=lambda _: self.disk, limits=limits)
         self.store.seal_queue.submit = self._seal_at_once  # type: ignore[method-assign]
         self.store.containers.container_bytes = CONTAINER_BYTES
         self.reader = ImageReader(self.store)
@@ -445,7 +445,7 @@ class GcWorld:
         assert self.store.unit.quarantine.is_empty, f"quarantine; {self.story}"
         for image_id, (_, content) in self.images.items():
             expected, at = bytes_of(content), 0
-            image = self.reader.view(self.store.manifests.get(image_id))
+            image = self.reader.view(self.store.unit, self.store.manifests.get(image_id))
             for piece in self.reader.read(image, 0, 0):
                 at = self._check_piece(piece, expected)
             assert at == len(expected), self.story
@@ -471,7 +471,7 @@ class GcWorld:
             tenant, prints = self.tenants[name].tenant, self._prints[name]
             yield tenant, manifest.root
             yield from ((tenant, prints[one]) for span in content for one in span)
-            view = self.reader.view(manifest).tree
+            view = self.reader.view(self.store.unit, manifest).tree
             rows = [view.leaves]
             rows += [view._rows[level] for level in range(1, view.height + 1)]
             yield from ((tenant, row.tobytes()) for level in rows for row in level if row.any())

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import secrets
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -35,7 +35,7 @@ from arraylift.exchange.messages import (
     Segments,
 )
 from arraylift.exchange.serve_lane import serve_lane
-from arraylift.ids import ImageId, LineageId, PoolId, SourceState, TransferId
+from arraylift.ids import ImageId, LineageId, PoolId, SourceState, TransferId, UnitId
 from arraylift.segments.codecs import compress_lz4
 from arraylift.segments.fingerprint import FingerprintKey
 from arraylift.segments.segmentation import DEFAULT_SEGMENTATION, Segmenter
@@ -112,9 +112,17 @@ class Notes:
 class Target:
     """A target without its edges and threads."""
 
-    def __init__(self, files: Files, disk: IndexDisk, *, reserve: Reserve | None = None) -> None:
+    def __init__(
+        self,
+        files: Files,
+        disk: IndexDisk | Callable[[UnitId], IndexDisk],
+        *,
+        reserve: Reserve | None = None,
+    ) -> None:
+        """``disk``: of the one index, or of each unit's."""
         self.clock = Ticks()
-        self.store = Store(files, "/state", opener=disk, reserve=reserve)
+        opener_of = disk if callable(disk) else lambda _: disk
+        self.store = Store(files, "/state", opener_of=opener_of, reserve=reserve)
         self.store.seal_queue.submit = self._seal_at_once  # type: ignore[method-assign]
         self.images = ImageReader(self.store)
         self.transfers: Transfers | None = None

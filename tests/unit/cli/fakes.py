@@ -202,8 +202,60 @@ class FakeAdmin(target_admin_pb2_grpc.TargetAdminServiceServicer):
     quotas: dict[str, int] = field(default_factory=lambda: {"default": 0})
     revoked: list[str] = field(default_factory=list)
     collected: list[target_admin_pb2.CollectGarbageRequest] = field(default_factory=list)
+    unit_calls: list[Any] = field(default_factory=list)
     is_cut: bool = False
     """Streams of progress end without their last message."""
+
+    def ListUnits(
+        self, request: target_admin_pb2.ListUnitsRequest, context: Context
+    ) -> target_admin_pb2.ListUnitsResponse:
+        active = target_admin_pb2.Unit(name="active", role=target_admin_pb2.UNIT_ROLE_ACTIVE, image_count=4)
+        cold = target_admin_pb2.Unit(
+            name="cold",
+            role=target_admin_pb2.UNIT_ROLE_ARCHIVE,
+            location="s3://backups/target1",
+            absent=True,
+            problem="no answer",
+        )
+        return target_admin_pb2.ListUnitsResponse(units=[active, cold])
+
+    def AddUnit(
+        self, request: target_admin_pb2.AddUnitRequest, context: Context
+    ) -> target_admin_pb2.AddUnitResponse:
+        self.unit_calls.append(request)
+        unit = target_admin_pb2.Unit(name=request.name, role=request.role, location=request.location)
+        return target_admin_pb2.AddUnitResponse(unit=unit)
+
+    def RetireUnit(
+        self, request: target_admin_pb2.RetireUnitRequest, context: Context
+    ) -> target_admin_pb2.RetireUnitResponse:
+        self.unit_calls.append(request)
+        return target_admin_pb2.RetireUnitResponse()
+
+    def DrainUnit(
+        self, request: target_admin_pb2.DrainUnitRequest, context: Context
+    ) -> Iterator[target_admin_pb2.DrainUnitResponse]:
+        self.unit_calls.append(request)
+        for progress in self._moving(3):
+            yield target_admin_pb2.DrainUnitResponse(progress=progress)
+
+    def MoveImages(
+        self, request: target_admin_pb2.MoveImagesRequest, context: Context
+    ) -> Iterator[target_admin_pb2.MoveImagesResponse]:
+        self.unit_calls.append(request)
+        for progress in self._moving(1):
+            yield target_admin_pb2.MoveImagesResponse(progress=progress)
+
+    def _moving(self, images: int) -> Iterator[target_admin_pb2.MoveProgress]:
+        yield target_admin_pb2.MoveProgress(images_total=images, image_id=hex_id(1))
+        if not self.is_cut:
+            yield target_admin_pb2.MoveProgress(
+                images_done=images,
+                images_total=images,
+                kept_image_ids=[hex_id(2)],
+                kept_reasons=["it is the newest image of its disk"],
+                done=True,
+            )
 
     def CreateGrant(
         self, request: target_admin_pb2.CreateGrantRequest, context: Context

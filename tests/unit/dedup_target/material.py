@@ -84,7 +84,7 @@ def open_unit(files: Files, state: str, *, opener: IndexOpener | None = None) ->
         files.make_dirs(folder)
         files.sweep(folder)
     backend = DirectoryBackend(files, f"{state}/units/active")
-    wrapping_key = load_wrapping_key(files, state, [backend])
+    wrapping_key = load_wrapping_key(files, state, holds_keys=False)
     superblock = find_or_make(backend, FIRST_UNIT, Role.ACTIVE)
     return StorageUnit(
         backend,

@@ -29,9 +29,9 @@ class ScrubStage:
     def open(self) -> None:
         self.target = Target(self.files, self.disk)
         self.store, self.images = self.target.store, self.target.images
-        affected = partial(lost_images, self.store, self.images)
+        affected = partial(lost_images, self.store.unit)
         self.scrub = Scrub(self.store.unit, self.files, "/state", self.clock, affected=affected)
-        self.verifier = ImageVerifier(self.store, self.images, self.scrub, self.clock)
+        self.verifier = ImageVerifier(self.store, lambda _: self.scrub, self.clock)
 
     def send(self, *backups: Backup) -> None:
         for backup in backups or BACKUPS:

@@ -37,6 +37,13 @@ from tests.unit.dedup_target.hand_clock import START_NS, HandClock
 from tests.unit.dedup_target.material import TENANT, backup, manifest, toy_sealer
 
 
+class _Images(ManifestStore):
+    """Of a target with one unit."""
+
+    def check_reachable(self, image_id: ImageId) -> None:
+        """It always is."""
+
+
 class Rig:
     """Both stores of one directory, under the use case; no index or containers are needed."""
 
@@ -44,14 +51,14 @@ class Rig:
         self.failpoints = Failpoints()
         files = RealFiles(self.failpoints)
         backend = DirectoryBackend(files, str(path))
-        self.images = ManifestStore(backend, toy_sealer)
+        self.images = _Images(backend, toy_sealer)
         self.manifests = BackupManifestStore(backend, toy_sealer)
         self.forgotten: list[str] = []
         tenant = SimpleNamespace(tenant=TENANT, name="default")
         store: Any = SimpleNamespace(
             manifests=self.images,
             keys=SimpleNamespace(by_name=lambda _name: tenant),
-            unit=SimpleNamespace(backups=self.manifests),
+            backups=self.manifests,
             commit_lock=threading.RLock(),
             reserve=Reserve(files, str(path)),
         )

@@ -9,11 +9,13 @@ import pytest
 
 from arraylift.durable import RealFiles
 from arraylift.errors import NotFound, PeerUnavailable
+from arraylift.ids import UnitId
 from dedup_target import superblock
 from dedup_target.cached_backend import CachedBackend
 from dedup_target.container_store import ContainerStore, name_of
 from dedup_target.directory_backend import DirectoryBackend
 from dedup_target.segment_index import Locator
+from dedup_target.superblock import Role, Superblock
 from tests.contract.backend_rig import SUPERBLOCK
 from tests.fakes.backend import MemoryBackend
 from tests.unit.dedup_target.material import UNIT, fill, make_segments
@@ -27,7 +29,7 @@ def there() -> MemoryBackend:
 
 
 def _open(there: MemoryBackend, path: Path) -> CachedBackend:
-    return CachedBackend(there, DirectoryBackend(RealFiles(), str(path / "cache")))
+    return CachedBackend(there, DirectoryBackend(RealFiles(), str(path / "cache")), UNIT)
 
 
 def _reads(there: MemoryBackend) -> list[str]:
@@ -136,6 +138,26 @@ def test_an_empty_place_does_not_empty_the_cache(there: MemoryBackend, tmp_path:
     again = _open(there, tmp_path)
     assert again.is_behind
     assert again.get("manifests/a.alm") == b"manifest"
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_another_units_place_does_not_change_the_cache(
+    there: MemoryBackend, tmp_path: Path, whole: bool
+) -> None:
+    if whole:
+        _open(there, tmp_path).put("manifests/a.alm", [b"manifest"], label="t")
+    other = MemoryBackend()
+    other.objects[superblock.NAME] = superblock.encode(
+        Superblock(UnitId("f" * 32), "other", Role.ARCHIVE, 32 << 20)
+    )
+    if whole:
+        again = _open(other, tmp_path)
+        assert again.is_behind
+        assert again.get("manifests/a.alm") == b"manifest"
+    else:
+        with pytest.raises(PeerUnavailable, match="another unit, other"):
+            _open(other, tmp_path)
+        assert not (tmp_path / "cache/unit.alu").exists()
 
 
 def test_a_container_with_a_damaged_header_is_asked_of_the_unit(there: MemoryBackend, tmp_path: Path) -> None:

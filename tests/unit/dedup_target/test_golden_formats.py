@@ -16,7 +16,7 @@ import xxhash
 
 from arraylift import envelope, grants
 from arraylift.durable import RealFiles
-from arraylift.ids import ContainerId, Fingerprint, KeyId, TenantId
+from arraylift.ids import ContainerId, Fingerprint, KeyId, TenantId, UnitId
 from arraylift.segments.fingerprint import key_id_of
 from dedup_target import (
     backup_manifest_format,
@@ -29,6 +29,7 @@ from dedup_target import (
     quotas,
     scrub_state,
     superblock,
+    unit_registry,
 )
 from dedup_target.container_store import ContainerStore
 from dedup_target.directory_backend import DirectoryBackend
@@ -40,6 +41,7 @@ from dedup_target.scrub_state import Figures, Period, ScrubState
 from dedup_target.segment_index import Locator
 from dedup_target.superblock import Role, Superblock
 from dedup_target.transfer_log import TransferLogs
+from dedup_target.unit_registry import UnitEntry
 from tests.unit.dedup_target.hand_clock import SECOND_NS, START_NS, HandClock
 from tests.unit.dedup_target.material import (
     KEY_ID,
@@ -92,6 +94,19 @@ def _unit(_path: Path) -> bytes:
     return superblock.encode(Superblock(UNIT, "archive1", Role.ARCHIVE, 32 << 20))
 
 
+UNITS = (
+    UnitEntry("active", UNIT, Role.ACTIVE, "units/active"),
+    UnitEntry(
+        "cold",
+        UnitId("fedcba9876543210" * 2),
+        Role.ARCHIVE,
+        "s3://backups/target1",
+        "http://127.0.0.1:9000",
+        draining=True,
+    ),
+)
+
+
 def _high_water(_path: Path) -> bytes:
     body = envelope.canonical_json({"next_container_id": f"{257:016x}"})
     return envelope.encode(container_store.HIGH_WATER_MAGIC, body)
@@ -125,6 +140,7 @@ WRITERS: dict[str, Callable[[Path], bytes]] = {
     "key-v1-secret.key": lambda _: grants.encode_secret(WRAPPING_KEY),
     "quarantine-v1.alq": _quarantine,
     "unit-v2.alu": _unit,
+    "units-v1.alr": lambda _: unit_registry.encode(UNITS),
     "index-place-v1.alp": _index_place,
     "gc-state-v1.alg": lambda _: gc_state.encode(7, {ContainerId(9): 7, ContainerId(5): 5}),
     "unit-v1-high-water.alu": _high_water,
@@ -223,6 +239,10 @@ def test_the_key_reads() -> None:
     assert found == KEY
     assert found.key == TENANT_KEY
     assert isinstance(KeyId(found.key_id), bytes)
+
+
+def test_the_registry_reads() -> None:
+    assert unit_registry.decode((GOLDEN / "units-v1.alr").read_bytes(), what="registry") == UNITS
 
 
 def test_superblocks_of_both_versions_read() -> None:

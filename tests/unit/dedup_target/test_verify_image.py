@@ -80,7 +80,7 @@ def test_damage_is_told_by_its_spans(stage: ScrubStage, kind: Kind, seen_by_scru
     bad = set(verdict.damaged_spans)
     for span in range(spans_of(len(FIRST.disk))):
         low = span * MIB
-        image = stage.images.view(stage.store.manifests.get(FIRST.image_id))
+        image = stage.images.view(stage.store.unit, stage.store.manifests.get(FIRST.image_id))
         length = min(MIB, len(FIRST.disk) - low)
         try:
             read = b"".join(

@@ -1,0 +1,349 @@
+"""The storage units of a target: open, absent, taken back; and which of them takes backups.
+
+Invariants:
+  N1 the receiving unit is the first active one that is not draining; without it the target does
+     not start. Any other unit may be absent: the rest is served.
+  N2 a unit is opened only if the superblock at its place is the one that the registry names.
+  N3 a tenant's key is the same in all units: the receiving one has every key that any unit has.
+Members never change; the tuple of them is replaced, so readers need no lock.
+Callers: ``open`` and ``close`` from ``store``; changes from one thread at a time, under ``lock``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+from blake3 import blake3
+
+from arraylift.durable import Files
+from arraylift.errors import ArrayliftError, NotFound, PeerUnavailable, WrongState
+from arraylift.ids import UnitId
+from arraylift.logs import get_logger
+from arraylift.sizes import MIB
+from dedup_target.backup_manifest_store import BackupManifestStore
+from dedup_target.cached_backend import CachedBackend
+from dedup_target.container_store import FOLDER as CONTAINERS
+from dedup_target.container_store import ContainerLimits
+from dedup_target.directory_backend import DirectoryBackend
+from dedup_target.manifest_store import ManifestStore
+from dedup_target.rebuild import IndexOpener, Progress
+from dedup_target.replica_view import ReplicaView
+from dedup_target.reserve import Reserve
+from dedup_target.storage_unit import StorageUnit
+from dedup_target.superblock import FIRST_UNIT, Role, Superblock
+from dedup_target.unit_backend import UnitBackend
+from dedup_target.unit_place import Places, find_or_make, lost_superblock, read_superblock
+from dedup_target.unit_registry import UnitEntry, UnitRegistry
+
+FIRST_LOCATION = "units/active"
+OWNER_NAME = "owner.alu"
+ARCHIVE_LIMITS = ContainerLimits(buffers_max=2, cache_bytes_max=80 * MIB, prefetch_max=1)
+"""Two containers of 32 MiB in the making, two in memory: one of data, one of nodes."""
+
+_log = get_logger("units")
+
+
+def owner_of(wrapping_key: bytes) -> bytes:
+    """What a unit says of the target whose it is: follows from the wrapping key, which it does not tell."""
+    return blake3(b"owner of a storage unit", key=wrapping_key).hexdigest().encode() + b"\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One unit: open, or what its replica knows of it."""
+
+    entry: UnitEntry
+    unit: StorageUnit | None
+    view: StorageUnit | ReplicaView
+    problem: str = ""
+    """Why it is absent; empty if it is not."""
+
+    @property
+    def manifests(self) -> ManifestStore:
+        return self.view.manifests
+
+    @property
+    def backups(self) -> BackupManifestStore:
+        return self.view.backups
+
+    def opened(self) -> StorageUnit:
+        """Raises PeerUnavailable if it is absent."""
+        if self.unit is None or self.problem:
+            raise PeerUnavailable(
+                f"unit {self.entry.name} is absent: {self.problem}",
+                subject=f"unit {self.entry.name}",
+                next_step=f"make {self.entry.location} reachable; the target takes it back by itself",
+            )
+        return self.unit
+
+
+@dataclass(frozen=True, slots=True)
+class UnitSettings:
+    """What all units of a target are opened with."""
+
+    index_root: str
+    wrapping_key: bytes
+    reserve: Reserve
+    limits: ContainerLimits | None = None
+    opener_of: Callable[[UnitId], IndexOpener] | None = None
+    progress: Progress | None = None
+
+
+class Units:
+    """See the module's invariants."""
+
+    def __init__(
+        self, files: Files, state_path: str, registry: UnitRegistry, places: Places, settings: UnitSettings
+    ) -> None:
+        """Open every unit. Raises what opening the receiving one raises (N1)."""
+        self._files = files
+        self._state = state_path
+        self._registry = registry
+        self._places = places
+        self._settings = settings
+        self.lock = threading.RLock()
+        self._members: tuple[Member, ...] = ()
+        if not registry.exists:
+            self._make_first()
+        with contextlib.ExitStack() as undo:
+            undo.callback(self.close)
+            self._open_all()
+            self._gather_keys()
+            undo.pop_all()
+
+    def _make_first(self) -> None:
+        self._files.make_dirs(self._places.path_of(FIRST_LOCATION))
+        found = find_or_make(self._places.open(FIRST_LOCATION), FIRST_UNIT, Role.ACTIVE)
+        self._registry.publish((UnitEntry(found.name, found.unit_id, found.role, FIRST_LOCATION),))
+
+    def _open_all(self) -> None:
+        entries = self._registry.entries
+        first = next((one for one in entries if one.role is Role.ACTIVE and not one.draining), None)
+        if first is None:
+            raise WrongState("no active unit of this target takes backups", next_step="restore units.alr")
+        receiving = self._open(first)
+        self._members = (Member(first, receiving, receiving),)
+        self._members = tuple(
+            self._members[0] if entry is first else self._opened_or_absent(entry) for entry in entries
+        )
+
+    def _opened_or_absent(self, entry: UnitEntry) -> Member:
+        try:
+            unit = self._open(entry)
+        except ArrayliftError as error:
+            _log.error("unit_absent", unit=entry.name, why=str(error))
+            holder = self.receiving
+            view = ReplicaView(holder.backend, entry.unit_id, holder.seal_manifest)
+            return Member(entry, None, view, error.message)
+        return Member(entry, unit, unit, self._probe(entry, unit))
+
+    def _open(self, entry: UnitEntry) -> StorageUnit:
+        """Raises as StorageUnit, and PeerUnavailable if another unit, or none, lies there (N2)."""
+        settings = self._settings
+        backend = self._backend(entry)
+        try:
+            superblock = _superblock_of(backend)
+            if superblock.unit_id != entry.unit_id:
+                raise PeerUnavailable(_not_there(entry, superblock.name))
+        except BaseException:
+            backend.close()
+            raise
+        return StorageUnit(
+            backend,
+            replace(superblock, name=entry.name),
+            files=self._files,
+            index_root=settings.index_root,
+            wrapping_key=settings.wrapping_key,
+            limits=ARCHIVE_LIMITS if entry.role is Role.ARCHIVE else settings.limits,
+            opener=settings.opener_of(entry.unit_id) if settings.opener_of else None,
+            progress=settings.progress,
+            reserve=settings.reserve,
+        )
+
+    def _backend(self, entry: UnitEntry) -> UnitBackend:
+        """An archive is reached through the cache of its metadata: it opens also while it is away."""
+        place = self._places.open(entry.location, entry.endpoint, is_known=True)
+        if entry.role is Role.ACTIVE:
+            return place
+        local = DirectoryBackend(self._files, self._cache_path(entry.unit_id))
+        return CachedBackend(place, local, entry.unit_id)
+
+    def _cache_path(self, unit_id: UnitId) -> str:
+        return f"{self._state}/cache/{unit_id}"
+
+    def _gather_keys(self) -> None:
+        """Make N3 true."""
+        for member in self._members:
+            if member.unit is not None and member.unit is not self.receiving:
+                for key in member.unit.keys.all():
+                    self.receiving.keys.adopt(key)
+
+    # -- asking -----------------------------------------------------------------------------
+
+    @property
+    def members(self) -> tuple[Member, ...]:
+        """All units, the receiving one among them."""
+        return self._members
+
+    @property
+    def receiving(self) -> StorageUnit:
+        """The unit that takes backups (N1)."""
+        for member in self._members:
+            if member.entry.role is Role.ACTIVE and not member.entry.draining and member.unit is not None:
+                return member.unit
+        raise AssertionError("N1")
+
+    def open_units(self) -> Iterator[StorageUnit]:
+        """Those that were opened, the receiving one first; one of them may be out of reach now."""
+        receiving = self.receiving
+        yield receiving
+        for member in self._members:
+            if member.unit is not None and member.unit is not receiving:
+                yield member.unit
+
+    def reachable(self) -> list[StorageUnit]:
+        """Those that can be read now, as far as is known."""
+        return [member.unit for member in self._members if member.unit is not None and not member.problem]
+
+    def member(self, name: str) -> Member:
+        """Raises NotFound."""
+        for member in self._members:
+            if member.entry.name == name:
+                return member
+        raise NotFound(f"there is no unit {name!r}", subject=f"unit {name}", next_step="list the units")
+
+    def member_of(self, unit: StorageUnit) -> Member:
+        """The member that an open unit is."""
+        return next(member for member in self._members if member.unit is unit)
+
+    # -- changing ---------------------------------------------------------------------------
+
+    def add(self, name: str, role: Role, location: str, endpoint: str) -> Member:
+        """Take a place as a unit: a new one if it is empty, else the one that is there. Idempotent.
+
+        Raises AlreadyExists (by the caller), WrongState (foreign files, keys of another target, in
+        use), InvalidRequest, PeerUnavailable, OutOfSpace.
+        """
+        with self.lock, contextlib.ExitStack() as undo:
+            place = self._places.open(location, endpoint)
+            found = find_or_make(place, name, role)
+            self._take_possession(place)
+            for member in self._members:
+                if member.entry.unit_id == found.unit_id:
+                    raise WrongState(
+                        f"{location} holds unit {member.entry.name} already", subject=f"unit {name}"
+                    )
+            if found.role is not role:
+                raise WrongState(
+                    f"the unit at {location} is {found.role}, not {role}",
+                    subject=f"unit {name}",
+                    next_step=f"add it as {found.role}",
+                )
+            entry = UnitEntry(name, found.unit_id, role, location, endpoint)
+            unit = self._open(entry)
+            undo.callback(unit.close)
+            for key in unit.keys.all():
+                self.receiving.keys.check_adoptable(key)
+            self._registry.publish((*self._registry.entries, entry))  # G1
+            undo.pop_all()
+            member = Member(entry, unit, unit)
+            self._members = (*self._members, member)
+            self._gather_keys()
+        _log.info("unit_added", unit=name, location=location, image_count=len(unit.manifests.all()))
+        return member
+
+    def _take_possession(self, place: UnitBackend) -> None:
+        """Mark a unit as ours. Raises WrongState if it is another target's."""
+        owner = owner_of(self._settings.wrapping_key)
+        try:
+            known = place.get(OWNER_NAME)
+        except NotFound:
+            place.put(OWNER_NAME, [owner], label="owner")
+            return
+        if known != owner:
+            raise WrongState(
+                f"the unit at {place.location} belongs to another target",
+                subject=f"unit at {place.location}",
+                next_step="if that one is lost: start a new target with that one's wrapping.key",
+            )
+
+    def mark_draining(self, name: str) -> None:
+        """From now on nothing new comes into that unit; durable. REQUIRES another receiving unit."""
+        self._replace_entry(replace(self.member(name).entry, draining=True))
+
+    def drop(self, name: str) -> None:
+        """Forget a unit; its data stay. What this machine keeps of it goes."""
+        with self.lock:
+            member = self.member(name)
+            assert member.unit is not self.receiving
+            self._registry.publish(tuple(one for one in self._registry.entries if one.name != name))
+            self._members = tuple(one for one in self._members if one is not member)
+            if member.unit is not None:
+                member.unit.close()
+        _log.info("unit_retired", unit=name)
+
+    def _replace_entry(self, entry: UnitEntry) -> None:
+        with self.lock:
+            self._registry.publish(
+                tuple(entry if one.unit_id == entry.unit_id else one for one in self._registry.entries)
+            )
+            self._members = tuple(
+                replace(member, entry=entry) if member.entry.unit_id == entry.unit_id else member
+                for member in self._members
+            )
+
+    # -- absence ----------------------------------------------------------------------------
+
+    def look_after(self) -> None:
+        """See which units can be reached, and take back those that are there again."""
+        for member in self._members:
+            if member.unit is self.receiving:
+                continue
+            if member.unit is None:
+                fresh = self._opened_or_absent(member.entry)
+            else:
+                fresh = replace(member, problem=self._probe(member.entry, member.unit))
+            with self.lock:
+                if member in self._members and fresh != member:
+                    self._members = tuple(fresh if one is member else one for one in self._members)
+                    self._tell(member, fresh)
+        with self.lock:
+            self._gather_keys()
+
+    def _tell(self, before: Member, after: Member) -> None:
+        if before.problem and not after.problem:
+            _log.info("unit_taken_back", unit=after.entry.name)
+        elif after.problem and not before.problem:
+            _log.error("unit_absent", unit=after.entry.name, why=after.problem)
+
+    def _probe(self, entry: UnitEntry, unit: StorageUnit) -> str:
+        """Why the unit's place cannot be used now; empty if it can."""
+        place = unit.backend.inner if isinstance(unit.backend, CachedBackend) else unit.backend
+        try:
+            found = read_superblock(place)
+        except ArrayliftError as error:
+            return error.message
+        return "" if found.unit_id == entry.unit_id else _not_there(entry, found.name)
+
+    def close(self) -> None:
+        """Close what is open."""
+        for member in self._members:
+            if member.unit is not None:
+                member.unit.close()
+
+
+def _superblock_of(backend: UnitBackend) -> Superblock:
+    """Raises Corruption if it is the only thing that is missing."""
+    try:
+        return read_superblock(backend)
+    except PeerUnavailable:
+        if not isinstance(backend, CachedBackend) and backend.list(CONTAINERS):
+            raise lost_superblock(backend) from None
+        raise
+
+
+def _not_there(entry: UnitEntry, found: str) -> str:
+    return f"{entry.location} holds another unit, {found}, instead of unit {entry.unit_id}"
