@@ -5,9 +5,9 @@ Invariants:
   P1 a key is written readable by its owner only; one that everybody may read is refused.
   P2 an existing CA is never overwritten; ``ca.pem``, written last, is what makes one exist.
   P3 what ``load`` returns will be accepted: issued by that CA, in force, its key at hand, one
-     identity.
+     identity, and of a daemon the names by which its callers demand it.
 Callers: any thread; nothing is cached, so a renewed certificate counts from the next start.
-Decision: docs/decisions/0002-identity-in-certificates.md
+Decisions: docs/decisions/0002-identity-in-certificates.md, 0083-callers-demand-a-role.md
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from arraylift.clock import SYSTEM_CLOCK, Clock
 from arraylift.durable import Files, RealFiles
 from arraylift.errors import AlreadyExists, InvalidRequest, NotFound, NotPermitted, WrongState
-from arraylift.rpc.identity import Peer, checked_peer, peer_of_names
+from arraylift.rpc.identity import NAMES_DOMAIN, URI_SCHEME, Peer, checked_peer, demanded_name, peer_of_names
 
 CA_DAYS = 3650
 CERTIFICATE_DAYS = 825
@@ -35,6 +35,9 @@ CERTIFICATE_DAYS_MAX = 825
 HOSTS_MAX = 64
 
 ALWAYS_HOSTS = ("localhost", "127.0.0.1", "::1")
+OPERATOR = "operator"
+"""The one role that nobody calls."""
+
 _BACKDATE = timedelta(minutes=5)  # two machines' clocks differ
 _LABEL = "pki"
 
@@ -56,6 +59,8 @@ class CertificateFacts:
     peer: Peer | None  # None for a CA
     is_ca: bool
     hosts: tuple[str, ...]
+    names_role: bool
+    """It has the DNS name by which callers demand it; one of a release before 0083 has not."""
     not_before: datetime
     not_after: datetime
     serial: str
@@ -183,6 +188,12 @@ def load_files(
             next_step="issue the certificate again with `arraylift pki issue`",
         )
     peer = peer_of_names(_alternative_names(own))
+    if peer.role != OPERATOR and not _names_role(peer, _alternative_names(own)):
+        raise WrongState(
+            f"{certificate} was issued by an older release, and no caller takes its holder for {peer}",
+            subject=certificate,
+            next_step=f"issue it again: `arraylift pki issue {peer.role} {peer.name}`, with its --host names",
+        )
     return TlsMaterial(peer=peer, ca_pem=ca_pem, certificate_pem=certificate_pem, key_pem=key_pem)
 
 
@@ -262,13 +273,23 @@ def _facts(certificate: x509.Certificate) -> CertificateFacts:
     return CertificateFacts(
         peer=peer,
         is_ca=is_ca,
-        hosts=tuple(name for name in names if peer is None or name != peer.uri),
+        hosts=tuple(name for name in names if peer is None or not _is_ours(name)),
+        names_role=peer is not None and _names_role(peer, names),
         not_before=certificate.not_valid_before_utc,
         not_after=certificate.not_valid_after_utc,
         serial=f"{certificate.serial_number:x}",
         issuer=certificate.issuer.rfc4514_string(),
         sha256=certificate.fingerprint(hashes.SHA256()).hex(),
     )
+
+
+def _is_ours(name: str) -> bool:
+    """A name by which identities are spelled, and no host."""
+    return name.startswith(URI_SCHEME) or name.endswith(f".{NAMES_DOMAIN}")
+
+
+def _names_role(peer: Peer, names: Sequence[str]) -> bool:
+    return demanded_name(peer.role, name=peer.name) in names
 
 
 # -- making -------------------------------------------------------------------------------------
@@ -311,7 +332,13 @@ def _general_names(peer: Peer, hosts: Sequence[str]) -> list[x509.GeneralName]:
     unique = list(dict.fromkeys(host.strip().lower() for host in hosts))
     if len(unique) > HOSTS_MAX:
         raise InvalidRequest(f"a certificate names at most {HOSTS_MAX} hosts, not {len(unique)}")
-    return [x509.UniformResourceIdentifier(peer.uri), *(_host_name(host) for host in unique)]
+    demanded = [demanded_name(peer.role, name=peer.name)]
+    demanded += [demanded_name(peer.role, host=host) for host in unique]
+    return [
+        x509.UniformResourceIdentifier(peer.uri),
+        *(_host_name(host) for host in unique),
+        *(x509.DNSName(name) for name in demanded),
+    ]
 
 
 def _host_name(host: str) -> x509.GeneralName:
@@ -326,6 +353,10 @@ def _host_name(host: str) -> x509.GeneralName:
         if not well_formed or len(host) > 253:
             raise InvalidRequest(
                 f"{host[:80]!r} is neither an IP address nor a DNS name", next_step="give it without a port"
+            ) from None
+        if _is_ours(host) or host == NAMES_DOMAIN:
+            raise InvalidRequest(
+                f"{host[:80]!r} is no host: names below {NAMES_DOMAIN} say roles", next_step="give another"
             ) from None
         return x509.DNSName(host)
 

@@ -23,6 +23,11 @@ class PeerKind(IntEnum):
     VCENTER = 4
 
     @property
+    def role(self) -> str:
+        """In certificates."""
+        return self.name.lower()
+
+    @property
     def word(self) -> str:
         """As people say it."""
         return "virtual center" if self is PeerKind.VCENTER else self.name.lower()

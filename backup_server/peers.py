@@ -1,6 +1,6 @@
 """Edge: calls to virtual center, hosts, arrays and targets, in the words of ``ports``.
 
-Owns: one channel for each address, made at first use, shared by all threads.
+Owns: one channel for each peer, made at first use, shared by all threads.
 Invariants:
   P1 every call has a deadline; a transfer may last long, but not in silence: ``SilenceWatch``
      cancels one that says nothing for ``silence_seconds``.
@@ -43,8 +43,9 @@ from arraylift.v1 import (
 from arraylift.vm import convert as shared
 from arraylift.vm.types import Disk, SnapshotRequest, Vm, VmConfig, VmSnapshot
 from backup_server import convert
-from backup_server.model import Backup, Located, Receipt, RegisteredPeer, TransferNews, Verdict
+from backup_server.model import Backup, Located, PeerKind, Receipt, RegisteredPeer, TransferNews, Verdict
 from backup_server.ports import HostRef
+from backup_server.registry import SETTINGS_CENTER
 
 MANIFESTS_PER_PAGE = 200
 
@@ -71,34 +72,38 @@ class GrpcPeers:
         self._tls = tls
         self.deadlines = deadlines or Deadlines()
         self._lock = threading.Lock()
-        self._channels: dict[str, grpc.Channel] = {}
+        self._channels: dict[RegisteredPeer, grpc.Channel] = {}
         self._closed = False
 
-    def channel(self, address: str) -> grpc.Channel:
+    def channel(self, peer: RegisteredPeer) -> grpc.Channel:
         """Raises InvalidRequest (address), PeerUnavailable (P2)."""
         with self._lock:
             if self._closed:
                 raise PeerUnavailable("this server is stopping", next_step="start it again")
-            found = self._channels.get(address)
+            found = self._channels.get(peer)
             if found is None:
-                found = self._channels[address] = rpc.connect(address, self._tls)
+                # The center of the settings is known by its address only.
+                unnamed = (peer.kind, peer.name) == (PeerKind.VCENTER, SETTINGS_CENTER)
+                name = "" if unnamed else peer.name
+                found = rpc.connect(peer.address, self._tls, peer.kind.role, name)
+                self._channels[peer] = found
             return found
 
     def center(self, peer: RegisteredPeer) -> GrpcCenter:
-        return GrpcCenter(self, str(peer), peer.address)
+        return GrpcCenter(self, peer)
 
     def host(self, ref: HostRef) -> GrpcHost:
-        return GrpcHost(self, f"host {ref.name}", ref.address)
+        return GrpcHost(self, RegisteredPeer(PeerKind.HOST, ref.name, ref.address))
 
     def array(self, peer: RegisteredPeer) -> GrpcArray:
-        return GrpcArray(self, str(peer), peer.address)
+        return GrpcArray(self, peer)
 
     def target(self, peer: RegisteredPeer) -> GrpcTarget:
         return GrpcTarget(self, peer)
 
     def check(self, peer: RegisteredPeer) -> None:
         seconds = self.deadlines.health_seconds
-        caller = _Caller(self, str(peer), peer.address)
+        caller = _Caller(self, peer)
         answer = caller.call(
             health_pb2_grpc.HealthStub, "Check", health_pb2.HealthCheckRequest(), seconds=seconds
         )
@@ -117,17 +122,17 @@ class GrpcPeers:
 class _Caller:
     """One daemon at one address."""
 
-    def __init__(self, peers: GrpcPeers, what: str, address: str) -> None:
+    def __init__(self, peers: GrpcPeers, peer: RegisteredPeer) -> None:
         self._peers = peers
-        self._what = f"{what} ({address})"
-        self._address = address
+        self._peer = peer
+        self._what = f"{peer} ({peer.address})"
         self._deadlines = peers.deadlines
 
     def call(
         self, stub: Callable[[grpc.Channel], Any], method: str, request: object, *, seconds: float = 0.0
     ) -> Any:
         """Call once (P1)."""
-        bound = getattr(stub(self._peers.channel(self._address)), method)
+        bound = getattr(stub(self._peers.channel(self._peer)), method)
         timeout = seconds or self._deadlines.call_seconds
         try:
             return rpc.call(bound, request, peer=self._what, timeout_seconds=timeout)
@@ -136,7 +141,7 @@ class _Caller:
 
     def stream(self, stub: Callable[[grpc.Channel], Any], method: str, request: object) -> _Stream:
         """Call for many answers (P1)."""
-        bound = getattr(stub(self._peers.channel(self._address)), method)
+        bound = getattr(stub(self._peers.channel(self._peer)), method)
         try:
             responses = rpc.stream(
                 bound, request, peer=self._what, timeout_seconds=self._deadlines.transfer_seconds
@@ -370,10 +375,6 @@ class GrpcArray(_Caller):
 class GrpcTarget(_Caller):
     """ports.Target."""
 
-    def __init__(self, peers: GrpcPeers, peer: RegisteredPeer) -> None:
-        super().__init__(peers, str(peer), peer.address)
-        self._name = peer.name
-
     def create_grant(
         self, transfer_id: str, *, array: str, image_name: str, full: bool, base_image_id: str = ""
     ) -> tuple[bytes, str]:
@@ -407,7 +408,7 @@ class GrpcTarget(_Caller):
         for page in pages.follow(lambda asked: self._ask("ListBackupManifests", asked), request):
             for manifest in page.manifests:
                 try:
-                    yield convert.backup_from_manifest(manifest, self._name)
+                    yield convert.backup_from_manifest(manifest, self._peer.name)
                 except Corruption as error:  # one of them hides no other
                     _log.error("backup_unreadable", backup=manifest.backup_id, error=str(error))
 

@@ -125,7 +125,7 @@ def receiver() -> Iterator[tuple[str, int, str]]:
 
 def send_once(address: str, pid: int, directory: str, batches: list[Prepared]) -> tuple[float, float, float]:
     """Send all batches on one lane; returns seconds: wall, CPU of the sender, CPU of the receiver."""
-    channel = connect(address, pki.load(directory, "array", "array1"))
+    channel = connect(address, pki.load(directory, "array", "array1"), "target")
     stream = GrpcLaneStream(channel, "the null receiver")
     lane = SenderLane()
     opening = Open(

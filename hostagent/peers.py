@@ -37,18 +37,19 @@ CENTER_CALL_SECONDS = 5.0
 
 
 class Channels:
-    """Channels by address."""
+    """Channels by role and address."""
 
     def __init__(self, tls: TlsMaterial) -> None:
         self._tls = tls
         self._lock = threading.Lock()
-        self._channels: OrderedDict[str, grpc.Channel] = OrderedDict()
+        self._channels: OrderedDict[tuple[str, str], grpc.Channel] = OrderedDict()
 
-    def to(self, address: str) -> grpc.Channel:
-        """The channel to an address, made at first use. Raises InvalidRequest."""
+    def to(self, role: str, address: str) -> grpc.Channel:
+        """The channel to whoever of that role is at an address, made at first use. Raises InvalidRequest."""
+        called = (role, address)
         with self._lock:
-            channel = self._channels.pop(address, None) or connect(address, self._tls)
-            self._channels[address] = channel
+            channel = self._channels.pop(called, None) or connect(address, self._tls, role)
+            self._channels[called] = channel
             if len(self._channels) > CHANNELS_MAX:
                 self._channels.popitem(last=False)[1].close()
             return channel
@@ -85,7 +86,7 @@ class ArrayVolumes:
         self, address: str, names: Sequence[str], label: str, *, timeout_seconds: float
     ) -> list[TakenSnapshot]:
         request = pb.CreateSnapshotsRequest(volume_names=names, name=label)
-        stub = pb_grpc.VolumeServiceStub(self._channels.to(address))
+        stub = pb_grpc.VolumeServiceStub(self._channels.to("array", address))
         made = call(stub.CreateSnapshots, request, peer=f"array {address}", timeout_seconds=timeout_seconds)
         return [_taken(snapshot) for snapshot in made.snapshots]
 
@@ -102,7 +103,7 @@ class ArrayVolumes:
         self._call(address, "DeleteSnapshot", request)
 
     def read(self, address: str, name: str) -> Iterator[tuple[int, bytes]]:
-        stub = pb_grpc.VolumeServiceStub(self._channels.to(address))
+        stub = pb_grpc.VolumeServiceStub(self._channels.to("array", address))
         request = pb.ReadExtentsRequest(volume_name=name)
         with stream(
             stub.ReadExtents, request, peer=f"array {address}", timeout_seconds=LONG_CALL_SECONDS
@@ -117,11 +118,11 @@ class ArrayVolumes:
             for offset, data in pieces:
                 yield pb.WriteExtentsRequest(extent=pb.Extent(offset=offset, data=data))
 
-        stub = pb_grpc.VolumeServiceStub(self._channels.to(address))
+        stub = pb_grpc.VolumeServiceStub(self._channels.to("array", address))
         call(stub.WriteExtents, requests(), peer=f"array {address}", timeout_seconds=LONG_CALL_SECONDS)
 
     def _call(self, address: str, method: str, request: object) -> Any:
-        stub = pb_grpc.VolumeServiceStub(self._channels.to(address))
+        stub = pb_grpc.VolumeServiceStub(self._channels.to("array", address))
         return call(
             getattr(stub, method), request, peer=f"array {address}", timeout_seconds=self._call_seconds
         )
@@ -149,7 +150,7 @@ class VirtualCenter:
         self._call("ReportInventory", request)
 
     def _call(self, method: str, request: object) -> None:
-        stub = center_grpc.VirtualCenterServiceStub(self._channels.to(self._address))
+        stub = center_grpc.VirtualCenterServiceStub(self._channels.to("vcenter", self._address))
         peer = f"vcenter {self._address}"
         call(getattr(stub, method), request, peer=peer, timeout_seconds=CENTER_CALL_SECONDS)
 

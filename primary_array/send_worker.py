@@ -145,7 +145,7 @@ class _LaneRun:
         """Read, cut, offer and send until the items end. Raises what ended it early."""
         task = self._task
         descriptor = os.open(task.data_path, os.O_RDONLY | os.O_CLOEXEC)
-        channel = connect(task.target_address, task.tls)
+        channel = connect(task.target_address, task.tls, "target")
         stream = GrpcLaneStream(channel, f"target {task.target_address}")
         try:
             opened = open_lane(stream, self._lane, task.open)

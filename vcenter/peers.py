@@ -36,7 +36,7 @@ class HostPeers:
     def __init__(self, tls: TlsMaterial) -> None:
         self._tls = tls
         self._lock = threading.Lock()
-        self._channels: dict[str, grpc.Channel] = {}
+        self._channels: dict[tuple[str, str], grpc.Channel] = {}
 
     def list_vms(self, host: Host, *, seconds: float) -> Sequence[Vm]:
         answer = self._call(host, "ListVms", vm_pb2.ListVmsRequest(), seconds)
@@ -83,7 +83,7 @@ class HostPeers:
 
     def _call(self, host: Host, method: str, request: object, seconds: float) -> Any:
         peer = f"host {host.name} at {host.address}"
-        stub = vm_pb2_grpc.VmServiceStub(self._channel(host.address))
+        stub = vm_pb2_grpc.VmServiceStub(self._channel(host))
         try:
             return call(getattr(stub, method), request, peer=peer, timeout_seconds=seconds)
         except DeadlineExceeded as error:
@@ -93,10 +93,11 @@ class HostPeers:
                 next_step="look at that host agent, then repeat the request as it was",
             ) from None
 
-    def _channel(self, address: str) -> grpc.Channel:
+    def _channel(self, host: Host) -> grpc.Channel:
+        called = (host.name, host.address)
         with self._lock:
-            channel = self._channels.pop(address, None) or connect(address, self._tls)
-            self._channels[address] = channel  # last in order: used last
+            channel = self._channels.pop(called, None) or connect(host.address, self._tls, "host", host.name)
+            self._channels[called] = channel  # last in order: used last
             if len(self._channels) > CHANNELS_MAX:
                 self._channels.pop(next(iter(self._channels))).close()
             return channel

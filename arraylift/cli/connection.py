@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from arraylift import pki
-from arraylift.errors import ArrayliftError, PeerUnavailable
+from arraylift.errors import ArrayliftError, NotPermitted, PeerUnavailable
 from arraylift.rpc import channel, pages
 from arraylift.rpc.address import split_address
 from arraylift.rpc.channel import CALL_SECONDS, LONG_CALL_SECONDS, TRANSFER_SECONDS, ResponseStream
@@ -42,12 +42,12 @@ class Connection:
     """Calls one daemon as the operator. Connects at the first call."""
 
     def __init__(self, noun: str, address: str, pki_directory: Path) -> None:
-        """Raises what ``pki.load`` does, and InvalidRequest (address)."""
+        """``noun`` is its role. Raises what ``pki.load`` does, and InvalidRequest (address)."""
         self.noun = noun
         self.address = address
         self._pki = pki_directory
         tls = pki.load(str(pki_directory), OPERATOR_ROLE, OPERATOR_NAME)
-        self._channel = channel.connect(address, tls)
+        self._channel = channel.connect(address, tls, noun)
 
     @property
     def label(self) -> str:
@@ -128,7 +128,7 @@ class Connection:
     def identity(self) -> Peer:
         """Return who the daemon is, from its verified certificate: grants are made out to that name.
 
-        Raises PeerUnavailable, NotPermitted (a certificate without an identity).
+        Raises PeerUnavailable, NotPermitted (a certificate without an identity, or of another role).
         """
         host, port = split_address(self.address)
         stem = self._pki / f"{OPERATOR_ROLE}-{OPERATOR_NAME}"
@@ -147,7 +147,14 @@ class Connection:
                 subject=self.label,
                 next_step="check that the daemon runs there and has a certificate of the same CA",
             ) from None
-        return peer_of_names(value for kind, value in certificate.get("subjectAltName", ()) if kind == "URI")
+        peer = peer_of_names(value for kind, value in certificate.get("subjectAltName", ()) if kind == "URI")
+        if peer.role != self.noun:
+            raise NotPermitted(
+                f"{self.address} is {peer}, and no {self.noun}",
+                subject=self.label,
+                next_step="give another address",
+            )
+        return peer
 
     def close(self) -> None:
         """End whatever still runs on it."""

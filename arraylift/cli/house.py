@@ -190,14 +190,18 @@ def write_settings(layout: Layout, kind: DaemonKind, settings: DaemonSettings) -
 
 
 def issue_missing(directory: Path, settings: dict[DaemonKind, DaemonSettings]) -> None:
-    """Make the CA and the certificates that are not there; those that are stay (U1)."""
+    """Make the CA and the certificates that are not there; those that are stay (U1), but for those of
+    older releases, which nobody takes any more."""
     with contextlib.suppress(AlreadyExists):
         pki.init_ca(str(directory))
     wanted = [(OPERATOR_ROLE, OPERATOR_NAME)]
     wanted += [(kind.role, settings[kind].name) for kind in settings]
     for role, name in wanted:
-        if not (directory / f"{role}-{name}.pem").exists():
+        path = directory / f"{role}-{name}.pem"
+        if not path.exists():
             pki.issue(str(directory), role, name)
+        elif role != OPERATOR_ROLE and not (known := pki.show(str(path))).names_role:
+            pki.issue(str(directory), role, name, known.hosts)
 
 
 def prepare(layout: Layout) -> None:

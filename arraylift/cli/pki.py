@@ -18,6 +18,8 @@ from arraylift.cli.show import pairs
 from arraylift.pki import CERTIFICATE_DAYS, CertificateFacts
 from arraylift.rpc.identity import ROLES
 
+_OLD = "those of an older release: issue it again before a daemon uses it"
+
 
 def register(app: typer.Typer) -> None:
     """Add the noun to the root."""
@@ -64,6 +66,7 @@ def _emit(session: Session, path: Path, facts: CertificateFacts) -> None:
         "role": facts.peer.role if facts.peer else None,
         "name": facts.peer.name if facts.peer else None,
         "hosts": list(facts.hosts),
+        "names_role": facts.names_role,
         "not_before": facts.not_before.isoformat(),
         "not_after": facts.not_after.isoformat(),
         "serial": facts.serial,
@@ -75,6 +78,7 @@ def _emit(session: Session, path: Path, facts: CertificateFacts) -> None:
             ("certificate", path),
             ("identity", "a CA" if facts.is_ca else facts.peer),
             ("hosts", ", ".join(facts.hosts) or "-"),
+            *([] if facts.names_role or facts.is_ca else [("names", _OLD)]),
             ("valid from", f"{facts.not_before:%Y-%m-%d %H:%M} UTC"),
             ("valid until", f"{facts.not_after:%Y-%m-%d %H:%M} UTC"),
             ("issuer", facts.issuer),

@@ -1,4 +1,4 @@
-"""Exchange calls to other daemons: a channel for each peer, a stream for each lane."""
+"""Exchange calls to other daemons of one role: a channel for each peer, a stream for each lane."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from arraylift.rpc.channel import connect
 
 
 class ExchangePeers:
-    """Channels to receivers, one each, made at first use. ``what`` names them in errors. Any thread."""
+    """Channels to receivers of a role, one each, made at first use. Any thread."""
 
-    def __init__(self, tls: TlsMaterial, what: str) -> None:
-        self._what = what
+    def __init__(self, tls: TlsMaterial, role: str) -> None:
+        self._role = role
         self._tls = tls
         self._lock = threading.Lock()
         self._channels: dict[str, grpc.Channel] = {}
@@ -26,8 +26,8 @@ class ExchangePeers:
         with self._lock:
             channel = self._channels.get(address)
             if channel is None:
-                channel = self._channels[address] = connect(address, self._tls)
-        return GrpcLaneStream(channel, f"{self._what} {address}")
+                channel = self._channels[address] = connect(address, self._tls, self._role)
+        return GrpcLaneStream(channel, f"{self._role} {address}")
 
     def close(self) -> None:
         """Close every channel; calls on them end."""

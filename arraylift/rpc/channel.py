@@ -5,6 +5,8 @@ Invariants:
   H1 every call has a deadline: the helpers take no default of "for ever".
   H2 no grpc.RpcError leaves this module's helpers; it becomes an ArrayliftError (status.py).
   H3 nothing is retried behind the caller's back: only he knows whether a replay is safe.
+  H4 a channel speaks only to a daemon of the role that was called, by the name that was called or,
+     where that is not known, at a host that its certificate names for that role.
 Callers: any thread. A channel is made once for each peer and shared; it reconnects by itself.
 """
 
@@ -18,6 +20,7 @@ import grpc
 
 from arraylift.pki import TlsMaterial
 from arraylift.rpc.address import split_address
+from arraylift.rpc.identity import demanded_name
 from arraylift.rpc.interceptors import DEADLINE_SECONDS_MAX
 from arraylift.rpc.status import METADATA_BYTES_MAX, from_rpc_error
 from arraylift.sizes import MESSAGE_BYTES_MAX
@@ -31,7 +34,7 @@ LONG_CALL_SECONDS = 600.0
 TRANSFER_SECONDS = DEADLINE_SECONDS_MAX
 """Deadline of a stream that moves data; one that needs longer resumes."""
 
-_OPTIONS: list[tuple[str, int]] = [
+_OPTIONS: list[tuple[str, int | str]] = [
     ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
     ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
     ("grpc.max_metadata_size", METADATA_BYTES_MAX),
@@ -53,14 +56,17 @@ _OPTIONS: list[tuple[str, int]] = [
 Response = TypeVar("Response")
 
 
-def connect(address: str, tls: TlsMaterial) -> grpc.Channel:
+def connect(address: str, tls: TlsMaterial, role: str, name: str = "") -> grpc.Channel:
     """Return a channel to ``host:port``; connects at the first call. Close it when done.
 
-    The peer must show a certificate of the same CA that names this host. Raises InvalidRequest.
+    The peer must show a certificate of the same CA, of that role and name (H4). Without a name, the
+    certificate must name this host. Raises InvalidRequest.
     """
-    split_address(address)
+    host, _ = split_address(address)
+    demanded = demanded_name(role, name=name, host=host)
     credentials = grpc.ssl_channel_credentials(tls.ca_pem, tls.key_pem, tls.certificate_pem)
-    return grpc.secure_channel(address, credentials, options=_OPTIONS)
+    options = [*_OPTIONS, ("grpc.ssl_target_name_override", demanded)]
+    return grpc.secure_channel(address, credentials, options=options)
 
 
 def call(

@@ -1,18 +1,23 @@
-"""Who is calling, as the caller's certificate says (law 12).
+"""Who is at the other end, as its certificate says (law 12).
 
-Owns: the roles, and the one spelling of an identity: the URI
-``arraylift://<role>/<name>`` among the certificate's subject alternative names.
+Owns: the roles, and the spellings of an identity among a certificate's subject alternative names:
+the URI ``arraylift://<role>/<name>``, by which a server knows its caller, and DNS names, by which a
+caller demands its server, for a gRPC client can check nothing else.
 Invariants:
   I1 an identity comes from a certificate that TLS has verified, never from a message.
   I2 a certificate has exactly one Arraylift URI; none or two is no identity.
+  I3 a DNS name below NAMES_DOMAIN says a role in its last label, and before it one daemon of that
+     role or one host that a daemon of that role is reached at; no other name lies below it.
 Callers: any thread. ``current_peer`` only inside a handler, on gRPC's thread.
 """
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from contextvars import ContextVar
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import TYPE_CHECKING, cast
 
 from arraylift.errors import InvalidRequest, NotPermitted
@@ -26,7 +31,11 @@ ROLES = ("operator", "server", "vcenter", "host", "array", "target")
 """operator: a person's command line; server: a backup server; the rest are daemons of that kind."""
 
 URI_SCHEME = "arraylift://"
+NAMES_DOMAIN = "arraylift.internal"
+"""Of a zone that nobody can register; nothing ever looks it up."""
 
+_LABEL_CHARS_MAX = 190
+_PLAIN = re.compile(r"[a-z0-9][a-z0-9.-]*")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _URIS = "peer_uri"  # gRPC's list of the verified certificate's URI names, and of no others
 
@@ -69,6 +78,29 @@ def peer_of_names(names: Iterable[str]) -> Peer:
             next_step="issue one with `arraylift pki issue ROLE NAME`",
         )
     return Peer(role, name)
+
+
+def demanded_name(role: str, *, name: str = "", host: str = "") -> str:
+    """Return the DNS name (I3) that a daemon's certificate must have to be taken for what is called.
+
+    By its name, where the caller knows it; else by the host that he dialled.
+    """
+    assert role in ROLES, role
+    if name:
+        return f"{_label(name)}.named.{role}.{NAMES_DOMAIN}"
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return f"{_label(host.lower())}.at.{role}.{NAMES_DOMAIN}"
+    digits = address.exploded.replace(".", "-").replace(":", "-")
+    return f"{digits}.ip.{role}.{NAMES_DOMAIN}"
+
+
+def _label(text: str) -> str:
+    """Itself where DNS has no doubt about it: case does not count there, and length does."""
+    if len(text) <= _LABEL_CHARS_MAX and _PLAIN.fullmatch(text):
+        return text
+    return f"--{blake2b(text.encode(), digest_size=16).hexdigest()}"
 
 
 def peer_of(context: grpc.ServicerContext) -> Peer:

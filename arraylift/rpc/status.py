@@ -81,6 +81,11 @@ _TLS_STEP = (
     "address (`arraylift pki show`)"
 )
 _TLS_MARKS = ("handshake", "SSL_ERROR", "CERTIFICATE", "Peer name", "verify")
+_OTHER_MARK = "Hostname Verification"
+_OTHER_STEP = (
+    "check the address, and the daemon's certificate (`arraylift pki show`): it must be of that role and "
+    "name, or name this host; one that an older release issued must be issued again"
+)
 # TLS 1.3 tells a client of its refused certificate only by hanging up.
 _HUNG_UP_MARKS = ("Socket closed", "Connection reset", "Broken pipe")
 _HUNG_UP_STEP = "check that the daemon runs there, and that it trusts our certificate (same CA, not expired)"
@@ -153,7 +158,9 @@ def _from_transport(code: grpc.StatusCode, text: str, peer: str) -> ArrayliftErr
     what = f"{peer} failed"
     if error_class is errors.PeerUnavailable:
         what = f"{peer} does not answer"
-        if any(mark in text for mark in _TLS_MARKS):
+        if _OTHER_MARK in text:
+            what, next_step = f"whoever answers is not {peer}", _OTHER_STEP
+        elif any(mark in text for mark in _TLS_MARKS):
             what, next_step = f"no trusted connection with {peer}", _TLS_STEP
         elif "failed to connect" in text and any(mark in text for mark in _HUNG_UP_MARKS):
             what, next_step = f"{peer} hung up on us", _HUNG_UP_STEP

@@ -29,13 +29,6 @@ from backup_server.service.files import Browser, FilesEdge
 JOBS_PER_PAGE, JOBS_PER_PAGE_MAX = 100, 1000
 WATCH_SECONDS = 0.5
 
-_ROLES = {
-    PeerKind.ARRAY: "array",
-    PeerKind.TARGET: "target",
-    PeerKind.HOST: "host",
-    PeerKind.VCENTER: "vcenter",
-}
-
 
 class BackupEdge(FilesEdge):
     """Serves one backup server."""
@@ -176,7 +169,7 @@ class BackupEdge(FilesEdge):
     def AddPeer(self, request: pb.AddPeerRequest, context: grpc.ServicerContext) -> pb.AddPeerResponse:
         kind = _kind(request.kind)
         split_address(request.address)
-        peer = RegisteredPeer(kind, checked_peer(_ROLES[kind], request.name).name, request.address)
+        peer = RegisteredPeer(kind, checked_peer(kind.role, request.name).name, request.address)
         self._registry.add(peer)
         if kind is PeerKind.TARGET:
             self._backups.sync(peer.name)  # what it holds is seen at once

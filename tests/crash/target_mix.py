@@ -122,7 +122,7 @@ class Clients:
         self.notes = notes
         self._address = address
         self._peers = ExchangePeers(pki.load(pki_directory, "array", "array1"), "target")
-        self._channel = connect(address, pki.load(pki_directory, "operator", "admin"))
+        self._channel = connect(address, pki.load(pki_directory, "operator", "admin"), "target")
         self.images = image_pb2_grpc.ImageServiceStub(self._channel)
         self.admin = target_admin_pb2_grpc.TargetAdminServiceStub(self._channel)
 

@@ -93,7 +93,7 @@ class Cluster:
         self.target = Daemon("dedup_target", TARGET, home=home, pki=self.pki, settings={**settings, **more})
         self.target.state = target_state or self.target.state
         tls = pki.load(str(self.pki), "operator", "admin")
-        self._channels = [connect(daemon.address, tls) for daemon in (self.array, self.target)]
+        self._channels = [connect(daemon.address, tls, daemon.role) for daemon in (self.array, self.target)]
         array, target = self._channels
         self.volumes = volume_pb2_grpc.VolumeServiceStub(array)
         self.backup_logic = backup_logic_pb2_grpc.BackupLogicServiceStub(array)
@@ -119,7 +119,7 @@ class Cluster:
 
     def channel(self, daemon: Daemon, tls: pki.TlsMaterial) -> grpc.Channel:
         """A further channel; closed with the cluster."""
-        self._channels.append(connect(daemon.address, tls))
+        self._channels.append(connect(daemon.address, tls, daemon.role, daemon.name))
         return self._channels[-1]
 
     def logs(self) -> str:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from arraylift.cli.settings import KINDS
 from tests.e2e.health import is_serving
 
 START_SECONDS = 60.0
@@ -41,6 +42,7 @@ class Daemon:
         self, module: str, name: str, *, home: Path, pki: Path, settings: Mapping[str, object]
     ) -> None:
         self.module = module
+        self.role = next(kind.role for kind in KINDS if kind.module == module)
         self.name = name
         self.home = home
         self.state = home / name

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from arraylift import pki
+from arraylift.errors import ArrayliftError
 from arraylift.ids import random_id
 from arraylift.rpc.channel import call, connect, stream
 from arraylift.v1 import vm_pb2 as pb
 from arraylift.v1 import vm_pb2_grpc, volume_pb2
 from hostagent.debugfs import find_program
 from tests.e2e.cluster import ARRAY, CALL_SECONDS, Cluster
-from tests.e2e.daemon import Daemon
+from tests.e2e.daemon import Daemon, wait_until
 
 HOST = "host1"
 
@@ -26,7 +28,7 @@ class HostCluster(Cluster):
         super().__init__(home)
         pki.issue(str(self.pki), "host", HOST)
         self.host = Daemon("hostagent", HOST, home=home, pki=self.pki, settings={"vcenter": ""})
-        self._host_channel = connect(self.host.address, pki.load(str(self.pki), "operator", "admin"))
+        self._host_channel = connect(self.host.address, pki.load(str(self.pki), "operator", "admin"), "host")
         self.vms = vm_pb2_grpc.VmServiceStub(self._host_channel)
 
     def start(self) -> None:
@@ -41,6 +43,17 @@ class HostCluster(Cluster):
 
     def logs(self) -> str:
         return f"{super().logs()}\n==== {HOST}\n{self.host.log_tail()}"
+
+    def arm_host(self, failpoints: str) -> None:
+        """Start the host agent, and wait until our connection is back: the next call is to reach it."""
+        self.host.start(failpoints=failpoints)
+        wait_until(lambda: not self.host.running or self._hears(), f"{HOST} answers")
+
+    def _hears(self) -> bool:
+        with contextlib.suppress(ArrayliftError):
+            self.ask("ListVms", pb.ListVmsRequest())
+            return True
+        return False
 
     # -- VMs ------------------------------------------------------------------------------------
 

@@ -86,7 +86,7 @@ def test_a_host_killed_while_making_a_vm_leaves_nothing(house: HostCluster, poin
     house.import_disk("mine", bytes([7]) * MIB)
     house.host.stop()
     name, _, at = point.partition("@")
-    house.host.start(failpoints=f"{name}=kill@{at or 1}")
+    house.arm_host(f"{name}=kill@{at or 1}")
     vm_id = random_id()
     with pytest.raises(ArrayliftError):
         house.create_vm(
@@ -127,7 +127,7 @@ def test_a_host_killed_while_taking_a_snapshot_leaves_nothing(
     vm = house.create_vm("web1", house.disk("a", size_bytes=MIB), house.disk("b", size_bytes=MIB), on=True)
     house.host.stop()
     name, _, at = point.partition("@")
-    house.host.start(failpoints=f"{name}=kill@{at or 1}")
+    house.arm_host(f"{name}=kill@{at or 1}")
     with pytest.raises(ArrayliftError):
         house.snapshot_vm(vm)
     house.host.wait_dead()
@@ -146,7 +146,7 @@ def test_a_snapshot_that_was_recorded_before_the_kill_is_the_answer_to_the_same_
     vm = house.create_vm("web1", house.disk("a", size_bytes=MIB), on=True)
     house.host.stop()
     name, _, at = point.partition("@")
-    house.host.start(failpoints=f"{name}=kill@{at or 1}")
+    house.arm_host(f"{name}=kill@{at or 1}")
     with pytest.raises(ArrayliftError):
         house.snapshot_vm(vm)
     house.host.wait_dead()
@@ -162,7 +162,7 @@ def test_a_host_killed_while_releasing_finishes_after_its_restart(house: HostClu
     vm = house.create_vm("web1", house.disk("a", size_bytes=MIB), on=True)
     made = house.snapshot_vm(vm)
     house.host.stop()
-    house.host.start(failpoints=f"{point}=kill")
+    house.arm_host(f"{point}=kill")
     request = pb.DeleteVmSnapshotRequest(vm_snapshot_id=made.vm_snapshot_id)
     with pytest.raises(ArrayliftError):
         house.ask("DeleteVmSnapshot", request)
@@ -283,7 +283,7 @@ def test_what_cannot_be_done_with_guest_files_is_said(shared_house: HostCluster,
 def test_a_write_back_cut_by_a_kill_is_finished_after_the_restart(house: HostCluster, tmp_path: Path) -> None:
     vm, _ = ext4_vm(house, tmp_path, "web1")
     house.host.stop()
-    house.host.start(failpoints="write-back.rename.after=kill")
+    house.arm_host("write-back.rename.after=kill")
     content = os.urandom(300 * KIB)
     with pytest.raises(ArrayliftError):
         house.put(vm, "/late", content)

@@ -42,7 +42,7 @@ class Array:
         self.socket = str(home / "nbd.sock")
         settings = {"nbd_tls": "offered", "nbd_socket": self.socket}
         self.daemon = Daemon("primary_array", "a1", home=home, pki=self.pki, settings=settings)
-        self._channel = connect(self.daemon.address, pki.load(str(self.pki), "operator", "admin"))
+        self._channel = connect(self.daemon.address, pki.load(str(self.pki), "operator", "admin"), "array")
         self._stub = volume_pb2_grpc.VolumeServiceStub(self._channel)
 
     def close(self) -> None:

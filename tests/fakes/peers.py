@@ -30,6 +30,7 @@ class FakePeers:
         host = vm_handlers(world)
         self.servers = {
             "array": self._serve(house, "array", "array1", self._array(world)),
+            "array2": self._serve(house, "array", "array2", self._array(world)),
             "target": self._serve(house, "target", "target1", self._target(world)),
             "host": self._serve(house, "host", "host1", host),
         }

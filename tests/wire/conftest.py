@@ -65,7 +65,7 @@ def dial(server: RpcServer) -> Iterator[Dial]:
     channels: list[grpc.Channel] = []
 
     def connect_as(tls: pki.TlsMaterial) -> grpc.Channel:
-        channels.append(connect(server.address, tls))
+        channels.append(connect(server.address, tls, "target"))
         return channels[-1]
 
     yield connect_as

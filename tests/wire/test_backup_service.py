@@ -115,7 +115,7 @@ def desk(backup_house: House, fake_peers: FakePeers, tmp_path: Path) -> Iterator
     channels: list[grpc.Channel] = []
 
     def channel_as(role: str) -> grpc.Channel:
-        channels.append(connect(server.address, backup_house.identity(role)))
+        channels.append(connect(server.address, backup_house.identity(role), "server"))
         return channels[-1]
 
     stub = backup_pb2_grpc.BackupServiceStub(channel_as("operator"))

@@ -63,7 +63,7 @@ class Target:
         self.server = RpcServer("127.0.0.1:0", tls, self.built.services)
         self.server.start()
         self.house = house
-        self._channels = [connect(self.server.address, house.identity("operator"))]
+        self._channels = [connect(self.server.address, house.identity("operator"), "target")]
         self.admin = target_admin_pb2_grpc.TargetAdminServiceStub(self._channels[0])
         self.images = image_pb2_grpc.ImageServiceStub(self._channels[0])
         self._streams: list[GrpcLaneStream] = []
@@ -85,7 +85,7 @@ class Target:
         )
 
     def stream(self, tls: pki.TlsMaterial) -> GrpcLaneStream:
-        self._channels.append(connect(self.server.address, tls))
+        self._channels.append(connect(self.server.address, tls, "target"))
         self._streams.append(GrpcLaneStream(self._channels[-1], PEER))
         return self._streams[-1]
 

@@ -401,7 +401,7 @@ def test_many_ranges_come_in_several_messages(target: Target) -> None:
 
 @pytest.mark.parametrize("role", ["array", "host", "vcenter"])
 def test_other_roles_have_no_business_here(target: Target, role: str) -> None:
-    channel = connect(target.server.address, target.house.identity(role, "r1"))
+    channel = connect(target.server.address, target.house.identity(role, "r1"), "target")
     stub = image_pb2_grpc.ImageServiceStub(channel)
     with pytest.raises(NotPermitted):
         call(stub.ListNames, image_pb2.ListNamesRequest(), peer=PEER)

@@ -154,9 +154,10 @@ def test_a_server_refuses_a_client_without_a_good_certificate(
     script.behaviors["GetImage"] = answer
     good = house.identity("operator")
     if fault == "other CA":
-        channel = connect(server.address, replace(other_house.identity("operator"), ca_pem=good.ca_pem))
+        theirs = replace(other_house.identity("operator"), ca_pem=good.ca_pem)
+        channel = connect(server.address, theirs, "target")
     elif fault == "expired":
-        channel = connect(server.address, house.expired_identity("operator"))
+        channel = connect(server.address, house.expired_identity("operator"), "target")
     elif fault == "none":
         channel = grpc.secure_channel(server.address, grpc.ssl_channel_credentials(good.ca_pem))
     else:
@@ -172,7 +173,7 @@ def test_a_client_refuses_an_expired_server(house: House) -> None:
     late.start()
     try:
         with (
-            connect(late.address, house.identity("operator")) as channel,
+            connect(late.address, house.identity("operator"), "target") as channel,
             pytest.raises(errors.PeerUnavailable, match="no trusted connection"),
         ):
             get_image(channel)

@@ -44,13 +44,13 @@ def test_a_bad_address_is_the_callers_fault(house: House, address: str) -> None:
 @pytest.mark.parametrize("address", ["nowhere", ":7403", "127.0.0.1:0", "127.0.0.1:x", "127.0.0.1:65536"])
 def test_a_client_checks_the_address_first(house: House, address: str) -> None:
     with pytest.raises(errors.InvalidRequest, match="host:port"):
-        connect(address, house.identity("operator"))
+        connect(address, house.identity("operator"), "target")
 
 
 def test_nobody_there_says_which_address(house: House, server: RpcServer) -> None:
     address = server.address
     server.stop(0)
-    with connect(address, house.identity("operator")) as channel:
+    with connect(address, house.identity("operator"), "target") as channel:
         stub = image_pb2_grpc.ImageServiceStub(channel)
         with pytest.raises(errors.PeerUnavailable, match=f"target {address} does not answer") as caught:
             call(stub.GetImage, image_pb2.GetImageRequest(), peer=f"target {address}")
@@ -117,7 +117,7 @@ def test_calls_beyond_the_limit_are_refused_at_once(house: House) -> None:
     small = RpcServer("127.0.0.1:0", house.identity("target"), [service], calls_max=2)
     small.start()
     try:
-        with connect(small.address, house.identity("operator")) as channel:
+        with connect(small.address, house.identity("operator"), "target") as channel:
             stub = image_pb2_grpc.ImageServiceStub(channel)
             held = [stub.GetImage.future(image_pb2.GetImageRequest(), timeout=30) for _ in range(2)]
             for _ in held:
@@ -202,11 +202,11 @@ def test_a_handler_keeps_its_own_codec(house: House) -> None:
     )
     codec.start()
     try:
-        with connect(codec.address, house.identity("array")) as channel:
+        with connect(codec.address, house.identity("array"), "target") as channel:
             raw: Any = channel.stream_stream("/arraylift.v1.SegmentExchangeService/Exchange")
             shouted = list(stream(raw, iter([b"one", b"two"]), peer=PEER, timeout_seconds=10))
             assert shouted == [b"ONE", b"TWO"]
-        with connect(codec.address, house.identity("operator")) as channel:
+        with connect(codec.address, house.identity("operator"), "target") as channel:
             raw = channel.stream_stream("/arraylift.v1.SegmentExchangeService/Exchange")
             with pytest.raises(errors.NotPermitted):
                 list(stream(raw, iter([b"one"]), peer=PEER, timeout_seconds=10))

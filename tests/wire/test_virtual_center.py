@@ -335,16 +335,19 @@ def test_a_host_that_hangs_is_unavailable_and_blocks_nobody(stage: Stage) -> Non
 
 
 def test_a_host_agent_that_answers_for_another_changes_nothing(stage: Stage) -> None:
-    first, second = stage.host("h1", 1), stage.host("h2", 1, 2)
-    first.report()
-    del first.vms[vm_id_of(1)]
-    second.vms[vm_id_of(1)] = make_vm(1, "h2", power=PowerState.OFF)
-    second.report()
-    assert stage.ask("GetManagedVm", pb.GetManagedVmRequest(vm_id=vm_id_of(1))).vm.host == "h1"
-    first.register(address=second.server.address)
+    first, second = stage.host("h1", 1), stage.host("h2", 2)
     before = stage.vms()
+    first.vms[vm_id_of(1)] = make_vm(1, "h2", power=PowerState.OFF)
+    on = pb.PowerVmRequest(vm_id=vm_id_of(1), power=vm_pb2.POWER_STATE_ON)
     with pytest.raises(Corruption, match="of host h2; it was asked as host h1"):
-        stage.ask("PowerVm", pb.PowerVmRequest(vm_id=vm_id_of(1), power=vm_pb2.POWER_STATE_ON))
+        stage.ask("PowerVm", on)
+    assert stage.vms() == before
+    # Nor is one asked under another's name, wherever that says it is.
+    first.register(address=second.server.address)
+    second.vms[vm_id_of(1)] = make_vm(1, "h2", power=PowerState.OFF)
+    with pytest.raises(PeerUnavailable, match="whoever answers is not host h1"):
+        stage.ask("PowerVm", on)
+    assert second.vms[vm_id_of(1)].power is PowerState.OFF
     assert stage.vms() == before
 
 

@@ -49,7 +49,7 @@ def channel(stage: Stage, house: House, tmp_path: Path) -> Iterator[Callable[[st
     opened: list[grpc.Channel] = []
 
     def dial(role: str) -> grpc.Channel:
-        opened.append(connect(server.address, house.identity(role)))
+        opened.append(connect(server.address, house.identity(role), "host"))
         return opened[-1]
 
     yield dial

@@ -179,13 +179,27 @@ def test_a_cancelled_restore_leaves_nothing(rig: Rig, boundary: str) -> None:
 
 def test_another_array_may_take_the_disks(rig: Rig) -> None:
     backup = rig.back_up("db1")
-    rig.server.registry.add(RegisteredPeer(PeerKind.ARRAY, "array2", rig.world.addresses["array"]))
+    rig.server.registry.add(RegisteredPeer(PeerKind.ARRAY, "array2", rig.world.addresses["array2"]))
     job_id = rig.order_restore(backup.backup_id)
     job = rig.server.db.job(job_id)
     assert job.restore is not None
     rig.server.db.update_job(job_id, restore=dataclasses.replace(job.restore, array="array2"))
     assert rig.run(job_id).job.state is JobState.SUCCEEDED
     assert rig.world.restored()[0].config.disks[0].array == "array2"
+
+
+def test_an_array_that_is_another_is_sent_nothing(rig: Rig) -> None:
+    """Its address was mistaken for another's: its certificate says who it is."""
+    backup = rig.back_up("db1")
+    rig.server.registry.add(RegisteredPeer(PeerKind.ARRAY, "array1", rig.world.addresses["array2"]))
+    asked = rig.world.count("PrepareRestore")
+    job_id = rig.order_restore(backup.backup_id)
+    view = rig.run(job_id)
+    assert view.job.state is JobState.FAILED
+    assert view.job.failure is not None
+    assert "whoever answers is not array array1" in view.job.failure.message
+    assert rig.world.count("PrepareRestore") == asked
+    assert rig.world.leftovers() == []
 
 
 def test_a_backup_that_a_restore_reads_is_not_deleted(rig: Rig) -> None:

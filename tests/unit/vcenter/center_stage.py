@@ -45,7 +45,7 @@ class Stage:
         self.stub = self.stub_of(self.house.identity("operator"))
 
     def stub_of(self, tls: TlsMaterial) -> pb_grpc.VirtualCenterServiceStub:
-        channel = connect(self.server.address, tls)
+        channel = connect(self.server.address, tls, "vcenter")
         self._closing.append(channel.close)
         return pb_grpc.VirtualCenterServiceStub(channel)
 

@@ -111,7 +111,7 @@ class FakeHostAgent:
         self.server.start()
         self.sequence = 0
         self.memory_free_bytes = 8 * GIB
-        self._channel = connect(center_address, tls)
+        self._channel = connect(center_address, tls, "vcenter")
         self._center = virtual_center_pb2_grpc.VirtualCenterServiceStub(self._channel)
 
     @property

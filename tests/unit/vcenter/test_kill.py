@@ -32,7 +32,7 @@ class Scene:
             pki.issue(directory, role, name)
         self.daemon = Daemon("vcenter", "v1", home=home, pki=Path(directory), settings={})
         self._channels = [
-            connect(self.daemon.address, pki.load(directory, role, name))
+            connect(self.daemon.address, pki.load(directory, role, name), "vcenter")
             for role, name in (("host", "h1"), ("operator", "me"))
         ]
         self.host, self.operator = map(pb_grpc.VirtualCenterServiceStub, self._channels)
