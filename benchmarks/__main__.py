@@ -21,7 +21,7 @@ from arraylift.errors import ArrayliftError, OutOfSpace
 from arraylift.exit_codes import exit_code
 from arraylift.exit_codes import report as report_error
 from arraylift.sizes import MIB, human, parse_size
-from benchmarks import disks, index_memory, kernels, memory_curve, nbd, report, restore_speed
+from benchmarks import disks, index_memory, kernels, memory_curve, nbd, pool, report, restore_speed
 from benchmarks.arraylift_peer import Arraylift
 from benchmarks.peers import PROGRAMS, Peer, version_of
 from benchmarks.rounds import measure
@@ -34,6 +34,7 @@ WHAT = {
     "index": "memory and speed of the segment index",
     "memory": "the target's memory while images pass",
     "nbd": "fio through NBD, beside qemu-nbd",
+    "pool": "snapshots, tracker and writes of a large volume",
     "restore": "reading an image, beside cat, lz4 and b3sum",
 }
 ROOM = 14
@@ -118,6 +119,8 @@ def _run(parsed: argparse.Namespace, console: Console, errors: Console) -> int:
         return memory_curve.run(
             console, parsed.work, marks_gib=parsed.logical, json_path=parsed.json, seed=parsed.seed
         )
+    if parsed.what == "pool":
+        return pool.run(console, parsed.work, seed=parsed.seed, json_path=parsed.json)
     count_bytes = parsed.size or (QUICK_BYTES if parsed.quick else DEFAULT_BYTES)
     free = shutil.disk_usage(parsed.work).free
     if free < ROOM * count_bytes:

@@ -8,6 +8,7 @@ Callers: pool_open, before other threads exist; map_check, over maps that hold s
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -17,6 +18,9 @@ import numpy.typing as npt
 from arraylift.ids import VolumeId
 from primary_array.block_map import NODE_PAGES, NONE_SLOT, PAGE_GRANULES, U64, Node, Page
 from primary_array.map_state import MapState, Volume
+
+PAGES_TOGETHER = 128
+"""Pages that are looked at by one call of numpy."""
 
 _UNSEEN = np.uint64(2**64 - 1)
 
@@ -67,13 +71,18 @@ def distinct_pages(maps: Sequence[Holder]) -> Iterator[tuple[Holder, int, Page]]
 
 def count_slots(maps: Sequence[Holder]) -> npt.NDArray[np.uint32]:
     """Return how many distinct pages name each slot (slot_counts R1)."""
-    pages = {id(page): page for _, _, page in distinct_pages(maps)}
-    highest = max((int(page.slots.max()) for page in pages.values()), default=0)
-    counts = np.zeros(highest + 1, np.uint32)
-    for page in pages.values():
-        # Not += with fancy indexes: a damaged page may name one slot twice.
-        np.add.at(counts, page.slots[page.slots != NONE_SLOT], np.uint32(1))
-    return counts
+    pages = list({id(page): page for _, _, page in distinct_pages(maps)}.values())
+    counts = np.zeros(1, np.uint32)
+    for start in range(0, len(pages), PAGES_TOGETHER):
+        slots = np.concatenate([page.slots for page in pages[start : start + PAGES_TOGETHER]])
+        slots = slots[slots != NONE_SLOT]
+        if len(slots) and int(slots.max()) >= len(counts):
+            grown = np.zeros(max(int(slots.max()) + 1, 2 * len(counts)), np.uint32)
+            grown[: len(counts)] = counts
+            counts = grown
+        np.add.at(counts, slots, np.uint32(1))  # += counts a slot once that stands there twice
+    used = np.flatnonzero(counts)
+    return counts[: int(used[-1]) + 1 if len(used) else 1]
 
 
 def count_holders(maps: Sequence[Holder]) -> tuple[dict[int, tuple[Node, int]], dict[int, tuple[Page, int]]]:
@@ -97,20 +106,27 @@ def contradictions(maps: Sequence[Holder], highest: int) -> Iterator[Contradicti
     birth_of = np.zeros(highest + 1, np.uint64)
     family_of = np.zeros(highest + 1, np.uint32)
     families: dict[VolumeId, int] = {}
-    for owner, number, page in distinct_pages(maps):
-        family = np.uint32(families.setdefault(owner.family_id, len(families)))
-        inside = np.flatnonzero(page.slots != NONE_SLOT)
-        slots, births = page.slots[inside], page.births[inside]
-        granules = inside.astype(np.uint64) + np.uint64(number * PAGE_GRANULES)
+    for one in maps:
+        families.setdefault(one.family_id, len(families))
+    pages = distinct_pages(maps)
+    while batch := list(itertools.islice(pages, PAGES_TOGETHER)):
+        every = np.concatenate([page.slots for _, _, page in batch])
+        at = np.flatnonzero(every != NONE_SLOT)
+        slots, index = every[at], at // PAGE_GRANULES
+        births = np.concatenate([page.births for _, _, page in batch])[at]
+        firsts = np.array([number * PAGE_GRANULES for _, number, _ in batch], np.uint64)
+        granules = firsts[index] + (at % PAGE_GRANULES).astype(np.uint64)
+        own = np.array([families[one.family_id] for one, _, _ in batch], np.uint32)[index]
         fresh = granule_of[slots] == _UNSEEN
         granule_of[slots[fresh]] = granules[fresh]
         birth_of[slots[fresh]] = births[fresh]
-        family_of[slots[fresh]] = family
+        family_of[slots[fresh]] = own[fresh]
+        # A slot that stands twice in this batch was given the last place: the other is found to differ.
         for wrong, message in (
-            (family_of[slots] != family, "in two volumes"),
+            (family_of[slots] != own, "in two volumes"),
             (granule_of[slots] != granules, "at two places of a volume"),
             (birth_of[slots] != births, "with two births"),
         ):
             if wrong.any():
-                yield Contradiction(owner.owner, slots[wrong], message)
+                yield Contradiction(batch[int(index[wrong][0])][0].owner, slots[wrong], message)
                 break
