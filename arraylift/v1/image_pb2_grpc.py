@@ -136,8 +136,8 @@ class ImageServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ReadRange(self, request, context):
-        """Plain bytes of a range, in order, in pieces of at most 1 MiB; a hole is a piece with
-        `zero_bytes` and no data. Every segment is verified against its fingerprint on the way.
+        """Plain bytes of a range, in order, in pieces of at most 1 MiB of data; a hole is one piece with
+        `zero_bytes` and no data, however large. Every segment is verified against its fingerprint on the way.
         Errors: NOT_FOUND, INVALID_ARGUMENT (range outside the image), DATA_LOSS.
         Idempotent; retry from the last offset received.
         """
