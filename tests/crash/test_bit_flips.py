@@ -89,6 +89,7 @@ def ground() -> Ground:
     target.store.unit.backups.publish(manifest)
     containers = {name_of(one): one for one in target.store.containers.containers()}
     close_target(target)
+    files = copy_of(files)  # without what nobody synced
     all_bits, sampled = list[tuple[str, range]](), list[tuple[str, range]]()
     for path, size in _files(files):
         name = path.removeprefix(f"{UNIT}/")
