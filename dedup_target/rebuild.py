@@ -108,19 +108,34 @@ def bring_up_index(
     """Open the index and make Y1 true. Raises what ``opener.open`` raises besides Corruption."""
     on_disk = set(containers.containers())
     index, gone, why = _open_if_sound(opener, on_disk, mark)
-    if index is None:
+    report = None
+    if index is not None:
+        report, why = _reconciled(index, containers, quarantine, progress)
+    if index is None or report is None:
         _LOG.warning("index_rebuild_started", why=why, container_count=len(on_disk))
         # From here until the fresh index is open, a crash must not leave half of the old one.
         mark.set(why)
         opener.destroy()
         index = opener.open()
         mark.clear()
+        report, met = _reconciled(index, containers, quarantine, progress)
+        if report is None:
+            raise Corruption(f"a fresh index is damaged: {met}", next_step="check the disk that it lies on")
+    return index, replace(report, rebuilt=why, containers_gone=gone)
+
+
+def _reconciled(
+    index: SegmentIndex, containers: ContainerStore, quarantine: Quarantine, progress: Progress | None
+) -> tuple[ReconcileReport | None, str]:
+    """Return (report, ""), or (None, why) where a read met damage in the index, which is closed then."""
     try:
-        report = reconcile(index, containers, quarantine, progress=progress)
+        return reconcile(index, containers, quarantine, progress=progress), ""
+    except Corruption as error:
+        index.close()
+        return None, error.message
     except BaseException:
         index.close()
         raise
-    return index, replace(report, rebuilt=why, containers_gone=gone)
 
 
 def _open_if_sound(

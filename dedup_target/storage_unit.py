@@ -16,7 +16,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -122,7 +122,9 @@ class StorageUnit:
             self._sealers: dict[TenantId, Callable[[bytes], bytes]] = {}
             self.manifests = ManifestStore(backend, self.seal_manifest)
             self.backups = BackupManifestStore(backend, self.seal_manifest)
-            self.report = OpeningReport(swept, report, len(self.manifests.damaged), self._roots_missing())
+            missing, met = self._look_at_roots()
+            report = replace(report, rebuilt=report.rebuilt or met)
+            self.report = OpeningReport(swept, report, len(self.manifests.damaged), missing)
             if self.report.anything_lost:
                 self.gc_state.void("the unit was opened with losses")
             undo.pop_all()
@@ -237,6 +239,14 @@ class StorageUnit:
             return self.containers.read_directory(container).tenant, self.containers.verify(container)
         except (Corruption, NotFound):
             return TenantId(0), []  # nothing of it can be indexed, so nothing has to be kept out
+
+    def _look_at_roots(self) -> tuple[int, str]:
+        """Images whose root is missing, and why the index had to be made anew to tell, if it had."""
+        try:
+            return self._roots_missing(), ""
+        except Corruption as error:
+            self.rebuild_index(report=lambda _: None, cancelled=threading.Event())
+            return self._roots_missing(), error.message
 
     def _roots_missing(self) -> int:
         missing = 0

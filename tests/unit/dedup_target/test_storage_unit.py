@@ -211,6 +211,33 @@ def test_a_damaged_table_is_noticed_and_the_next_start_rebuilds(stage: Stage) ->
     assert stage.reopen().report.index.rebuilt == ""
 
 
+@pytest.mark.parametrize("met_by", ["roots", "quarantine"])
+def test_damage_that_the_start_itself_meets_is_mended_by_it(stage: Stage, met_by: str) -> None:
+    """Opening reads no entries; looking at roots and quarantined records does."""
+    stage.some(40)
+    victims = [(sealed, segments[0].fingerprint) for sealed, segments in stage.stored]
+    for number, (sealed, fingerprint) in enumerate(victims):
+        if met_by == "roots":
+            stage.unit.manifests.publish(_image(stage.key, number + 1, fingerprint))
+        else:
+            stage.unit.quarantine.add(sealed.container_id, stage.key.tenant, [fingerprint], "for the test")
+    stage.close()
+    (table,) = (path for path in stage.index.glob("*.sst") if path.stat().st_size > 20_000)
+    content = bytearray(table.read_bytes())
+    for at in range(300, 40_000, 4096):
+        content[at] ^= 1
+    table.write_bytes(content)
+    stage.open()
+    assert stage.unit.report.index.rebuilt
+    assert stage.target.in_doubt
+    if met_by == "quarantine":
+        assert stage.unit.index.count() == 40 * (RECORDS - 1)
+    else:
+        assert stage.unit.report.roots_missing == 0
+        stage.check()
+    assert stage.reopen().report.index.rebuilt == "", "once"
+
+
 def test_quarantined_records_are_absent_until_they_come_again(stage: Stage) -> None:
     stage.some(1)
     (sealed, segments) = stage.stored[0]
