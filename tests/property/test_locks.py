@@ -1,7 +1,7 @@
 """What is locked stays: over deletions of every kind, moves of the wall clock, kills, power cuts and replays.
 
-A model keeps, for each image and backup, the end of its lock by a clock that is always right. The target's own
-clock may be a day and an hour off it (``test_lock_clock`` shows that it is no more).
+A model keeps, for each image and backup, the end of its lock by a clock that is always right. The target's
+own clock may be a day and an hour off it (``test_lock_clock`` shows that it is no more).
 """
 
 from __future__ import annotations
