@@ -31,6 +31,7 @@ from dedup_target.local_ingest import LocalIngest
 from dedup_target.lock_clock import LockClock
 from dedup_target.mark import LiveTransfers, NoTransfers
 from dedup_target.move_images import Mover
+from dedup_target.rebuild_unit import UnitRebuilder
 from dedup_target.reserve import BALLAST_AT_START_BYTES_MAX, Reserve
 from dedup_target.scrub import Scrub
 from dedup_target.scrubs import Scrubs
@@ -51,6 +52,8 @@ MEND_SECONDS = 60.0
 """How often it is looked whether a read met damage in the index."""
 UNITS_SECONDS = 60.0
 """How often it is looked whether units can be reached."""
+REPLICAS_SECONDS = 600.0
+"""How often replicas of metadata are looked after, besides after each change."""
 ARCHIVE_SECONDS = 3600.0
 """How often it is looked which images are old enough to be moved."""
 DAY_SECONDS = 24 * 3600
@@ -110,6 +113,8 @@ def _keep_units(
         house.add("scrub", SCRUB_SECONDS, scrub)
     house.add("units", UNITS_SECONDS, lambda _stopping: store.units.look_after())
     house.add("archive", ARCHIVE_SECONDS, archive)
+    house.add("replicas", REPLICAS_SECONDS, store.replicas.catch_up)
+    store.replica_journal.wake = partial(house.run_soon, "replicas")
 
 
 def _exchange(transfers: Transfers) -> Service:
@@ -175,6 +180,7 @@ def build(settings: TargetSettings, tls: TlsMaterial) -> daemon.Built:
                 surveyor=surveyor,
                 unit_admin=unit_admin,
                 mover=mover,
+                rebuilder=UnitRebuilder(store, images),
             ),
         ),
         _exchange(transfers),

@@ -77,6 +77,15 @@ class BackupManifestStore:
         with self._lock:
             self._keys[manifest.backup_id] = _key(manifest)
 
+    def restore(self, manifest: BackupManifest) -> bool:
+        """Publish a backup that was lost, also over a file that cannot be read; False if it is there."""
+        if self.has(manifest.backup_id):
+            return False
+        self.publish(manifest)
+        file_name = _name_of(manifest.backup_id).rpartition("/")[2]
+        self.damaged_names = [name for name in self.damaged_names if name != file_name]
+        return True
+
     def remove(self, backup_id: BackupId) -> None:
         """Make the backup not exist; its images stay. Raises NotFound."""
         self.key(backup_id)

@@ -35,7 +35,7 @@ def settle_doubt(store: Store, images: ImageReader, stopping: threading.Event) -
             _log.error("image_damaged", image=manifest.image_id, name=manifest.name, lost_spans=lost)
             damaged += 1
     try:
-        if not damaged and not store.unit.report.damaged_manifests:
+        if not damaged and not store.unit.manifests.damaged:
             store.end_doubt()
     except StoreFailed as error:
         _log.error("doubt_not_ended", error=str(error))

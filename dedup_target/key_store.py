@@ -94,6 +94,13 @@ class KeyStore:
                 self._backend.put(_name_of(key.tenant), [data], label="key")
                 self._by_id[key.tenant] = self._by_name[key.name] = key
 
+    def restore(self, key: TenantKey) -> bool:
+        """The same for a key that this unit has lost; returns whether it had. Raises as ``adopt``."""
+        with self._lock:
+            known = key.tenant in self._by_id
+        self.adopt(key)
+        return not known
+
     def check_adoptable(self, key: TenantKey) -> None:
         """Raises WrongState if this unit knows another tenant by that name or number."""
         known = {self._by_id.get(key.tenant, key), self._by_name.get(key.name, key)}

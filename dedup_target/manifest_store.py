@@ -67,6 +67,16 @@ class ManifestStore:
                 raise AlreadyExists(f"image {manifest.image_id} exists", subject=f"image {manifest.image_id}")
             self._publish(manifest, data)
 
+    def restore(self, manifest: ImageManifest) -> bool:
+        """Publish an image that was lost, also over a file that cannot be read; False if it is there."""
+        with self._changing:
+            if self.has(manifest.image_id):
+                return False
+            self._publish(manifest, manifest_format.encode(manifest, self._sealer))
+            file_name = _name_of(manifest.image_id).rpartition("/")[2]
+            self._damaged = [one for one in self._damaged if one.file_name != file_name]
+        return True
+
     def replace(self, manifest: ImageManifest) -> None:
         """Publish a changed manifest of an image that exists, e.g. a longer lock. Raises NotFound."""
         with self._changing:

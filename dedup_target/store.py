@@ -32,6 +32,8 @@ from dedup_target.key_store import KeyStore, load_wrapping_key
 from dedup_target.pins import PinHolder
 from dedup_target.quotas import Quotas
 from dedup_target.rebuild import IndexOpener, Progress
+from dedup_target.replica_journal import ReplicaJournal
+from dedup_target.replicas import Replicas
 from dedup_target.reserve import Reserve
 from dedup_target.seal_queue import SealQueue
 from dedup_target.segment_index import SegmentIndex
@@ -77,10 +79,12 @@ class Store:
                 files.sweep(folder)
             registry = UnitRegistry(files, f"{state_path}/units.alr")
             self.wrapping_key = load_wrapping_key(files, state_path, holds_keys=registry.exists)
+            journal = ReplicaJournal(files, state_path)
             settings = UnitSettings(
                 index_root=index_root,
                 wrapping_key=self.wrapping_key,
                 reserve=self.reserve,
+                journal=journal,
                 limits=limits,
                 opener_of=opener_of,
                 progress=progress,
@@ -90,6 +94,9 @@ class Store:
             undo.callback(self.units.close)
             self._grant_secret = load_grant_secret(files, state_path)
             self.transfers = TransferLogs(files, f"{state_path}/transfers")
+            self.replicas = Replicas(self.units, journal, self.wrapping_key)
+            self.replica_journal = journal
+            self.replicas.begin()
             self._doubt_path = f"{state_path}/doubt.ald"
             self._doubt = self._find_doubt()
             undo.pop_all()
@@ -131,8 +138,7 @@ class Store:
         REQUIRES that no attempt changes anything meanwhile. What the roots of the new unit promise
         is in doubt until every image was looked up.
         """
-        self._begin_doubt(f"unit {name} is drained")
-        self._doubt = True
+        self.begin_doubt(f"unit {name} is drained")
         self.units.mark_draining(name)
         queue, unit = self.seal_queue, self.unit
         self.seal_queue = SealQueue(unit.containers, unit.index, self.space.check_container)
@@ -149,12 +155,14 @@ class Store:
             or report.containers_damaged
             or self.unit.report.roots_missing
         ):
-            self._begin_doubt(report.rebuilt or "the index did not match the containers")
+            self.begin_doubt(report.rebuilt or "the index did not match the containers")
         return self._files.exists(self._doubt_path)
 
-    def _begin_doubt(self, why: str) -> None:
+    def begin_doubt(self, why: str) -> None:
+        """From now on, over restarts, roots promise nothing (H1)."""
         body = envelope.canonical_json({"why": why})
         self._files.publish(self._doubt_path, [envelope.encode(DOUBT_MAGIC, body)], label="doubt")
+        self._doubt = True
 
     @property
     def in_doubt(self) -> bool:

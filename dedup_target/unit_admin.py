@@ -161,6 +161,7 @@ class UnitAdmin:
             for image in member.manifests.all():
                 self._lock_clock.check_unlocked(f"image {image.image_id}", image.lock_until_ns)
             self._store.units.drop(name)
+            self._store.replicas.forget(member.entry.unit_id)
 
     def _only_there(self, member: Member) -> list[ImageId]:
         holders = self._store.manifests.holders

@@ -30,6 +30,7 @@ from dedup_target.container_store import ContainerLimits
 from dedup_target.directory_backend import DirectoryBackend
 from dedup_target.manifest_store import ManifestStore
 from dedup_target.rebuild import IndexOpener, Progress
+from dedup_target.replica_journal import ReplicaJournal, WatchedBackend
 from dedup_target.replica_view import ReplicaView
 from dedup_target.reserve import Reserve
 from dedup_target.storage_unit import StorageUnit
@@ -87,6 +88,7 @@ class UnitSettings:
     index_root: str
     wrapping_key: bytes
     reserve: Reserve
+    journal: ReplicaJournal
     limits: ContainerLimits | None = None
     opener_of: Callable[[UnitId], IndexOpener] | None = None
     progress: Progress | None = None
@@ -113,6 +115,7 @@ class Units:
             self._open_all()
             self._gather_keys()
             undo.pop_all()
+        settings.journal.is_kept = len(self._members) > 1
 
     def _make_first(self) -> None:
         self._files.make_dirs(self._places.path_of(FIRST_LOCATION))
@@ -152,7 +155,7 @@ class Units:
             backend.close()
             raise
         return StorageUnit(
-            backend,
+            WatchedBackend(backend, settings.journal, entry.unit_id),
             replace(superblock, name=entry.name),
             files=self._files,
             index_root=settings.index_root,
@@ -250,6 +253,7 @@ class Units:
             self._registry.publish((*self._registry.entries, entry))  # G1
             undo.pop_all()
             member = Member(entry, unit, unit)
+            self._settings.journal.is_kept = True
             self._members = (*self._members, member)
             self._gather_keys()
         _log.info("unit_added", unit=name, location=location, image_count=len(unit.manifests.all()))
@@ -321,7 +325,9 @@ class Units:
 
     def _probe(self, entry: UnitEntry, unit: StorageUnit) -> str:
         """Why the unit's place cannot be used now; empty if it can."""
-        place = unit.backend.inner if isinstance(unit.backend, CachedBackend) else unit.backend
+        place = unit.backend
+        while isinstance(place, WatchedBackend | CachedBackend):
+            place = place.inner
         try:
             found = read_superblock(place)
         except ArrayliftError as error:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import typer
 
-from arraylift.cli import gc, images, peers, scrub, target_files, units
+from arraylift.cli import gc, images, peers, rebuild, scrub, target_files, units
 from arraylift.cli.command import command, group
 from arraylift.cli.session import Session
 from arraylift.cli.show import moment, pairs, plain, ratio
@@ -24,6 +24,7 @@ def register(app: typer.Typer) -> None:
     scrub.register_images(images.register(noun))
     scrub.register(noun)
     target_files.register_names(noun)
+    rebuild.register(noun)
     units.register(noun)
     app.add_typer(noun, name="target")
 

@@ -10,6 +10,7 @@ from arraylift.v1 import target_admin_pb2 as pb
 from dedup_target.collect import Collector
 from dedup_target.lock_clock import LockClock
 from dedup_target.move_images import Mover
+from dedup_target.rebuild_unit import UnitRebuilder
 from dedup_target.scrubs import Scrubs
 from dedup_target.service.keeping import KeepingEdge
 from dedup_target.service.maintenance import MaintenanceEdge
@@ -35,6 +36,7 @@ class AdminEdge(KeepingEdge, MaintenanceEdge, ScrubEdge, UnitsEdge):
         surveyor: Surveyor,
         unit_admin: UnitAdmin,
         mover: Mover,
+        rebuilder: UnitRebuilder,
     ) -> None:
         self._store = store
         self._collector = collector
@@ -44,6 +46,7 @@ class AdminEdge(KeepingEdge, MaintenanceEdge, ScrubEdge, UnitsEdge):
         self._scrubs = scrubs
         self._unit_admin = unit_admin
         self._mover = mover
+        self._rebuilder = rebuilder
 
     def CreateGrant(
         self, request: pb.CreateGrantRequest, context: grpc.ServicerContext

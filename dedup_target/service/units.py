@@ -13,6 +13,7 @@ from arraylift.rpc.long_call import stream_long_call
 from arraylift.v1 import target_admin_pb2 as pb
 from arraylift.v1 import target_admin_pb2_grpc as pb_grpc
 from dedup_target.move_images import MoveProgress, Mover
+from dedup_target.rebuild_unit import RebuildNews, UnitRebuilder
 from dedup_target.store import Store
 from dedup_target.superblock import Role
 from dedup_target.unit_admin import UnitAdmin
@@ -26,11 +27,12 @@ _TO_PB = {role: number for number, role in _ROLES.items()}
 
 
 class UnitsEdge(pb_grpc.TargetAdminServiceServicer):
-    """ListUnits, AddUnit, DrainUnit, RetireUnit, MoveImages."""
+    """ListUnits, AddUnit, DrainUnit, RetireUnit, MoveImages, RebuildUnit."""
 
     _store: Store
     _unit_admin: UnitAdmin
     _mover: Mover
+    _rebuilder: UnitRebuilder
 
     def ListUnits(self, request: pb.ListUnitsRequest, context: grpc.ServicerContext) -> pb.ListUnitsResponse:
         receiving = self._store.unit
@@ -88,6 +90,28 @@ class UnitsEdge(pb_grpc.TargetAdminServiceServicer):
             return
         for one in stream_long_call(context, run, cancelled=cancelled, what="move images"):
             yield pb.MoveImagesResponse(progress=_progress(one))
+
+    def RebuildUnit(
+        self, request: pb.RebuildUnitRequest, context: grpc.ServicerContext
+    ) -> Iterator[pb.RebuildUnitResponse]:
+        unit, cancelled = self._store.unit_named(request.unit), threading.Event()
+
+        def run(report: Callable[[RebuildNews], None]) -> RebuildNews:
+            return self._rebuilder.rebuild(unit, report=report, cancelled=cancelled)
+
+        news = stream_long_call(context, run, cancelled=cancelled, what=f"rebuild {unit.name}")
+        yield from map(_rebuilt, news)
+
+
+def _rebuilt(news: RebuildNews) -> pb.RebuildUnitResponse:
+    return pb.RebuildUnitResponse(
+        containers_done=news.index.containers_done,
+        containers_total=news.index.containers_total,
+        records=news.index.records,
+        manifests_restored=news.manifests_restored,
+        containers_damaged=news.index.containers_damaged,
+        done=news.done,
+    )
 
 
 def _unit(member: Member) -> pb.Unit:

@@ -246,6 +246,16 @@ class FakeAdmin(target_admin_pb2_grpc.TargetAdminServiceServicer):
         for progress in self._moving(1):
             yield target_admin_pb2.MoveImagesResponse(progress=progress)
 
+    def RebuildUnit(
+        self, request: target_admin_pb2.RebuildUnitRequest, context: Context
+    ) -> Iterator[target_admin_pb2.RebuildUnitResponse]:
+        self.unit_calls.append(request)
+        yield target_admin_pb2.RebuildUnitResponse(containers_done=1, containers_total=5)
+        if not self.is_cut:
+            yield target_admin_pb2.RebuildUnitResponse(
+                containers_done=5, containers_total=5, records=700, manifests_restored=2, done=True
+            )
+
     def _moving(self, images: int) -> Iterator[target_admin_pb2.MoveProgress]:
         yield target_admin_pb2.MoveProgress(images_total=images, image_id=hex_id(1))
         if not self.is_cut:

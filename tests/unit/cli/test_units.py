@@ -64,6 +64,14 @@ def test_drain_and_retire(arraylift: Arraylift, daemons: Daemons) -> None:
     assert daemons.admin.unit_calls[1].lose_images
 
 
+def test_a_rebuild_tells_what_it_restored(arraylift: Arraylift, daemons: Daemons) -> None:
+    assert "restored from replicas" in arraylift("target", "rebuild", "cold").out
+    assert arraylift("target", "rebuild", "--json").document["manifests_restored"] == 2
+    assert [one.unit for one in daemons.admin.unit_calls] == ["cold", ""]
+    daemons.admin.is_cut = True
+    assert arraylift("target", "rebuild").code == 8
+
+
 def test_a_move_that_is_cut_is_no_answer(arraylift: Arraylift, daemons: Daemons) -> None:
     daemons.admin.is_cut = True
     ended = arraylift("target", "units", "drain", "cold")
