@@ -1,8 +1,9 @@
 """The deduplicating target: segments, containers, index, images.
 
 Layers of storage, each module the only owner of its files (docs/formats/unit-v2.md): ``store`` is
-the target, and opens ``storage_unit`` and ``transfer_log``. A unit reaches its bytes through a
-``unit_backend`` (``directory_backend`` is one), and opens over it ``key_store``, ``container_store``
+the target, and opens ``units`` and ``transfer_log``; ``units`` opens each ``storage_unit``, and
+``all_manifests`` shows their images as one. A unit reaches its bytes through a
+``unit_backend`` (``directory_backend`` and ``s3_backend`` are two), and opens over it ``key_store``, ``container_store``
 (over ``container_format``, ``container_buffer``, ``loading_cache``), ``quarantine``, the index
 (``segment_index`` says what one is, ``rocks_index`` is one, ``index_place`` says where, ``rebuild``
 mends it, ``online_rebuild`` makes it anew),
@@ -49,6 +50,17 @@ collect + commit   deletion and publication hold the lock; a commit that the mar
                    containers that were pinned in this cycle
 collect + delete   an image that goes meanwhile counts in this cycle, as a base or a hold beyond (K1)
 collect + collect  one maintenance a unit (A1); likewise move, drain, rebuild
+move + ingest      the newest image of a disk and every base stay (V3); a base that goes all the same is
+                   read as none, as it lies in another unit (transfer.py X2)
+move + read        a reader holds the image's root where it found it; who opens it later finds the
+                   other copy (all_manifests.py)
+move + delete      the manifest here decides, under the lock: if it is gone, the copy goes too (V2)
+move + lock        likewise: a lock that grew meanwhile is carried over before the manifest here goes
+move + crash       the image is whole in one unit, or in both, which is one image (V1)
+absence + read     PeerUnavailable, never NotFound, so nothing is condemned (anchored_backend.py A1)
+drain + ingest     all attempts are fenced before another unit receives; what they logged is looked up
+                   there (unit_admin.py D2)
+replica + removal  the mark comes first: a replica drops what was removed, keeps what was lost (J1)
 collect + crash    every step is one of append, seal, condemn, removal; state that is lost costs two cycles
 call + call        of one transfer id: the later one fences the earlier, under the registry's lock; a
                    commit that has begun comes first, and its image answers both (R4)
