@@ -3,7 +3,8 @@
 Layers of storage, each module the only owner of its files (docs/formats/unit-v2.md): ``store`` is
 the target, and opens ``units`` and ``transfer_log``; ``units`` opens each ``storage_unit``, and
 ``all_manifests`` shows their images as one. A unit reaches its bytes through a
-``unit_backend`` (``directory_backend`` and ``s3_backend`` are two), and opens over it ``key_store``, ``container_store``
+``unit_backend`` (``directory_backend`` and ``s3_backend`` are two), and opens over it
+``key_store``, ``container_store``
 (over ``container_format``, ``container_buffer``, ``loading_cache``), ``quarantine``, the index
 (``segment_index`` says what one is, ``rocks_index`` is one, ``index_place`` says where, ``rebuild``
 mends it, ``online_rebuild`` makes it anew),
