@@ -96,7 +96,7 @@ def _keep_units(
             collector.collect(unit, options, stopping=stopping)
 
     def scrub(stopping: threading.Event) -> None:
-        scrubs.of(store.unit).run_in_background(stopping, period_days=settings.scrub_days)
+        scrubs.run_in_background(store.units.reachable(), stopping, period_days=settings.scrub_days)
 
     def archive(stopping: threading.Event) -> None:
         mover.finish(stopping)

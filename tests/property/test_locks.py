@@ -7,9 +7,7 @@ own clock may be a day and an hour off it (``test_lock_clock`` shows that it is 
 from __future__ import annotations
 
 import contextlib
-import threading
-from types import SimpleNamespace
-from typing import Any
+from pathlib import Path
 
 import hypothesis.strategies as st
 from hypothesis import settings
@@ -18,15 +16,11 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from arraylift.errors import AlreadyExists, InvalidRequest, NotFound, OutOfSpace, WrongState
 from arraylift.ids import ImageId
 from dedup_target.backup_manifest_format import BackupId
-from dedup_target.backup_manifest_store import BackupManifestStore
-from dedup_target.backups import Backups
-from dedup_target.directory_backend import DirectoryBackend
-from dedup_target.lock_clock import AGREEMENT_NS_MAX, DAY_NS, STEP_NS_MAX, LockClock
-from dedup_target.manifest_store import ManifestStore
-from dedup_target.reserve import Reserve
+from dedup_target.lock_clock import AGREEMENT_NS_MAX, DAY_NS, STEP_NS_MAX
 from tests.fakes.disk import FakeFiles
 from tests.unit.dedup_target.hand_clock import HandClock
-from tests.unit.dedup_target.material import TENANT, backup, manifest, toy_sealer
+from tests.unit.dedup_target.material import backup, manifest
+from tests.unit.dedup_target.test_backup_manifests import Rig
 
 SLACK_NS = STEP_NS_MAX + AGREEMENT_NS_MAX
 NUMBERS = st.integers(1, 4)
@@ -51,17 +45,11 @@ class LockMachine(RuleBasedStateMachine):
             self.images.publish(manifest(number))
 
     def open(self) -> None:
-        backend = DirectoryBackend(self.files, "/state")
-        self.images = ManifestStore(backend, toy_sealer)
-        self.manifests = BackupManifestStore(backend, toy_sealer)
-        tenant = SimpleNamespace(tenant=TENANT, name="default")
         self.clock = self.clock.another_process()
         self.files.set_capacity(None)
-        lock_clock = LockClock(self.files, "/state", self.clock, newest_image_ns=self.clock.real_ns)
-        store: Any = make_store(self, tenant)
-        reader: Any = SimpleNamespace(forget=lambda _image: None)
-        self.backups = Backups(store, reader, lock_clock)
-        self.lock_clock = lock_clock
+        rig = Rig(Path("/state"), files=self.files, clock=self.clock)
+        self.images, self.manifests = rig.images, rig.manifests
+        self.backups, self.lock_clock = rig.backups, rig.lock_clock
 
     # -- what people and programs do --------------------------------------------------------
 
@@ -153,17 +141,6 @@ class LockMachine(RuleBasedStateMachine):
         for number, until in self.backups_locked.items():
             if now < until - SLACK_NS:
                 assert (self.manifests.key(BackupId(image_id(number))).lock_until_ns or 0) >= until
-
-
-def make_store(machine: LockMachine, tenant: SimpleNamespace) -> Any:
-    """As much of a store as ``Backups`` asks for."""
-    return SimpleNamespace(
-        manifests=machine.images,
-        keys=SimpleNamespace(by_name=lambda _name: tenant),
-        unit=SimpleNamespace(backups=machine.manifests),
-        commit_lock=threading.RLock(),
-        reserve=Reserve(machine.files, "/state", low_water_bytes=1),
-    )
 
 
 TestLocks = LockMachine.TestCase

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from arraylift.durable import RealFiles
+from arraylift.durable import Files, RealFiles
 from arraylift.envelope import canonical_json, decode_json
 from arraylift.envelope import encode as envelope_encode
 from arraylift.errors import (
@@ -47,9 +47,9 @@ class _Images(ManifestStore):
 class Rig:
     """Both stores of one directory, under the use case; no index or containers are needed."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, files: Files | None = None, clock: HandClock | None = None) -> None:
         self.failpoints = Failpoints()
-        files = RealFiles(self.failpoints)
+        files = files or RealFiles(self.failpoints)
         backend = DirectoryBackend(files, str(path))
         self.images = _Images(backend, toy_sealer)
         self.manifests = BackupManifestStore(backend, toy_sealer)
@@ -63,9 +63,9 @@ class Rig:
             reserve=Reserve(files, str(path)),
         )
         reader: Any = SimpleNamespace(forget=self.forgotten.append)
-        self.clock = HandClock()
-        lock_clock = LockClock(files, str(path), self.clock, newest_image_ns=None)
-        self.backups = Backups(store, reader, lock_clock)
+        self.clock = clock or HandClock()
+        self.lock_clock = LockClock(files, str(path), self.clock, newest_image_ns=None)
+        self.backups = Backups(store, reader, self.lock_clock)
 
     def image_numbers(self) -> list[int]:
         return sorted(int(image.image_id, 16) for image in self.images.all())

@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -15,6 +17,7 @@ from dedup_target import scrub_state
 from dedup_target.container_format import Kind
 from dedup_target.rate_limit import RateLimit
 from dedup_target.scrub_state import LAPS_MAX, Figures, Period, ScrubState
+from dedup_target.scrubs import Scrubs
 from tests.property.test_commit_states import BACKUPS
 from tests.unit.dedup_target.hand_clock import SECOND_NS, START_NS, HandClock
 from tests.unit.dedup_target.scrub_stage import ScrubStage
@@ -287,6 +290,21 @@ def test_an_operator_takes_over_from_the_background_and_not_from_another(
     background.join(30)
     operator.join(30)
     assert len(results) == 1
+    news = stage.scrub.news()
+    assert news is not None
+    assert news.done
+
+
+def test_each_unit_has_its_turn_whatever_becomes_of_another(stage: ScrubStage) -> None:
+    class Gone:
+        def run_in_background(self, _stopping: threading.Event, *, period_days: float) -> None:
+            raise PeerUnavailable(f"no unit for {period_days} days")
+
+    unit = stage.store.unit
+    gone: Any = SimpleNamespace(unit_id="0" * 32, name="gone")
+    made: dict[str, Any] = {unit.unit_id: stage.scrub, gone.unit_id: Gone()}
+    scrubs = Scrubs(lambda one: made[one.unit_id])
+    scrubs.run_in_background([gone, unit], threading.Event(), period_days=28)
     news = stage.scrub.news()
     assert news is not None
     assert news.done
