@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import random
 import shutil
+import signal
 import threading
 import time
 from collections import Counter
@@ -89,7 +90,8 @@ class Loop:
         self.notes = Notes()
         self._pki = str(directory)
         self.hits: Counter[str] = Counter()
-        self.kills = 0
+        self.kills = self.checks = 0
+        self._by_us = False
         for entry in campaign.entries("target-kills"):
             if entry.get("hit"):
                 self.hits[str(entry["point"])] += 1
@@ -118,16 +120,19 @@ class Loop:
         point, at = self._choose(new=new), self.draw.randrange(1, 5)
         if point.startswith(ONCE):
             at = 1
+        self._by_us = False
         self.daemon.launch(failpoints=f"{point}=kill@{at}")
         if self.daemon.wait_started_or_dead():
             with self._clients() as clients:
                 self._work(clients)
-        hit = not self.daemon.running
-        if hit:
-            self.hits[point] += 1
-        else:
-            self.daemon.kill()
+        if self.daemon.running:
+            self._kill()
         self.daemon.wait_dead()
+        if self.daemon.exit_code != -signal.SIGKILL:
+            why = f"the daemon ended with {self.daemon.exit_code}: {self.daemon.log_tail(3)}"
+            self.surprises.append(AssertionError(why))
+        hit = not self._by_us
+        self.hits[point] += hit
         self.kills += 1
         campaign.record(
             "target-kills", seed=self.seed, cycle=number, point=point, at=at, hit=hit,
@@ -156,6 +161,7 @@ class Loop:
     def _work(self, clients: Clients) -> None:
         if not self._guarded(lambda: clients.settle(self.draw)):
             return
+        self.checks += 1
         stop = time.monotonic() + self.draw.uniform(0.3, MIX_SECONDS_MAX)
         mixes = (
             [clients.back_up, clients.back_up, clients.back_up, clients.delete],
@@ -176,9 +182,17 @@ class Loop:
         for thread in threads:
             thread.join(max(0.0, stop - time.monotonic()))
         if self.daemon.running and self.draw.random() < 0.5:
-            self.daemon.kill()  # in the middle of whatever it does
+            self._kill()  # in the middle of whatever it does
         for thread in threads:
             thread.join()
+
+    def _kill(self) -> None:
+        """kill -9, unless the failpoint comes first."""
+        self._by_us = True
+        try:
+            self.daemon.kill()
+        except ProcessLookupError:
+            self._by_us = False
 
     def _mix(self, mix: list[Callable[[random.Random], None]], draw: random.Random, stop: float) -> None:
         while self.daemon.running and time.monotonic() < stop:
@@ -206,13 +220,14 @@ def _run(home: Path, cycles: int) -> None:
         for number in range(cycles):
             loop.cycle(number)
         loop.check()
+        assert 4 * loop.checks >= cycles, "many lives are long enough to be looked at"
     finally:
         loop.close()
         hours = (time.monotonic() - began) / 3600
         entries = campaign.entries("target-kills")
         hits = sum(1 for one in entries if one.get("hit"))
         campaign.report(
-            NAME, seed=seed, cycles=loop.kills, lost=len(loop.surprises), at_a_failpoint=hits,
+            NAME, seed=seed, cycles=loop.kills, checked=loop.checks, lost=len(loop.surprises), at_a_failpoint=hits,
             an_hour=round(loop.kills / hours), ledger_cycles=len(entries),
             points_met=f"{sum(loop.hits[point] > 0 for point in POINTS)} of {len(POINTS)}",
             least_hits=min(loop.hits[point] for point in POINTS),

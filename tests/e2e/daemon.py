@@ -109,6 +109,11 @@ class Daemon:
         return self._process.pid
 
     @property
+    def exit_code(self) -> int | None:
+        """How it ended, as subprocess tells it: -9 after SIGKILL; None while it runs."""
+        return None if self._process is None else self._process.poll()
+
+    @property
     def running(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
