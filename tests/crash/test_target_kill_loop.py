@@ -227,8 +227,8 @@ def _run(home: Path, cycles: int) -> None:
         entries = campaign.entries("target-kills")
         hits = sum(1 for one in entries if one.get("hit"))
         campaign.report(
-            NAME, seed=seed, cycles=loop.kills, checked=loop.checks, lost=len(loop.surprises), at_a_failpoint=hits,
-            an_hour=round(loop.kills / hours), ledger_cycles=len(entries),
+            NAME, seed=seed, cycles=loop.kills, checked=loop.checks, lost=len(loop.surprises),
+            at_a_failpoint=hits, an_hour=round(loop.kills / hours), ledger_cycles=len(entries),
             points_met=f"{sum(loop.hits[point] > 0 for point in POINTS)} of {len(POINTS)}",
             least_hits=min(loop.hits[point] for point in POINTS),
             work=" ".join(f"{name} {count}" for name, count in sorted(loop.notes.done.items())),
