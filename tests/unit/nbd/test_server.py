@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 
 from arraylift import pki
+from arraylift.clock import SYSTEM_CLOCK
 from arraylift.durable import RealFiles
 from arraylift.errors import InvalidRequest, StoreFailed, WrongState
-from arraylift.nbd import connection, link, server, wire
+from arraylift.nbd import connection, link, server, tls, wire
 from arraylift.nbd.negotiation import Tls
 from arraylift.nbd.server import Listener, NbdServer
 from arraylift.nbd.tls import server_context
@@ -34,10 +35,12 @@ class SlowDevice(MemoryDevice):
         super().__init__(4 * MIB)
         self.let_flush = threading.Event()
         self.flushing = threading.Event()
+        self.closed_while_flushing = False
 
     def flush(self) -> None:
         self.flushing.set()
         assert self.let_flush.wait(30)
+        self.closed_while_flushing |= self.closed > 0
         super().flush()
 
 
@@ -124,9 +127,10 @@ def test_a_client_that_goes_during_a_flush_leaves_the_device_closed_once(stage: 
     client.start(wire.CMD_FLUSH)
     assert stage.device.flushing.wait(10)
     client.close()
-    assert stage.device.closed == 0
+    time.sleep(0.2)  # long enough for the connection to end, if it did not wait
     stage.device.let_flush.set()
-    wait_until(lambda: stage.device.closed == 1, "the device is closed")
+    wait_until(lambda: (stage.device.closed, stage.device.flushes) == (1, 1), "the device is closed")
+    assert not stage.device.closed_while_flushing
 
 
 def test_many_flushes_at_once_are_bounded_and_answered(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,7 +159,8 @@ def test_a_flood_of_silent_clients_pushes_out_its_own(stage: Stage, monkeypatch:
     monkeypatch.setattr(server, "NEGOTIATIONS_MAX", 4)
     working = stage.client()
     flood = [stage.raw() for _ in range(12)]
-    wait_until(lambda: stage.count() <= 5, "the oldest are gone")
+    wait_until(lambda: stage.server._serial == 13, "all have been let in")
+    wait_until(lambda: stage.count() <= 5, "the oldest are gone", seconds=10)
     assert stage.client().read(0, 512) == bytes(512)
     assert working.read(0, 512) == bytes(512)
     assert flood[0].recv(18) in {wire.greeting(), b""}
@@ -346,6 +351,21 @@ def test_another_ca_and_no_certificate_end_in_the_handshake(secure: SecureStage,
                     raise ConnectionResetError
     assert secure.exports.callers == []
     wait_until(lambda: not secure.server._clients, "they are gone")
+
+
+def test_a_hang_up_while_the_socket_changes_hands_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, theirs = socket.socketpair()
+    made = link.Link(ours, SYSTEM_CLOCK)
+
+    def accept(_context: ssl.SSLContext, connection: socket.socket) -> tuple[socket.socket, Peer]:
+        made.hang_up()
+        return connection, Peer("host", "h1")
+
+    monkeypatch.setattr(tls, "accept", accept)
+    with pytest.raises(ConnectionAbortedError):
+        made.start_tls(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), SYSTEM_CLOCK.monotonic() + 5)
+    made.close()
+    theirs.close()
 
 
 def test_rubbish_instead_of_a_handshake_ends_the_connection(secure: SecureStage) -> None:

@@ -216,6 +216,7 @@ def test_a_snapshot_tells_what_changed_since_each_older_one(stage: Stage) -> Non
     inside = list(device.status(since_one, 4 * G + 5, 2 * G))
     assert inside == [(G - 5, 1), (G + 5, 0)]
     assert list(device.status(since_two, 5 * G, G)) == [(G, 0)]
+    assert list(device.status(since_one, 5 * G, G)) == [(G, 0)]
     device.close()
 
 
