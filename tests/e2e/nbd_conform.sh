@@ -8,6 +8,7 @@ set -u
 uri=$1
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
+cd "$work" || exit 1  # fio leaves files where it stands
 size=$(nbdinfo --size "$uri") || exit 1
 passed=0
 failed=0
