@@ -21,7 +21,17 @@ from arraylift.errors import ArrayliftError, OutOfSpace
 from arraylift.exit_codes import exit_code
 from arraylift.exit_codes import report as report_error
 from arraylift.sizes import MIB, human, parse_size
-from benchmarks import disks, index_memory, kernels, memory_curve, nbd, pool, report, restore_speed
+from benchmarks import (
+    disks,
+    index_memory,
+    kernels,
+    mark_speed,
+    memory_curve,
+    nbd,
+    pool,
+    report,
+    restore_speed,
+)
 from benchmarks.arraylift_peer import Arraylift
 from benchmarks.peers import PROGRAMS, Peer, version_of
 from benchmarks.rounds import measure
@@ -32,6 +42,7 @@ WHAT = {
     "kernels": "time each stage alone",
     "disks": "only make the disks",
     "index": "memory and speed of the segment index",
+    "mark": "how fast a collection marks, and its memory",
     "memory": "the target's memory while images pass",
     "nbd": "fio through NBD, beside qemu-nbd",
     "pool": "snapshots, tracker and writes of a large volume",
@@ -73,6 +84,9 @@ def _parser() -> argparse.ArgumentParser:
         "--entries", type=int, default=index_memory.ENTRIES, help="entries of the index: %(default)s"
     )
     parser.add_argument(
+        "--segments", type=int, default=mark_speed.SEGMENTS, help="mark: records of the unit: %(default)s"
+    )
+    parser.add_argument(
         "--logical",
         type=_gibibytes,
         default=memory_curve.MARKS_GIB,
@@ -112,6 +126,8 @@ def _run(parsed: argparse.Namespace, console: Console, errors: Console) -> int:
     parsed.work.mkdir(parents=True, exist_ok=True)
     if parsed.what == "index":
         return index_memory.run(console, parsed.work, entries=parsed.entries, json_path=parsed.json)
+    if parsed.what == "mark":
+        return mark_speed.run(console, parsed.work, segments=parsed.segments, json_path=parsed.json)
     if parsed.what == "nbd":
         rounds = parsed.rounds or (1 if parsed.quick else 3)
         return nbd.run(console, parsed.work, rounds=rounds, quick=parsed.quick, json_path=parsed.json)

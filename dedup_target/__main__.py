@@ -92,8 +92,7 @@ def _keep_units(
 
     def collect(stopping: threading.Event) -> None:
         options = CollectOptions(bytes_per_second_max=settings.gc_bytes_per_second)
-        for unit in store.units.reachable():
-            collector.collect(unit, options, stopping=stopping)
+        collector.collect_all(store.units.reachable(), options, stopping)
 
     def scrub(stopping: threading.Event) -> None:
         scrubs.run_in_background(store.units.reachable(), stopping, period_days=settings.scrub_days)

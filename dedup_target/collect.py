@@ -21,13 +21,13 @@ Source: US 2016/0170666 [0029]. Decision: docs/decisions/0047-collection-by-cycl
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from arraylift.clock import Clock
-from arraylift.errors import Cancelled, Corruption, NotFound, OutOfSpace, Overloaded
+from arraylift.errors import ArrayliftError, Cancelled, Corruption, NotFound, OutOfSpace, Overloaded
 from arraylift.ids import ContainerId
 from arraylift.logs import get_logger
 from arraylift.sizes import MIB
@@ -122,6 +122,18 @@ class Collector:
             )
             return cycle.run()
 
+    def collect_all(
+        self, units: Iterable[StorageUnit], options: CollectOptions, stopping: threading.Event
+    ) -> None:
+        """Run a cycle of each; what is wrong with one, or runs in it, keeps none of the others."""
+        for unit in units:
+            try:
+                self.collect(unit, options, stopping=stopping)
+            except Cancelled:
+                return
+            except ArrayliftError as error:
+                _log.warning("not_collected", unit=unit.name, why=str(error))
+
 
 class _Cycle:
     """One cycle of one unit."""
@@ -159,6 +171,7 @@ class _Cycle:
         self._tell("plan", 0, len(plan.due) + len(plan.dead) + len(plan.sparse))
         if self._options.dry_run:
             return self._foretell(plan)
+        self._check()
         self._state.cycle = self._figures.cycle
         self._state.spare(plan.revived)
         self._delete(plan)

@@ -127,6 +127,8 @@ class GcWorld:
         self.sending: dict[TransferId, Sending] = {}
         self.reading: list[tuple[Iterator[Piece], bytes, int]] = []
         self.where: list[str] = []
+        self.inherit_share = 0.8
+        """How often a sender that may inherit does."""
         self.conflicts = 0
         """Promises that were broken: nothing is damaged here, so there should be none."""
         self.cycles = self.crashes = self.restores = self.commits = self.deleted_containers = 0
@@ -252,7 +254,7 @@ class GcWorld:
         durable = Coverage.from_bitmap(opened.durable_spans, len(transfer.content)).flags
         base = transfer.base if opened.base is not None else None
         same_size = base is not None and image_bytes_of(base) == image_bytes_of(transfer.content)
-        transfer.inherit = same_size and self.draw.random() < 0.8
+        transfer.inherit = same_size and self.draw.random() < self.inherit_share
         kept = [
             transfer.inherit and base is not None and base[span] == transfer.content[span]
             for span in range(len(transfer.content))
@@ -475,6 +477,11 @@ class GcWorld:
             rows = [view.leaves]
             rows += [view._rows[level] for level in range(1, view.height + 1)]
             yield from ((tenant, row.tobytes()) for level in rows for row in level if row.any())
+
+    def holds(self, tenant: str, content: Content) -> bool:
+        """Whether every segment of an image is there."""
+        packed = b"".join(self._prints[tenant][one] for span in content for one in span)
+        return bool(self.store.unit.contains(self.tenants[tenant].tenant, packed).all())
 
     def stored(self) -> list[tuple[TenantId, bytes]]:
         """Every record of every container."""

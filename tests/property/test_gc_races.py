@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests import campaign
-from tests.property.gc_content import BIG_COUNT, SMALL_POOL
+from tests.property.gc_content import BIG_COUNT, SMALL_POOL, Content
 from tests.property.gc_world import GcWorld, Sending
 
 OLD = ((0, 1, 2, 3, 4, 5),)
@@ -36,6 +36,7 @@ class Stage:
 
     def __init__(self) -> None:
         self.world = world = GcWorld(random.Random(5))
+        world.inherit_share = 1
         old = world.image(OLD)
         sparse = world.image(SPARSE)
         self.kept = world.image(KEPT)
@@ -51,7 +52,8 @@ class Stage:
             world.collect(live_percent_min=0)
         world.delete(sparse)  # its container is sparse now
         self.promised: Sending | None = None
-        self.reading = False
+        self.needed: Content = TREE
+        """What must still be there while somebody reads or sends."""
 
     def _next(self, transfer: Sending) -> None:
         self.world.next_step(transfer)
@@ -79,6 +81,7 @@ def send_what_is_being_deleted(world: GcWorld, _: Stage) -> None:
 
 def promise_what_is_being_deleted(world: GcWorld, stage: Stage) -> None:
     stage.promised = transfer = world.begin("", OLD, "d", full=True)
+    stage.needed = OLD
     world.open(transfer)
     world.offer(transfer)
 
@@ -186,6 +189,9 @@ def _run(race: Race, at: int) -> int:
         world.note(f"places {places.seen}")
         for _ in range(4):
             world.collect()
+        promised = stage.promised
+        if world.reading or (promised is not None and promised.lane is not None and not promised.asked):
+            assert world.holds("", stage.needed), f"what a reader or a transfer holds is gone; {world.story}"
         while world.reading:
             world.go_on_reading()
         if stage.promised is not None:

@@ -162,6 +162,7 @@ def test_an_image_being_read_outlives_its_deletion(world: GcWorld) -> None:
     world.delete(image)
     for _ in range(4):
         world.collect()
+    assert world.holds("", TREE)
     while world.reading:
         world.go_on_reading()
     assert world.restores == 1
@@ -336,6 +337,19 @@ def test_nothing_is_copied_without_room(world: GcWorld, monkeypatch: pytest.Monk
     world.files.set_capacity(None)
     assert world.collect().copied_container_count == 1
     world.check()
+
+
+def test_units_are_collected_each_for_itself(world: GcWorld) -> None:
+    world.delete(world.image(A))
+    unit, stopping = world.store.unit, threading.Event()
+    with unit.maintenance.begin("a move"):
+        world.collector.collect_all([unit, unit], CollectOptions(), stopping)
+    assert unit.gc_state.cycle == 0
+    world.collector.collect_all([unit, unit], CollectOptions(), stopping)
+    assert unit.gc_state.cycle == 2
+    stopping.set()
+    world.collector.collect_all([unit, unit], CollectOptions(), stopping)
+    assert unit.gc_state.cycle == 2
 
 
 def test_one_maintenance_at_a_time(world: GcWorld) -> None:
