@@ -153,6 +153,7 @@ def build(settings: TargetSettings, tls: TlsMaterial) -> daemon.Built:
     house.add("lock-clock", LOCK_CLOCK_SECONDS, lambda _stopping: lock_clock.tick())
     _keep_units(house, settings, store, collector=collector, scrubs=scrubs, mover=mover)
     house.start()
+    house.run_soon("units")
 
     def close() -> None:
         stopping.set()

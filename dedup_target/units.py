@@ -33,6 +33,7 @@ from dedup_target.rebuild import IndexOpener, Progress
 from dedup_target.replica_journal import ReplicaJournal, WatchedBackend
 from dedup_target.replica_view import ReplicaView
 from dedup_target.reserve import Reserve
+from dedup_target.s3_backend import SCHEME
 from dedup_target.storage_unit import StorageUnit
 from dedup_target.superblock import FIRST_UNIT, Role, Superblock
 from dedup_target.unit_backend import UnitBackend
@@ -141,7 +142,9 @@ class Units:
             holder = self.receiving
             view = ReplicaView(holder.backend, entry.unit_id, holder.seal_manifest)
             return Member(entry, None, view, error.message)
-        return Member(entry, unit, unit, self._probe(entry, unit))
+        # A store that does not answer must not hold the start up: ``look_after`` asks it right after.
+        is_far = entry.location.startswith(SCHEME)
+        return Member(entry, unit, unit, "" if is_far else self._probe(entry, unit))
 
     def _open(self, entry: UnitEntry) -> StorageUnit:
         """Raises as StorageUnit, and PeerUnavailable if another unit, or none, lies there (N2)."""

@@ -8,11 +8,13 @@ answer's body, then the end).
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import logging
 import re
 import threading
 from collections import defaultdict, deque
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -31,6 +33,7 @@ class ObjectStore:
         host, port = self._moto.get_host_and_port()
         self._address = (host, port)
         self._buckets = 0
+        self.is_off = False
         self.faults: dict[str, deque[str]] = defaultdict(deque)
         self.requests: list[tuple[str, str]] = []
         self._proxy = ThreadingHTTPServer(("127.0.0.1", 0), _handler_of(self))
@@ -42,6 +45,15 @@ class ObjectStore:
     def endpoint(self) -> str:
         """Of the proxy."""
         return f"http://127.0.0.1:{self._proxy.server_port}"
+
+    @contextlib.contextmanager
+    def switched_off(self) -> Iterator[None]:
+        """Answer 503 to everything while inside."""
+        self.is_off = True
+        try:
+            yield
+        finally:
+            self.is_off = False
 
     def fail_puts(self, fault: str, count: int) -> None:
         """Have the next so many puts meet a fault."""
@@ -103,7 +115,7 @@ def _handler_of(store: ObjectStore) -> type[BaseHTTPRequestHandler]:
                 self.connection.close()
                 return
             body = self.rfile.read(length)
-            if fault == "refuse":
+            if fault == "refuse" or store.is_off:
                 self._answer(503, [], b"slow down")
                 return
             status, headers, answer = store.forward(self.command, self.path, body, dict(self.headers))
