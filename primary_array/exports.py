@@ -71,17 +71,16 @@ class ArrayExports:
         self._names: dict[VolumeId, str] = {}
         """Under which names volumes were found; they have no other."""
         for record in self._table.all():
-            self._pin(record)
+            try:
+                self._pin(record)
+            except NotFound:  # it stays in the table, and opens for nobody
+                _log.warning("export_without_snapshot", export=record.name, snapshot=record.snapshot_id)
         pool.refuse_changes_under(self.refuse_if_open)
 
     def _pin(self, record: ExportRecord) -> None:
-        """X2. Where the snapshot is gone the export stays, and opens for nobody."""
-        if record.snapshot_id is None:
-            return
-        try:
+        """X2. Raises NotFound, WrongState (the snapshot is being deleted)."""
+        if record.snapshot_id is not None:
             self._pins[record.name] = self._pool.pin(record.snapshot_id)
-        except NotFound:
-            _log.warning("export_without_snapshot", export=record.name, snapshot=record.snapshot_id)
 
     # -- the table ------------------------------------------------------------------------------
 

@@ -121,6 +121,19 @@ def test_an_exported_snapshot_stays_until_its_export_goes(stage: Stage) -> None:
     stage.pool.delete_snapshot(snapshot)
 
 
+def test_an_export_whose_snapshot_is_gone_is_shown_and_opens_for_nobody(stage: Stage) -> None:
+    snapshot = stage.pool.snapshot(["v"])[0].snapshot_id
+    stage.exports.create("s", snapshot_id=snapshot, read_only=False)
+    stage.exports.close()  # lets the pin go, as nothing else does
+    stage.pool.delete_snapshot(snapshot)
+    stage.pool.close()
+    stage.open()
+    assert [info.record.name for info in stage.exports.infos()] == ["s"]
+    with pytest.raises(NotFound):
+        stage.exports.open("s", None, nobody)
+    stage.exports.remove("s")
+
+
 def test_removing_hangs_up_and_waits_for_the_last(stage: Stage) -> None:
     stage.exports.create("e", volume_name="v", read_only=False)
     hung_up = threading.Event()
