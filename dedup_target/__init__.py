@@ -42,6 +42,9 @@ read + removal     readers look up again when a container is gone; views and cac
                    they hold stay whole, as ids are never reused (S2)
 read to its end    whoever sends an image holds its root, so that deleting it meanwhile leaves
                    the bytes until he is done
+scrub + removal    what is condemned is, under the lock, of a container that is still there
+scrub + append     a period ends below the lowest id that is being filled: nothing unread counts as seen
+lock + deletion    one change of images and backups at a time (backups.py); the lock is in the manifest first
 read + condemn     each record is verified when it is read, condemned or not (S3)
 removal + removal  the lock
 removal + crash    entries go before the file: what is left over is indexed again at start

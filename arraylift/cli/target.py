@@ -45,7 +45,18 @@ def stats(session: Session) -> None:
         ("in memory", f"{human(found.cache_bytes)} of containers"),
         ("lock clock", f"{moment(found.lock_clock_ns)}{_lag(found)}"),
     ]
+    if len(found.units) > 1:
+        rows += [(f"unit {unit.unit}", _unit(unit)) for unit in found.units]
     session.emit(plain(found), pairs(rows))
+
+
+def _unit(unit: target_admin_pb2.UnitStats) -> str:
+    told = (
+        f"{unit.image_count:,} images, {human(unit.container_bytes)} in {unit.container_count:,} containers"
+    )
+    if unit.absent:
+        return f"{told}; absent"
+    return f"{told}, {human(unit.free_bytes)} free" if unit.free_bytes else told
 
 
 def _reserve(found: target_admin_pb2.GetTargetStatsResponse) -> str:

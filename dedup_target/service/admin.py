@@ -15,6 +15,7 @@ from dedup_target.scrubs import Scrubs
 from dedup_target.service.keeping import KeepingEdge
 from dedup_target.service.maintenance import MaintenanceEdge
 from dedup_target.service.scrub import ScrubEdge
+from dedup_target.service.stats import StatsEdge
 from dedup_target.service.units import UnitsEdge
 from dedup_target.store import Store
 from dedup_target.survey import Surveyor
@@ -22,7 +23,7 @@ from dedup_target.transfers import GrantRequest, Transfers
 from dedup_target.unit_admin import UnitAdmin
 
 
-class AdminEdge(KeepingEdge, MaintenanceEdge, ScrubEdge, UnitsEdge):
+class AdminEdge(KeepingEdge, MaintenanceEdge, ScrubEdge, StatsEdge, UnitsEdge):
     """Serves one target."""
 
     def __init__(
@@ -72,27 +73,3 @@ class AdminEdge(KeepingEdge, MaintenanceEdge, ScrubEdge, UnitsEdge):
     ) -> pb.RevokeGrantResponse:
         self._transfers.revoke(TransferId(check_id(request.transfer_id, "transfer id")))
         return pb.RevokeGrantResponse()
-
-    def GetTargetStats(
-        self, request: pb.GetTargetStatsRequest, context: grpc.ServicerContext
-    ) -> pb.GetTargetStatsResponse:
-        images = self._store.manifests.all()
-        totals = self._store.index.totals()
-        lock_time = self._lock_clock.now()
-        return pb.GetTargetStatsResponse(
-            image_count=len(images),
-            logical_bytes=sum(image.image_bytes for image in images),
-            segment_count=totals.record_count,
-            container_count=totals.container_count,
-            container_bytes=totals.file_bytes,
-            plain_bytes=totals.plain_bytes,
-            free_bytes=self._store.free_bytes(),
-            open_transfer_count=self._transfers.open_count,
-            quarantined_count=self._store.unit.quarantine.record_count,
-            reserve_bytes=self._store.reserve.low_water_bytes,
-            below_reserve=self._store.reserve.is_low(),
-            condemned_bytes=self._store.unit.condemned_bytes(),
-            lock_clock_ns=lock_time.time_ns,
-            lock_clock_lags=lock_time.lags,
-            cache_bytes=self._store.containers.stats().cache_bytes,
-        )

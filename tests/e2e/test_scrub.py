@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
-from arraylift.errors import Corruption
+from arraylift.clock import SYSTEM_CLOCK
+from arraylift.errors import Corruption, WrongState
+from arraylift.rpc.channel import call
 from arraylift.sizes import MIB
 from arraylift.v1 import image_pb2, target_admin_pb2
 from tests.e2e.cluster import Cluster
@@ -85,6 +87,42 @@ def test_a_verdict_reads_the_disk_when_it_must(cluster: Cluster) -> None:
     verdict = verify(cluster, image_id)
     assert not verdict.whole
     assert len(verdict.damaged_spans) == verdict.damaged_span_count > 0
+
+
+def test_a_unit_of_its_own_is_scrubbed_and_its_images_verified(cluster: Cluster, tmp_path: Path) -> None:
+    place = tmp_path / "vault"
+    place.mkdir()
+    request = target_admin_pb2.AddUnitRequest(
+        name="vault", role=target_admin_pb2.UNIT_ROLE_ARCHIVE, location=str(place)
+    )
+    call(cluster.admin.AddUnit, request, peer="target")
+    disk = random_disk(8 * MIB, seed=5)
+    cluster.import_disk("d", disk)
+    image_id = cluster.back_up("d", "d").image_id
+    cluster.back_up("d", "d")
+    move = target_admin_pb2.MoveImagesRequest(to_unit="vault", image_ids=[image_id])
+    assert list(cluster.messages(cluster.admin.MoveImages, move))[-1].progress.images_done == 1
+    stats = cluster.stats()
+    assert [(unit.unit, unit.image_count) for unit in stats.units] == [("active", 1), ("vault", 1)]
+    assert sum(unit.container_bytes for unit in stats.units) == stats.container_bytes
+    assert scrub(cluster, unit="vault").records_checked > 0
+    assert verify(cluster, image_id, max_age_seconds=3600).bytes_read == 0
+    flip(max(place.rglob("*.alc"), key=lambda path: path.stat().st_size), MIB)
+    found = scrub(cluster, unit="vault", restart=True)
+    assert (found.records_damaged, list(found.affected_images)) == (1, [image_id])
+    assert not verify(cluster, image_id, max_age_seconds=3600).whole
+    assert scrub(cluster).records_damaged == 0, "the active unit is none the worse"
+    until = SYSTEM_CLOCK.wall_ns() + 86_400 * 10**9
+    call(
+        cluster.images.LockImage, image_pb2.LockImageRequest(image_id=image_id, until_ns=until), peer="target"
+    )
+    retire = target_admin_pb2.RetireUnitRequest(name="vault", lose_images=True)
+    for method, asked in (
+        (cluster.images.DeleteImage, image_pb2.DeleteImageRequest(image_id=image_id)),
+        (cluster.admin.RetireUnit, retire),
+    ):
+        with pytest.raises(WrongState):
+            call(method, asked, peer="target")  # type: ignore[arg-type]
 
 
 def test_an_image_is_healed_from_a_snapshot_of_the_array(tmp_path: Path) -> None:

@@ -291,6 +291,10 @@ class FakeAdmin(target_admin_pb2_grpc.TargetAdminServiceServicer):
             below_reserve=True,
             lock_clock_ns=10**18,
             lock_clock_lags=True,
+            units=[
+                target_admin_pb2.UnitStats(unit="active", image_count=2, container_bytes=70, free_bytes=50),
+                target_admin_pb2.UnitStats(unit="vault", image_count=1, absent=True),
+            ],
         )
 
     def Scrub(

@@ -134,6 +134,8 @@ def test_the_stats_tell_of_space_and_clock(arraylift: Arraylift, daemons: Daemon
     told = arraylift("target", "stats").out
     assert "below the reserve of 60 B" in told
     assert "until a daemon confirms the time" in told
+    assert "2 images, 70 B in 0 containers, 50 B free" in told
+    assert "1 images, 0 B in 0 containers; absent" in told
 
 
 def test_a_backup_is_locked_and_its_lock_shown(arraylift: Arraylift, daemons: Daemons) -> None:
