@@ -122,7 +122,7 @@ def test_a_unit_of_its_own_is_scrubbed_and_its_images_verified(cluster: Cluster,
         (cluster.admin.RetireUnit, retire),
     ):
         with pytest.raises(WrongState):
-            call(method, asked, peer="target")  # type: ignore[arg-type]
+            call(method, asked, peer="target")
 
 
 def test_an_image_is_healed_from_a_snapshot_of_the_array(tmp_path: Path) -> None:
