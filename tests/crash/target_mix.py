@@ -241,6 +241,10 @@ class Clients:
         self.follow(self.admin.Scrub, request)
         self.notes.count("scrubbed")
 
+    def rebuild(self, _draw: random.Random) -> None:
+        self.follow(self.admin.RebuildUnit, target_admin_pb2.RebuildUnitRequest())
+        self.notes.count("rebuilt")
+
     def publish(self, draw: random.Random) -> None:
         """Publish a backup over an image that none names."""
         notes = self.notes

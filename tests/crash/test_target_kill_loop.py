@@ -53,6 +53,7 @@ _STEPS: dict[str, tuple[str, ...]] = {
     "high-water": _PUBLISH,
     "backup-manifest": _PUBLISH,
     "gc-state": _PUBLISH,
+    "index-place": _PUBLISH,
     "lock-clock": _PUBLISH,
     "scrub": _PUBLISH,
     "doubt": (*_PUBLISH, "remove"),
@@ -168,9 +169,11 @@ class Loop:
             [
                 clients.delete,
                 clients.collect,
-                clients.publish,
-                clients.scrub,
                 clients.collect,
+                clients.publish,
+                clients.withdraw,
+                clients.scrub,
+                clients.rebuild,
             ],
         )
         threads = [
