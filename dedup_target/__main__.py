@@ -128,7 +128,7 @@ def build(settings: TargetSettings, tls: TlsMaterial) -> daemon.Built:
     store, reserve = _opened(files, state, settings)
     images = ImageReader(store)
     newest = max((image.committed_at_ns for image in store.manifests.all()), default=None)
-    lock_clock = LockClock(files, state, SYSTEM_CLOCK, newest_image_ns=newest)
+    lock_clock = reserve.with_room(lambda: LockClock(files, state, SYSTEM_CLOCK, newest_image_ns=newest))
     transfers = Transfers(
         store, images, limits=Limits(), lease_seconds=settings.lease_seconds, clock=SYSTEM_CLOCK
     )

@@ -123,8 +123,8 @@ class ImageVerifier:
                 report(Verdict(done, total, bytes_read))
                 bytes_read += scrub.check(container)  # G2
                 done += 1
-            if not unseen or unit.quarantine.generation == generation:
-                break
+            if unit.quarantine.generation == generation:
+                break  # else something that the walk found may be gone
         seen = [scrub.seen_at(container) for container in walk.containers]
         lost = sorted(walk.lost_spans)
         if lost:

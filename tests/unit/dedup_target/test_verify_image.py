@@ -12,6 +12,7 @@ from arraylift.errors import Cancelled, NotFound
 from arraylift.ids import ImageId
 from arraylift.sizes import MIB, spans_of
 from dedup_target.container_format import Kind
+from dedup_target.verify_image import Walk
 from tests.property.test_commit_states import BACKUPS
 from tests.unit.dedup_target.hand_clock import SECOND_NS, START_NS
 from tests.unit.dedup_target.scrub_stage import ScrubStage
@@ -114,6 +115,29 @@ def test_a_healthy_image_beside_a_damaged_one_is_whole(stage: ScrubStage) -> Non
     stage.run()
     assert not stage.verify(FIRST, max_age_seconds=DAY).whole
     assert stage.verify(replace(FIRST, number=8), max_age_seconds=DAY).whole
+
+
+def test_what_is_condemned_while_the_tree_is_walked_counts(
+    stage: ScrubStage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage.run()
+    container = stage.containers(Kind.DATA)[0]
+    row = stage.store.containers.read_directory(container).directory[0]
+    walk = Walk.run
+    walks: list[Walk] = []
+    stage.send(replace(FIRST, number=8, disk=FIRST.disk[::-1]))  # unseen: no verdict without a walk
+
+    def walk_and_lose(self: Walk) -> Walk:
+        done = walk(self)
+        if not walks:
+            tenant = stage.store.keys.by_name("").tenant
+            stage.store.unit.condemn_records(container, tenant, [row["fingerprint"].tobytes()], "test")
+        walks.append(done)
+        return done
+
+    monkeypatch.setattr(Walk, "run", walk_and_lose)
+    assert not stage.verify(FIRST, max_age_seconds=DAY).whole
+    assert len(walks) == 2
 
 
 def test_a_time_that_has_not_come_yet_is_no_check(stage: ScrubStage) -> None:
