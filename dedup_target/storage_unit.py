@@ -229,6 +229,11 @@ class StorageUnit:
         self.containers.close()
         self.backend.close()
 
+    def forget_here(self) -> None:
+        """Remove the index from this machine: the unit was retired. REQUIRES it closed."""
+        self._place.destroy()
+        self._mark.clear()
+
     # -- inside -----------------------------------------------------------------------------
 
     def _sweep(self) -> int:

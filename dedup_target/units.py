@@ -36,7 +36,7 @@ from dedup_target.reserve import Reserve
 from dedup_target.s3_backend import SCHEME
 from dedup_target.storage_unit import StorageUnit
 from dedup_target.superblock import FIRST_UNIT, Role, Superblock
-from dedup_target.unit_backend import UnitBackend
+from dedup_target.unit_backend import UnitBackend, walk
 from dedup_target.unit_place import Places, find_or_make, lost_superblock, read_superblock
 from dedup_target.unit_registry import UnitEntry, UnitRegistry
 
@@ -290,7 +290,15 @@ class Units:
             self._members = tuple(one for one in self._members if one is not member)
             if member.unit is not None:
                 member.unit.close()
+                member.unit.forget_here()
+            self._drop_cache(member.entry.unit_id)
         _log.info("unit_retired", unit=name)
+
+    def _drop_cache(self, unit_id: UnitId) -> None:
+        if self._files.exists(self._cache_path(unit_id)):
+            cache = DirectoryBackend(self._files, self._cache_path(unit_id))
+            for name in list(walk(cache)):
+                cache.remove(name, label="cache-remove", missing_ok=True)
 
     def _replace_entry(self, entry: UnitEntry) -> None:
         with self.lock:

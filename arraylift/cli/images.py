@@ -76,6 +76,7 @@ def show(session: Session, image: ImageReference) -> None:
         ("size", human(found.image_bytes)),
         ("root", found.root.hex()),
         ("committed", moment(found.committed_at_ns)),
+        ("unit", f"{found.unit}, which is absent" if found.unit_absent else found.unit),
         ("locked until", moment(found.lock_until_ns) or "not locked"),
         ("built on", found.base_image_id or "nothing: a full backup"),
         ("source", f"lineage {found.source_state.lineage_id or '-'}, birth {found.source_state.birth}"),

@@ -18,9 +18,11 @@ from arraylift.errors import (
     WrongState,
 )
 from arraylift.ids import ImageId, TransferId
+from dedup_target.directory_backend import DirectoryBackend
 from dedup_target.seal_queue import SealJob, SealQueue, Ticket
 from dedup_target.superblock import Role
 from dedup_target.transfers import GrantRequest
+from dedup_target.unit_backend import walk
 from dedup_target.unit_registry import UNITS_MAX
 from tests.property.test_commit_states import PEER, Backup
 from tests.unit.dedup_target.material import backup
@@ -233,6 +235,7 @@ def test_an_archive_is_drained_and_retired(world: UnitsWorld) -> None:
     world.archive()
     with pytest.raises(WrongState, match="drain it first"):
         world.admin.retire("archive", lose_images=False)
+    unit_id = world.store.units.member("archive").entry.unit_id
     done = world.admin.drain("archive")
     assert done.images_done == 3
     assert all(places == ["active"] for places in world.places().values())
@@ -245,6 +248,7 @@ def test_an_archive_is_drained_and_retired(world: UnitsWorld) -> None:
     assert _states(world) == {"active": ""}
     world.check()
     assert world.files.exists(f"{ARCHIVE}/unit.alu"), "its data stay"
+    assert list(walk(DirectoryBackend(world.files, f"/state/cache/{unit_id}"))) == []
 
 
 def test_a_drained_archive_prefers_another_archive(world: UnitsWorld) -> None:
