@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
@@ -17,7 +18,7 @@ def test_every_figure_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         monkeypatch.setattr(pool, name, value)
     monkeypatch.setattr(pool, "CHANGED_GRANULES", 2000)
     monkeypatch.setattr(pool, "SMALL_BYTES", 8 * MIB)
-    console = Console(record=True, width=200, file=(tmp_path / "shown").open("w", encoding="utf-8"))
+    console = Console(record=True, width=200, file=io.StringIO())
     code = pool.run(console, tmp_path, seed=1, json_path=tmp_path / "figures.json")
     rows = json.loads((tmp_path / "figures.json").read_text())["pool"]
     assert len(rows) >= 14
