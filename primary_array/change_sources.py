@@ -93,13 +93,15 @@ def changed_since(pool: Pool, info: SnapshotInfo, base: Base, request: ChangeReq
 
 
 def _births(pool: Pool, info: SnapshotInfo, base: Base) -> U64 | None:
-    # The state that the base was taken from, or the image that this volume was restored from.
+    # The state that the base was taken from, or the image that this volume was restored from: where both
+    # vouch, only what both call changed can be.
+    told: U64 | None = None
     for since in (base.state, base.root):
         if since is not None:
             spans = pool.changed_spans(info.snapshot_id, since, base_bytes=base.image_bytes)
             if spans is not None:
-                return spans
-    return None
+                told = spans if told is None else np.intersect1d(told, spans)
+    return told
 
 
 def _supplied(info: SnapshotInfo, base: Base, supplied: Supplied) -> U64 | None:

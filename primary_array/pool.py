@@ -354,6 +354,13 @@ class Pool:
         draft_id = volume_id or VolumeId(random_id())
         return self._draft(self._ops.begin_clone(name, reference, size_bytes, draft_id))
 
+    def begin_clone_of(
+        self, volume_name: str, name: str, size_bytes: int, *, volume_id: VolumeId | None = None
+    ) -> Draft:
+        """As ``begin_clone``, with what a volume holds now."""
+        volume, draft_id = self._view.volume(volume_name), volume_id or VolumeId(random_id())
+        return self._draft(self._ops.begin_clone_of(volume, name, size_bytes, draft_id))
+
     def swap_drafts(self, members: Sequence[Swap], *, safety_name: str) -> list[SnapshotInfo]:
         """Make drafts the content of volumes that they are clones of, all in one commit; what the
         volumes held becomes snapshots, which are returned. Raises NotFound, InvalidRequest,

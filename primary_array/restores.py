@@ -4,6 +4,10 @@ Invariants:
   S1 a restore is opened by the target that its grant names, with its grant, only.
   S2 a restore that nobody continued for its lease is aborted and its draft removed; leases
      run on the monotonic clock and restart in full after a restart.
+  S3 the volume that a restore makes bears the transfer's id; the lineage that begins when one is
+     swapped in does. So both are found again, however often they are asked for.
+  S4 a restore in place changes its volume only with its whole group: every member was
+     verified, all are swapped in one commit, and what the volumes held stays as snapshots.
 Limits: RESTORES_MAX restores. Callers: any thread; the reaper is a thread of its own.
 Source: US 2016/0170666 [0045].
 """
@@ -12,10 +16,8 @@ from __future__ import annotations
 
 import hmac
 import threading
-from collections import deque
-from dataclasses import dataclass
-
-import numpy as np
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from arraylift.clock import Clock
 from arraylift.errors import (
@@ -27,21 +29,19 @@ from arraylift.errors import (
     NotFound,
     NotPermitted,
     Overloaded,
+    WrongState,
 )
 from arraylift.exchange.coverage import Coverage
-from arraylift.exchange.messages import U32, Commit, Committed, Figures, Flags, Limits, Open, Opened
-from arraylift.exchange.receiver import Arrived, Batch
-from arraylift.exchange.serve_lane import cut_short
-from arraylift.exchange.verify import plain_segments
+from arraylift.exchange.messages import Committed, Figures, Limits, Open, Opened
 from arraylift.grants import grant_for
-from arraylift.ids import ImageId, TransferId, VolumeId
+from arraylift.ids import ImageId, LineageId, TransferId, VolumeId
 from arraylift.logs import get_logger
-from arraylift.segments.tree import encode_leaf
 from arraylift.sizes import spans_of
 from primary_array.pool import Pool
-from primary_array.pool_types import VolumeInfo
-from primary_array.restore_draft import RestoreDraft, RestoreGrant, decode_tag, encode_tag
-from primary_array.span_writer import SpanWriter
+from primary_array.pool_types import SnapshotInfo, Source, VolumeInfo, VolumeSource
+from primary_array.restore_draft import Note, RestoreDraft, RestoreGrant, decode_tag, encode_tag
+from primary_array.restore_lane import RestoreLane
+from primary_array.volume_ops import Swap
 
 RESTORES_MAX = 64
 LEASE_SECONDS = 3600
@@ -56,6 +56,7 @@ _log = get_logger("restores")
 class _Entry:
     grant: RestoreGrant
     lease_until: float
+    reference: Source | None
     restore: RestoreDraft | None = None
     lanes: int = 0
 
@@ -90,30 +91,45 @@ class Restores:
             try:
                 if info.tag is None:
                     raise Corruption("it has no progress note")
-                grant, opened, written = decode_tag(info.tag)
+                note = decode_tag(info.tag)
             except Corruption as error:
                 _log.error("draft_removed", draft=info.draft_id, error=str(error))
                 self._pool.resume_draft(info.draft_id).abort()
                 continue
             draft = self._pool.resume_draft(info.draft_id)
-            restore = RestoreDraft(grant, draft, opened, written, self._clock)
-            self._entries[grant.transfer_id] = _Entry(grant, self._lease_end(), restore)
+            restore = RestoreDraft(note, draft, self._clock)
+            self._entries[note.grant.transfer_id] = _Entry(note.grant, self._lease_end(), None, restore)
 
     def _lease_end(self) -> float:
         return self._clock.monotonic() + self.lease_seconds
 
     # -- grants ---------------------------------------------------------------------------------
 
-    def prepare(self, transfer_id: TransferId, *, target: str, volume_name: str) -> bytes:
-        """Return the grant; idempotent by transfer id. Raises AlreadyExists, Overloaded."""
+    def prepare(
+        self,
+        transfer_id: TransferId,
+        *,
+        target: str,
+        volume_name: str,
+        reference: Source | None = None,
+        group_id: str = "",
+    ) -> bytes:
+        """Return the grant; idempotent by transfer id.
+
+        ``reference``: the volume or snapshot whose segments need not travel. ``group_id``: restore
+        ``volume_name``, which exists, in place, when ``commit_group`` is called; it is its own reference.
+        Raises AlreadyExists, NotFound, InvalidRequest, Overloaded.
+        """
+        if group_id and reference is not None:
+            raise InvalidRequest("a volume that is restored in place is its own reference")
         grant = RestoreGrant(
-            transfer_id, target, volume_name, grant_for(self._grant_secret, transfer_id, target)
+            transfer_id, target, volume_name, grant_for(self._grant_secret, transfer_id, target), group_id
         )
         with self._lock:
             entry, made = self._entries.get(transfer_id), self._made(transfer_id)
-            names = [entry.grant.volume_name] if entry else [made.name] if made else []
-            if names:
-                if names != [volume_name] or (entry and entry.grant.target != target):
+            known = [entry.grant] if entry else [replace(grant, volume_name=made.name)] if made else []
+            if known:
+                if known != [grant] or (entry and entry.reference != reference):
                     raise AlreadyExists(
                         f"transfer {transfer_id} was granted for something else",
                         next_step="make a new transfer id",
@@ -121,23 +137,46 @@ class Restores:
                 return grant.grant
             if len(self._entries) >= RESTORES_MAX:
                 raise Overloaded(f"{RESTORES_MAX} restores are open", next_step="let some end or lapse")
-            self._check_free(volume_name)
-            self._entries[transfer_id] = _Entry(grant, self._lease_end())
+            if group_id:
+                self._check_in_place(volume_name)
+            else:
+                self._check_free(volume_name)
+            if reference is not None:
+                self._reference_size(reference)
+            self._entries[transfer_id] = _Entry(grant, self._lease_end(), reference)
             return grant.grant
+
+    def _check_in_place(self, volume_name: str) -> None:
+        self._pool.volume(volume_name)
+        if any(e.grant.group_id and e.grant.volume_name == volume_name for e in self._entries.values()):
+            raise AlreadyExists(
+                f"volume {volume_name} is being restored in place already",
+                subject=volume_name,
+                next_step="wait for that restore, or give it up",
+            )
+
+    def _reference_size(self, reference: Source) -> int:
+        """Raises NotFound."""
+        if isinstance(reference, VolumeSource):
+            return self._pool.volume(reference.name).size_bytes
+        return self._pool.get_snapshot(reference.snapshot_id).size_bytes
 
     def _check_free(self, volume_name: str) -> None:
         taken = {volume.name for volume in self._pool.volumes()}
         taken |= {draft.name for draft in self._pool.drafts()}
-        taken |= {entry.grant.volume_name for entry in self._entries.values()}
+        taken |= {entry.grant.volume_name for entry in self._entries.values() if not entry.grant.group_id}
         if volume_name in taken:
             raise AlreadyExists(
                 f"volume {volume_name} exists already", subject=volume_name, next_step="choose another name"
             )
 
     def _made(self, transfer_id: TransferId) -> VolumeInfo | None:
-        """The volume that this restore made: it bears the transfer's id (S3)."""
-        made = (volume for volume in self._pool.volumes() if volume.volume_id == VolumeId(transfer_id))
-        return next(made, None)
+        """The volume that this restore made, or was swapped into (S3)."""
+        for volume in self._pool.volumes():
+            swapped = volume.origin is not None and volume.origin.state.lineage_id == LineageId(transfer_id)
+            if swapped or volume.volume_id == VolumeId(transfer_id):
+                return volume
+        return None
 
     # -- opening --------------------------------------------------------------------------------
 
@@ -150,8 +189,10 @@ class Restores:
                 next_step="prepare the restore for this target",
             )
         with self._lock:
-            if message.transfer_id in self._entries:
-                return Restore(self, message, None)
+            entry = self._entries.get(message.transfer_id)
+            if entry is not None:
+                ready = entry.restore.receipt if entry.restore else None
+                return Restore(self, message, ready)
             made = self._made(message.transfer_id)
         if made is None or made.origin is None:
             raise _lapsed(message.transfer_id)
@@ -168,7 +209,7 @@ class Restores:
                 raise _lapsed(message.transfer_id)
             entry.lease_until = self._lease_end()
             if entry.restore is None:
-                entry.restore = self._new(entry.grant, message)
+                entry.restore = self._new(entry, message)
             restore = entry.restore
             if message.attempt == 0:
                 restore.begin_attempt(message)
@@ -176,26 +217,97 @@ class Restores:
             entry.lanes += 1
             return restore, restore.attempt
 
-    def _new(self, grant: RestoreGrant, message: Open) -> RestoreDraft:
-        volume_id = VolumeId(grant.transfer_id)  # S3
-        draft = self._pool.begin_volume(grant.volume_name, message.image_bytes, volume_id=volume_id)
-        written = Coverage(spans_of(message.image_bytes))
-        draft.save_progress(encode_tag(grant, message, written))
-        return RestoreDraft(grant, draft, message, written, self._clock)
+    def _new(self, entry: _Entry, message: Open) -> RestoreDraft:
+        grant, volume_id = entry.grant, VolumeId(entry.grant.transfer_id)  # S3
+        size_bytes, reference = message.image_bytes, entry.reference
+        if grant.group_id:
+            name = f"restore-{grant.transfer_id}"
+            draft = self._pool.begin_clone_of(grant.volume_name, name, size_bytes, volume_id=volume_id)
+        elif isinstance(reference, VolumeSource):
+            draft = self._pool.begin_clone_of(
+                reference.name, grant.volume_name, size_bytes, volume_id=volume_id
+            )
+        elif reference is not None:
+            draft = self._pool.begin_clone(
+                grant.volume_name, reference.snapshot_id, size_bytes, volume_id=volume_id
+            )
+        else:
+            draft = self._pool.begin_volume(grant.volume_name, size_bytes, volume_id=volume_id)
+        has_content = bool(grant.group_id) or reference is not None
+        note = Note(grant, message, Coverage(spans_of(size_bytes)), has_content)
+        draft.save_progress(encode_tag(note))
+        return RestoreDraft(note, draft, self._clock)
 
-    def lane_ended(self, transfer_id: TransferId) -> None:
+    def lane_ended(self, restore: RestoreDraft) -> None:
         """A lane is over; its restore stays for the lease."""
         with self._lock:
-            entry = self._entries.get(transfer_id)
+            entry = self._entries.get(restore.grant.transfer_id)
             if entry is not None:
                 entry.lanes -= 1
                 entry.lease_until = self._lease_end()
 
     def ended(self, restore: RestoreDraft, receipt: Committed) -> None:
-        """The volume exists; a sender that lost the answer finds it by its id (S3)."""
-        with self._lock:
-            self._entries.pop(restore.grant.transfer_id, None)
+        """The volume exists, and a sender that lost the answer finds it by its id (S3); or the draft
+        waits for its group (S4)."""
+        if not restore.grant.group_id:
+            with self._lock:
+                self._entries.pop(restore.grant.transfer_id, None)
         _log.info("restore_committed", volume=restore.grant.volume_name, root=receipt.root.hex())
+
+    # -- groups ---------------------------------------------------------------------------------
+
+    def commit_group(
+        self, group_id: str, transfer_ids: Sequence[TransferId], *, safety_name: str
+    ) -> tuple[list[VolumeInfo], list[SnapshotInfo]]:
+        """Swap the drafts of a group for their volumes, all in one commit (S4); idempotent. Returns the
+        volumes and the snapshots of what they held.
+
+        Raises NotFound (unknown, lapsed), WrongState (one has not arrived whole; a volume is used),
+        InvalidRequest (another group's, or not all of it), OutOfSpace, Overloaded.
+        """
+        with self._lock:
+            entries = [self._entries.get(transfer_id) for transfer_id in transfer_ids]
+            found = [entry for entry in entries if entry is not None]
+            if transfer_ids and not found:
+                return self._swapped(transfer_ids, safety_name)
+            members = [self._member(group_id, found, transfer_id) for transfer_id in transfer_ids]
+            group = [e for e in self._entries.values() if e.grant.group_id == group_id]
+            if len(group) != len(set(transfer_ids)):
+                raise InvalidRequest(f"name all {len(group)} restores of group {group_id}")
+            safeties = self._pool.swap_drafts(members, safety_name=safety_name)
+            for transfer_id in transfer_ids:
+                del self._entries[transfer_id]
+            _log.info("restores_swapped_in", group=group_id, volumes=[one.volume_name for one in members])
+            return [self._pool.volume(one.volume_name) for one in members], safeties
+
+    def _member(self, group_id: str, entries: Sequence[_Entry], transfer_id: TransferId) -> Swap:
+        entry = next((one for one in entries if one.grant.transfer_id == transfer_id), None)
+        if entry is None:
+            raise _lapsed(transfer_id)
+        if not group_id or entry.grant.group_id != group_id:
+            raise InvalidRequest(f"restore {transfer_id} is not of group {group_id}")
+        if entry.restore is None or entry.restore.receipt is None:
+            raise WrongState(
+                f"restore {transfer_id} of volume {entry.grant.volume_name} has not arrived whole",
+                subject=entry.grant.volume_name,
+                next_step="send its image first",
+            )
+        draft_id, root = entry.restore.draft.draft_id, entry.restore.receipt.root
+        return Swap(draft_id, entry.grant.volume_name, root, LineageId(transfer_id))
+
+    def _swapped(
+        self, transfer_ids: Sequence[TransferId], safety_name: str
+    ) -> tuple[list[VolumeInfo], list[SnapshotInfo]]:
+        """What an earlier call did (S3)."""
+        volumes, safeties = [], []
+        for transfer_id in transfer_ids:
+            volume = self._made(transfer_id)
+            if volume is None:
+                raise _lapsed(transfer_id)
+            volumes.append(volume)
+            kept = [one for one in self._pool.snapshots(volume.name) if one.label == safety_name]
+            safeties += kept[-1:]
+        return volumes, safeties
 
     # -- leases ---------------------------------------------------------------------------------
 
@@ -261,100 +373,8 @@ class Restore:
     def lane(self, number: int) -> RestoreLane:  # noqa: ARG002 - the lanes of a restore are alike
         """Enter the lane that ``open`` admitted."""
         assert self._entered is not None, "open comes first"
-        return RestoreLane(self._restores, *self._entered)
-
-
-class RestoreLane:
-    """One lane of a restore (exchange.serve_lane.LaneSink)."""
-
-    def __init__(self, restores: Restores, restore: RestoreDraft, attempt: int) -> None:
-        self._restores = restores
-        self._restore = restore
-        self._attempt = attempt
-        self._writer = SpanWriter(restore.write_span)
-        self._incomplete: deque[_Spans] = deque()
-        self._complete_batch = 0
-        self._durable_batch = 0
-
-    def offered(self, batch: Batch) -> tuple[Flags | None, U32 | None]:
-        """A new volume lacks every segment."""
-        self._restore.check(self._attempt)
-        self._restore.claim(batch.offer)
-        if len(batch.offer.lengths):
-            self._incomplete.append(_Spans(batch))
-            return np.ones(len(batch.offer.lengths), dtype=np.bool_), None
-        if not self._incomplete:
-            self._complete_batch = batch.number
-        return None, None
-
-    def arrived(self, arrived: Arrived) -> None:
-        """Verify segments, and write the spans that are whole with them."""
-        self._restore.check(self._attempt)
-        spans = self._incomplete[0]
-        assert spans.batch is arrived.batch, "segments come in batch order"
-        spans.add(plain_segments(arrived, self._restore.key))
-        for span, plain, leaf in spans.whole():
-            self._writer.put(span, plain, self._restore.key.node(leaf))
-        while self._incomplete and self._incomplete[0].batch.complete:
-            self._complete_batch = self._incomplete.popleft().batch.number
-
-    def advance(self, *, now: bool) -> tuple[int, int]:
-        """Save progress when it is due, or when the sender waits for it."""
-        self._restore.check(self._attempt)
-        if self._complete_batch > self._durable_batch and (now or self._restore.progress_due):
-            self._writer.drain()
-            self._restore.save()
-            self._durable_batch = self._complete_batch
-        return self._durable_batch, self._restore.bytes_written
-
-    def flush(self) -> tuple[int, int]:
-        """Make everything that arrived durable."""
-        if self._incomplete:
-            raise cut_short()
-        return self.advance(now=True)
-
-    def commit(self, message: Commit) -> Committed:
-        """Make the volume."""
-        self._restore.check(self._attempt)
-        receipt = self._restore.commit(message)
-        self._restores.ended(self._restore, receipt)
-        return receipt
-
-    def close(self, cause: ArrayliftError | None) -> None:
-        """The draft stays for the lease; a lane that did not end as it should ends its attempt."""
-        self._writer.close()
-        if cause is not None and self._attempt == self._restore.attempt:
-            self._restore.fail(cause)
-        self._restores.lane_ended(self._restore.grant.transfer_id)
-
-
-class _Spans:
-    """Plain segments of a batch on their way to being whole spans."""
-
-    def __init__(self, batch: Batch) -> None:
-        self.batch = batch
-        self._counts = deque(batch.offer.counts.tolist())
-        self._spans = deque(batch.offer.spans.tolist())
-        self._pieces: deque[bytes | memoryview] = deque()
-        self._at = 0
-
-    def add(self, pieces: list[bytes | memoryview]) -> None:
-        """Take segments in the order of the offer; copies what belongs to the message."""
-        self._pieces.extend(pieces)
-
-    def whole(self) -> list[tuple[int, bytes, bytes]]:
-        """Return (span, plain bytes, encoded leaf) of each span that is whole now."""
-        done = []
-        offer = self.batch.offer
-        lengths, fingerprints = memoryview(offer.lengths.tobytes()), memoryview(offer.fingerprints)
-        while self._counts and len(self._pieces) >= self._counts[0]:
-            count = self._counts.popleft()
-            plain = b"".join(self._pieces.popleft() for _ in range(count))
-            end = self._at + count
-            leaf = encode_leaf(lengths[4 * self._at : 4 * end], fingerprints[32 * self._at : 32 * end])
-            done.append((self._spans.popleft(), plain, leaf))
-            self._at = end
-        return done
+        restore, attempt = self._entered
+        return RestoreLane(restore, attempt, committed=self._restores.ended, left=self._restores.lane_ended)
 
 
 def _abort(entry: _Entry, cause: ArrayliftError) -> None:

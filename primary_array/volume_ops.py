@@ -27,6 +27,7 @@ from primary_array.map_commit import MapCommit
 from primary_array.map_events import (
     DraftCloned,
     DraftsSwapped,
+    SnapshotDeleted,
     SnapshotsTaken,
     VolumeCloned,
     VolumeResized,
@@ -45,11 +46,13 @@ from primary_array.pool_types import (
 
 @dataclass(frozen=True, slots=True)
 class Swap:
-    """One member of a swap: ``root`` is that of the image in the draft, or empty."""
+    """One member of a swap: ``root`` is that of the image in the draft, or empty; ``lineage_id``, never
+    used before, is the volume's from then on."""
 
     draft_id: VolumeId
     volume_name: str
     root: bytes
+    lineage_id: LineageId
 
 
 class VolumeOps:
@@ -130,6 +133,22 @@ class VolumeOps:
             with self._state.lock:
                 return self._state.drafts[draft_id]
 
+    def begin_clone_of(
+        self, volume: Volume, name: str, size_bytes: int, draft_id: VolumeId
+    ) -> map_state.Draft:
+        """See Pool.begin_clone_of. The snapshot that the draft is cloned from goes in the same frame."""
+        check_name(name, "a volume name")
+        check_size(size_bytes)
+        with volume.gate.hold(), self._commit.transaction():
+            self.check_room_for(name)
+            self.check_id_free(draft_id, name)
+            taken = self.snapshot_event([volume], "")
+            passing = taken.members[0][1]
+            cloned = DraftCloned(draft_id, name, size_bytes, passing)
+            self._commit.commit(taken, cloned, SnapshotDeleted(passing))
+            with self._state.lock:
+                return self._state.drafts[draft_id]
+
     def swap(self, members: Sequence[Swap], safety_name: str) -> list[SnapshotId]:
         """See Pool.swap_drafts."""
         check_name(safety_name, "a snapshot name")
@@ -154,7 +173,7 @@ class VolumeOps:
                     raise WrongState(f"draft {draft.name} is no clone of volume {name}", subject=name)
             swapped = DraftsSwapped(
                 tuple(
-                    (draft.volume_id, volume.volume_id, LineageId(random_id()), member.root.hex())
+                    (draft.volume_id, volume.volume_id, member.lineage_id, member.root.hex())
                     for (draft, volume), member in zip(pairs, members, strict=True)
                 )
             )

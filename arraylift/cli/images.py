@@ -88,14 +88,32 @@ def show(session: Session, image: ImageReference) -> None:
 def restore(
     session: Session,
     image: ImageReference,
-    volume: Annotated[str, typer.Option("--as", metavar="VOLUME", help="Name of the new volume.")],
+    volume: Annotated[str, typer.Option("--as", metavar="VOLUME", help="Name of the new volume.")] = "",
+    reference: Annotated[
+        str, typer.Option(metavar="VOLUME", help="A volume of the array: what it has does not travel.")
+    ] = "",
+    in_place: Annotated[
+        str, typer.Option(metavar="VOLUME", help="Replace what this volume holds, instead.")
+    ] = "",
+    safety: Annotated[
+        str, typer.Option(help="With --in-place: the snapshot that keeps what it held.")
+    ] = "before-restore",
 ) -> None:
-    """Send an image to the array, as a new volume that appears when it is whole."""
+    """Send an image to the array, as a new volume that appears when it is whole, or in place of one."""
+    if bool(volume) == bool(in_place) or (in_place and reference):
+        raise InvalidRequest("say --as VOLUME, perhaps with --reference, or --in-place VOLUME")
     found = transfers.find_image(session.target, image)
-    with session.progress(f"restore {volume}", found.image_bytes) as bar:
+    with session.progress(f"restore {volume or in_place}", found.image_bytes) as bar:
         receipt = transfers.restore_image(
-            session.target, session.array, found.image_id, volume_name=volume, on_spans=bar.transfer
+            session.target,
+            session.array,
+            found.image_id,
+            volume_name=volume or in_place,
+            reference=reference,
+            safety_name=safety if in_place else "",
+            on_spans=bar.transfer,
         )
+    volume = volume or in_place
     document = {
         "volume_id": receipt.receipt_id,
         "volume": volume,

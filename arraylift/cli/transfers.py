@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -18,7 +18,7 @@ from arraylift.cli.connection import Connection
 from arraylift.cli.show import plain
 from arraylift.errors import ArrayliftError, InvalidRequest, NotFound
 from arraylift.ids import random_id
-from arraylift.rpc.channel import ResponseStream
+from arraylift.rpc.channel import LONG_CALL_SECONDS, ResponseStream
 from arraylift.v1 import (
     backup_logic_pb2,
     common_pb2,
@@ -100,21 +100,52 @@ def send_snapshot(
 
 
 def restore_image(
-    target: Connection, array: Connection, image_id: str, *, volume_name: str, on_spans: OnSpans
+    target: Connection,
+    array: Connection,
+    image_id: str,
+    *,
+    volume_name: str,
+    on_spans: OnSpans,
+    reference: str = "",
+    safety_name: str = "",
 ) -> Receipt:
-    """Send an image into a new volume; errors of the calls it makes."""
-    transfer_id = random_id()
+    """Send an image into a new volume, or with ``safety_name`` in place of one; errors of the calls it
+    makes. What the volume ``reference`` has does not travel."""
+    transfer_id, group_id = random_id(), random_id() if safety_name else ""
     grant = array.call(
         array.volumes.PrepareRestore,
         volume_pb2.PrepareRestoreRequest(
-            transfer_id=transfer_id, target=target.identity().name, volume_name=volume_name
+            transfer_id=transfer_id,
+            target=target.identity().name,
+            volume_name=volume_name,
+            reference_volume=reference,
+            group_id=group_id,
         ),
     ).grant
     request = image_pb2.SendImageRequest(
         image_id=image_id, receiver_address=array.address, transfer_id=transfer_id, grant=grant
     )
-    last = _follow(target.stream(target.images.SendImage, request), target.label, on_spans)
-    return Receipt(receipt_id=last.receipt_id, root=last.root, figures=last.figures)
+    try:
+        last = _follow(target.stream(target.images.SendImage, request), target.label, on_spans)
+        receipt = Receipt(receipt_id=last.receipt_id, root=last.root, figures=last.figures)
+        return receipt if not group_id else _swap_in(array, receipt, transfer_id, group_id, safety_name)
+    except BaseException:
+        if group_id:
+            with contextlib.suppress(ArrayliftError):  # its lease lapses anyway
+                array.call(
+                    array.volumes.RevokeRestore, volume_pb2.RevokeRestoreRequest(transfer_id=transfer_id)
+                )
+        raise
+
+
+def _swap_in(
+    array: Connection, receipt: Receipt, transfer_id: str, group_id: str, safety_name: str
+) -> Receipt:
+    request = volume_pb2.CommitRestoreGroupRequest(
+        group_id=group_id, transfer_ids=[transfer_id], safety_name=safety_name
+    )
+    made = array.call(array.volumes.CommitRestoreGroup, request, timeout_seconds=LONG_CALL_SECONDS)
+    return replace(receipt, receipt_id=made.volumes[0].volume_id)
 
 
 def _follow(responses: ResponseStream[Any], label: str, on_spans: OnSpans) -> Any:

@@ -74,7 +74,7 @@ def _rules() -> dict[str, frozenset[str]]:
         for method in methods.split()
     }
     # Opens a door for a target to write into the pool: a host has no business there.
-    for method in ("PrepareRestore", "RevokeRestore", "CheckPool"):
+    for method in ("PrepareRestore", "RevokeRestore", "CommitRestoreGroup", "CheckPool"):
         rules[f"/arraylift.v1.VolumeService/{method}"] = MANAGEMENT
     # Where backups lie, and how much a tenant may keep, is for people to decide.
     for method in ("AddUnit", "DrainUnit", "RetireUnit", "MoveImages", "RebuildUnit", "SetQuota"):

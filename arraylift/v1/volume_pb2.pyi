@@ -242,14 +242,38 @@ class ListChangedExtentsResponse(_message.Message):
     def __init__(self, offsets: _Optional[bytes] = ..., lengths: _Optional[bytes] = ...) -> None: ...
 
 class PrepareRestoreRequest(_message.Message):
-    __slots__ = ("transfer_id", "target", "volume_name")
+    __slots__ = ("transfer_id", "target", "volume_name", "reference_volume", "reference_snapshot_id", "group_id")
     TRANSFER_ID_FIELD_NUMBER: _ClassVar[int]
     TARGET_FIELD_NUMBER: _ClassVar[int]
     VOLUME_NAME_FIELD_NUMBER: _ClassVar[int]
+    REFERENCE_VOLUME_FIELD_NUMBER: _ClassVar[int]
+    REFERENCE_SNAPSHOT_ID_FIELD_NUMBER: _ClassVar[int]
+    GROUP_ID_FIELD_NUMBER: _ClassVar[int]
     transfer_id: str
     target: str
     volume_name: str
-    def __init__(self, transfer_id: _Optional[str] = ..., target: _Optional[str] = ..., volume_name: _Optional[str] = ...) -> None: ...
+    reference_volume: str
+    reference_snapshot_id: str
+    group_id: str
+    def __init__(self, transfer_id: _Optional[str] = ..., target: _Optional[str] = ..., volume_name: _Optional[str] = ..., reference_volume: _Optional[str] = ..., reference_snapshot_id: _Optional[str] = ..., group_id: _Optional[str] = ...) -> None: ...
+
+class CommitRestoreGroupRequest(_message.Message):
+    __slots__ = ("group_id", "transfer_ids", "safety_name")
+    GROUP_ID_FIELD_NUMBER: _ClassVar[int]
+    TRANSFER_IDS_FIELD_NUMBER: _ClassVar[int]
+    SAFETY_NAME_FIELD_NUMBER: _ClassVar[int]
+    group_id: str
+    transfer_ids: _containers.RepeatedScalarFieldContainer[str]
+    safety_name: str
+    def __init__(self, group_id: _Optional[str] = ..., transfer_ids: _Optional[_Iterable[str]] = ..., safety_name: _Optional[str] = ...) -> None: ...
+
+class CommitRestoreGroupResponse(_message.Message):
+    __slots__ = ("volumes", "safeties")
+    VOLUMES_FIELD_NUMBER: _ClassVar[int]
+    SAFETIES_FIELD_NUMBER: _ClassVar[int]
+    volumes: _containers.RepeatedCompositeFieldContainer[Volume]
+    safeties: _containers.RepeatedCompositeFieldContainer[Snapshot]
+    def __init__(self, volumes: _Optional[_Iterable[_Union[Volume, _Mapping]]] = ..., safeties: _Optional[_Iterable[_Union[Snapshot, _Mapping]]] = ...) -> None: ...
 
 class PrepareRestoreResponse(_message.Message):
     __slots__ = ("grant",)

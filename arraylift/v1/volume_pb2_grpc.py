@@ -94,6 +94,11 @@ class VolumeServiceStub:
                 request_serializer=arraylift_dot_v1_dot_volume__pb2.RevokeRestoreRequest.SerializeToString,
                 response_deserializer=arraylift_dot_v1_dot_volume__pb2.RevokeRestoreResponse.FromString,
                 _registered_method=True)
+        self.CommitRestoreGroup = channel.unary_unary(
+                '/arraylift.v1.VolumeService/CommitRestoreGroup',
+                request_serializer=arraylift_dot_v1_dot_volume__pb2.CommitRestoreGroupRequest.SerializeToString,
+                response_deserializer=arraylift_dot_v1_dot_volume__pb2.CommitRestoreGroupResponse.FromString,
+                _registered_method=True)
         self.GetPoolStats = channel.unary_unary(
                 '/arraylift.v1.VolumeService/GetPoolStats',
                 request_serializer=arraylift_dot_v1_dot_volume__pb2.GetPoolStatsRequest.SerializeToString,
@@ -221,8 +226,11 @@ class VolumeServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def PrepareRestore(self, request, context):
-        """Lets one target send one image into a new volume; the volume appears at its Commit.
-        Idempotent by transfer_id. Errors: ALREADY_EXISTS, INVALID_ARGUMENT.
+        """Lets one target send one image into a new volume; the volume appears at its Commit. With a reference,
+        segments that it has in the same span do not travel, and what equals it shares its slots.
+        With `group_id` the volume exists, and is its own reference: at Commit the image is verified and
+        waits, under its lease, for CommitRestoreGroup; until then the volume is as it was.
+        Idempotent by transfer_id. Errors: ALREADY_EXISTS, NOT_FOUND (volume, reference), INVALID_ARGUMENT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -231,6 +239,16 @@ class VolumeServiceServicer:
     def RevokeRestore(self, request, context):
         """Gives up a restore that has not committed: its draft goes, its lanes end. Idempotent: one that
         is unknown, or has committed, is no error, and its volume stays.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CommitRestoreGroup(self, request, context):
+        """Swaps all images of a group for their volumes in one commit; what the volumes held becomes snapshots
+        named `safety_name`. Their next backups are incrementals on the images. Errors: NOT_FOUND
+        (a restore is unknown, or lapsed), FAILED_PRECONDITION (one has not arrived whole; a volume is open for
+        writing), INVALID_ARGUMENT (not all of the group), RESOURCE_EXHAUSTED. Idempotent by the transfer ids.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -363,6 +381,11 @@ def add_VolumeServiceServicer_to_server(servicer, server):
                     servicer.RevokeRestore,
                     request_deserializer=arraylift_dot_v1_dot_volume__pb2.RevokeRestoreRequest.FromString,
                     response_serializer=arraylift_dot_v1_dot_volume__pb2.RevokeRestoreResponse.SerializeToString,
+            ),
+            'CommitRestoreGroup': grpc.unary_unary_rpc_method_handler(
+                    servicer.CommitRestoreGroup,
+                    request_deserializer=arraylift_dot_v1_dot_volume__pb2.CommitRestoreGroupRequest.FromString,
+                    response_serializer=arraylift_dot_v1_dot_volume__pb2.CommitRestoreGroupResponse.SerializeToString,
             ),
             'GetPoolStats': grpc.unary_unary_rpc_method_handler(
                     servicer.GetPoolStats,
@@ -729,6 +752,33 @@ class VolumeService:
             '/arraylift.v1.VolumeService/RevokeRestore',
             arraylift_dot_v1_dot_volume__pb2.RevokeRestoreRequest.SerializeToString,
             arraylift_dot_v1_dot_volume__pb2.RevokeRestoreResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CommitRestoreGroup(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/arraylift.v1.VolumeService/CommitRestoreGroup',
+            arraylift_dot_v1_dot_volume__pb2.CommitRestoreGroupRequest.SerializeToString,
+            arraylift_dot_v1_dot_volume__pb2.CommitRestoreGroupResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -268,8 +268,22 @@ class VolumeEdge(pb_grpc.VolumeServiceServicer):
             TransferId(check_id(request.transfer_id, "transfer id")),
             target=check_name(request.target, "target name"),
             volume_name=check_name(request.volume_name, "volume name"),
+            reference=_reference(request),
+            group_id=check_id(request.group_id, "group id") if request.group_id else "",
         )
         return pb.PrepareRestoreResponse(grant=grant)
+
+    def CommitRestoreGroup(
+        self, request: pb.CommitRestoreGroupRequest, context: grpc.ServicerContext
+    ) -> pb.CommitRestoreGroupResponse:
+        volumes, safeties = self._restores.commit_group(
+            check_id(request.group_id, "group id"),
+            [TransferId(check_id(one, "transfer id")) for one in request.transfer_ids],
+            safety_name=check_name(request.safety_name, "snapshot name"),
+        )
+        return pb.CommitRestoreGroupResponse(
+            volumes=map(convert.volume_to_pb, volumes), safeties=map(convert.snapshot_to_pb, safeties)
+        )
 
     def RevokeRestore(
         self, request: pb.RevokeRestoreRequest, context: grpc.ServicerContext
@@ -291,6 +305,16 @@ class VolumeEdge(pb_grpc.VolumeServiceServicer):
         # A check that nobody waits for any more runs to its end: it is bounded by the size of the maps.
         news = stream_long_call(context, run, cancelled=threading.Event(), what="pool check")
         yield from map(convert.check_to_pb, news)
+
+
+def _reference(request: pb.PrepareRestoreRequest) -> Source | None:
+    if request.reference_volume and request.reference_snapshot_id:
+        raise InvalidRequest("name one reference")
+    if request.reference_volume:
+        return VolumeSource(check_name(request.reference_volume, "reference"))
+    if request.reference_snapshot_id:
+        return SnapshotSource(SnapshotId(check_id(request.reference_snapshot_id, "reference")))
+    return None
 
 
 def _check_extent(extent: pb.Extent) -> None:

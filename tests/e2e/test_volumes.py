@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
 from arraylift.errors import NotFound, WrongState
+from arraylift.ids import random_id
 from arraylift.rpc.channel import call
 from arraylift.sizes import GRANULE_BYTES, MIB
 from arraylift.v1 import backup_logic_pb2, volume_pb2
-from tests.e2e.cluster import ARRAY, BIRTHS, FULL_READ, Cluster
+from tests.e2e.cluster import ARRAY, BIRTHS, FULL_READ, TARGET, Cluster
 from tests.e2e.disks import differing_spans, make_disk, random_disk
 
 DIFF = backup_logic_pb2.CHANGE_SOURCE_DIFF
@@ -116,3 +119,58 @@ def test_a_volume_is_resized_cloned_and_rolled_back(shared: Cluster) -> None:
         call(shared.volumes.CloneVolume, clone_request, peer=ARRAY)
     assert check(shared) == []
     assert check(shared, repair=True) == []
+
+
+def restore(cluster: Cluster, image_id: str, volume_name: str, **more: str) -> tuple[str, Any]:
+    """Prepare and send; returns (transfer id, the last message)."""
+    transfer_id = random_id()
+    request = volume_pb2.PrepareRestoreRequest(
+        transfer_id=transfer_id, target=TARGET, volume_name=volume_name, **more
+    )
+    grant = call(cluster.volumes.PrepareRestore, request, peer=ARRAY).grant
+    return transfer_id, list(cluster.restore_messages(image_id, transfer_id, grant))[-1]
+
+
+def test_restores_spare_what_the_array_has(shared: Cluster) -> None:
+    disk = make_disk(8 * MIB, seed=61)
+    shared.import_disk("v4", disk)
+    image = shared.back_up("v4", "v4")
+    live = bytearray(disk)
+    shared.write("v4", 2 * MIB + 9, random_disk(GRANULE_BYTES, seed=62), disk=live)
+    shared.trim("v4", 5 * MIB, MIB, disk=live)
+    _, whole = restore(shared, image.image_id, "v4-whole")
+    _, spared = restore(shared, image.image_id, "v4-spared", reference_volume="v4")
+    assert shared.volume_bytes("v4-spared") == shared.volume_bytes("v4-whole") == disk
+    assert spared.figures.bytes_sent < whole.figures.bytes_sent / 2
+    assert volume(shared, "v4-spared").unique_bytes <= MIB + 2 * GRANULE_BYTES
+    assert shared.volume_bytes("v4") == live
+
+
+def test_two_volumes_are_restored_in_place_together(shared: Cluster) -> None:
+    names, disks, images = ("v5", "v6"), [make_disk(6 * MIB, seed=71 + n) for n in range(2)], []
+    for name, disk in zip(names, disks, strict=True):
+        shared.import_disk(name, disk)
+        images.append(shared.back_up(name, name))
+        shared.write(name, MIB, random_disk(2 * GRANULE_BYTES, seed=73))
+    damaged = [bytes(shared.volume_bytes(name)) for name in names]
+    group_id = random_id()
+    transfers = []
+    for name, image in zip(names, images, strict=True):
+        transfer_id, sent = restore(shared, image.image_id, name, group_id=group_id)
+        transfers.append(transfer_id)
+        assert sent.root == image.root
+        assert sent.figures.bytes_sent < MIB
+    assert [bytes(shared.volume_bytes(name)) for name in names] == damaged, "not before the group"
+    request = volume_pb2.CommitRestoreGroupRequest(
+        group_id=group_id, transfer_ids=transfers, safety_name="before-restore"
+    )
+    answer = call(shared.volumes.CommitRestoreGroup, request, peer=ARRAY)
+    assert [shared.volume_bytes(name) for name in names] == disks
+    kept = [shared.volume_bytes(snapshot_id=safety.snapshot_id) for safety in answer.safeties]
+    assert kept == damaged
+    again = call(shared.volumes.CommitRestoreGroup, request, peer=ARRAY)
+    assert [one.snapshot_id for one in again.safeties] == [one.snapshot_id for one in answer.safeties]
+    for name, image in zip(names, images, strict=True):
+        next_one = shared.back_up(name, name, source=BIRTHS)
+        assert (next_one.figures.spans_read, next_one.root) == (0, image.root)
+    assert check(shared) == []

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from arraylift.errors import WrongState
-from arraylift.ids import LineageId, SnapshotId, SourceState, VolumeId
+from arraylift.ids import LineageId, SnapshotId, SourceState, VolumeId, random_id
 from primary_array.draft import Draft
 from primary_array.pool import Pool
 from primary_array.pool_types import VolumeSource
@@ -285,7 +285,9 @@ class PoolMachine(RuleBasedStateMachine):
             self.flushed()
             return
         model, shape = self.volumes[clone.name], clone.shape
-        (safety,) = self.pool.swap_drafts([Swap(key, clone.name, b"r" * 32)], safety_name="safety")
+        (safety,) = self.pool.swap_drafts(
+            [Swap(key, clone.name, b"r" * 32, LineageId(random_id()))], safety_name="safety"
+        )
         model.snapshot(safety.snapshot_id, safety.state)
         line = self.pool.volume(clone.name).state.lineage_id
         self.parents[line] = None if clone.orphaned else clone.fork.state.lineage_id

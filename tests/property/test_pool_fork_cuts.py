@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from arraylift.ids import SnapshotId
+from arraylift.ids import LineageId, SnapshotId, random_id
 from primary_array.draft import Draft
 from primary_array.pool_types import SnapshotSource, VolumeSource
 from primary_array.volume_ops import Swap
@@ -144,7 +144,9 @@ def test_cloned_draft_is_saved_or_void() -> None:
 
 def swap(scene: Scene) -> None:
     (info,) = scene.pool.drafts()
-    scene.pool.swap_drafts([Swap(info.draft_id, "a", b"r" * 32)], safety_name="safety")
+    scene.pool.swap_drafts(
+        [Swap(info.draft_id, "a", b"r" * 32, LineageId(random_id()))], safety_name="safety"
+    )
 
 
 @journal_sizes

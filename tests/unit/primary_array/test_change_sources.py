@@ -19,6 +19,7 @@ from primary_array.change_sources import (
 )
 from primary_array.pool import Pool
 from primary_array.pool_types import SnapshotInfo
+from primary_array.volume_ops import Swap
 from tests.fakes.disk import FakeFiles
 
 G = GRANULE_BYTES
@@ -167,3 +168,20 @@ def test_a_request_says_one_thing(pool: Pool) -> None:
     ):
         with pytest.raises(InvalidRequest):
             wrong()
+
+
+def test_state_and_root_of_a_base_vouch_together(pool: Pool) -> None:
+    """A volume that was set back in place to the image that the base is."""
+    (old,) = pool.snapshot(["a"])
+    pool.write("a", MIB, b"2" * G)
+    draft = pool.begin_clone_of("a", "restore", 8 * MIB)
+    draft.write(MIB, b"1" * G)
+    draft.save_progress(b"whole")
+    line = LineageId("b" * 32)
+    pool.swap_drafts([Swap(draft.draft_id, "a", ROOT, line)], safety_name="before")
+    pool.write("a", 3 * MIB, b"3" * G)
+    (new,) = pool.snapshot(["a"])
+    assert pool.changed_spans(new.snapshot_id, old.state) is not None
+    assert spans(pool, new, base_of(old), ChangeRequest()) == [3]
+    other = Base(b"o" * 32, old.size_bytes, DEFAULT_SEGMENTATION, old.state)
+    assert spans(pool, new, other, ChangeRequest()) == [1, 3]

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from arraylift.ids import SourceState
+from arraylift.ids import LineageId, SourceState
 from arraylift.sizes import GRANULE_BYTES
 from primary_array import draft as draft_module
 from primary_array import pool as pool_module
@@ -95,7 +95,8 @@ def cloned(pool: Pool, name: str) -> None:
     draft = pool.begin_clone(f"{name}-draft", base.snapshot_id, 2 * G)
     draft.write(0, b"g" * G)
     draft.save_progress(b"half")
-    pool.swap_drafts([Swap(draft.draft_id, name, bytes(32))], safety_name="swapped")
+    line = LineageId(vars(volume_ops)["random_id"]())  # the one that counts
+    pool.swap_drafts([Swap(draft.draft_id, name, bytes(32), line)], safety_name="swapped")
     open_draft = pool.begin_clone(f"{name}-open", base.snapshot_id, 3 * G)
     open_draft.write(G, b"h")
     open_draft.save_progress(b"open")

@@ -43,7 +43,7 @@ from arraylift.segments.tree import encode_leaf, no_leaves, root_of
 from arraylift.sizes import GRANULE_BYTES, MIB, SPAN_BYTES, spans_of
 from primary_array.pool import Pool
 from primary_array.pool_types import VolumeSource
-from primary_array.restore_draft import RestoreGrant, decode_tag, encode_tag, solid_runs
+from primary_array.restore_draft import Note, RestoreGrant, decode_tag, encode_tag, solid_runs
 from primary_array.restores import Restores
 from tests.fakes.disk import FakeFiles
 from tests.property.test_commit_states import _offer, _segments
@@ -357,7 +357,7 @@ def test_solid_runs_are_the_granules_that_hold_something(solid: list[bool], shor
 
 @given(flags=st.lists(st.booleans(), min_size=3, max_size=3))
 def test_a_progress_note_comes_back_without_the_key(flags: list[bool]) -> None:
-    grant = RestoreGrant(TransferId("a" * 32), "target1", "back", b"g" * 32)
+    grant = RestoreGrant(TransferId("a" * 32), "target1", "back", b"g" * 32, "group")
     opened = Open(
         transfer_id=grant.transfer_id,
         grant=grant.grant,
@@ -371,13 +371,17 @@ def test_a_progress_note_comes_back_without_the_key(flags: list[bool]) -> None:
     )
     written = Coverage(3)
     written.flags[:] = flags
-    tag = encode_tag(grant, opened, written)
+    tag = encode_tag(Note(grant, opened, written, has_content=True, whole=flags[0]))
     assert KEY_BYTES.hex().encode() not in tag
-    found_grant, found_opened, found_written = decode_tag(tag)
-    assert found_grant == grant
-    assert (found_opened.root, found_opened.image_bytes) == (opened.root, opened.image_bytes)
-    assert found_written.flags.tolist() == flags
+    found = decode_tag(tag)
+    assert found.grant == grant
+    assert (found.opened.root, found.opened.image_bytes) == (opened.root, opened.image_bytes)
+    assert found.written.flags.tolist() == flags
+    assert (found.has_content, found.whole) == (True, flags[0])
     fields = json.loads(tag)
+    old = {name: value for name, value in fields.items() if name not in {"group_id", "has_content", "whole"}}
+    first = decode_tag(json.dumps({**old, "version": 1}).encode())
+    assert (first.grant.group_id, first.has_content, first.whole) == ("", False, False)
     for name in ("version", "image_bytes", "segmentation", "root", "written", "grant"):
         for bad in ("null", '"\\u20ac"', "{}", "1e300", "-1"):
             damaged = {**fields, name: json.loads(bad)}
