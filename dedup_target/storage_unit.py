@@ -38,10 +38,11 @@ from dedup_target.online_rebuild import RebuildProgress, Report, rebuild_index
 from dedup_target.pins import PinHolder, Pins
 from dedup_target.quarantine import Quarantine
 from dedup_target.rebuild import DamageMark, IndexOpener, Progress, ReconcileReport, bring_up_index
+from dedup_target.replica_view import FOLDER as REPLICAS
 from dedup_target.reserve import Reserve
 from dedup_target.segment_index import Locator
 from dedup_target.superblock import Superblock
-from dedup_target.unit_backend import UnitBackend
+from dedup_target.unit_backend import UnitBackend, is_object
 
 _LOG = get_logger("storage_unit")
 
@@ -237,7 +238,10 @@ class StorageUnit:
     # -- inside -----------------------------------------------------------------------------
 
     def _sweep(self) -> int:
-        return sum(map(self.backend.sweep, ("", *FOLDERS))) + container_store.sweep(self.backend)
+        units = [f"{REPLICAS}/{name}" for name in self.backend.list(REPLICAS)]
+        below = [f"{unit}/{name}" for unit in units for name in self.backend.list(unit)]
+        folders = ("", *FOLDERS, *units, *(name for name in below if not is_object(name)))
+        return sum(map(self.backend.sweep, folders)) + container_store.sweep(self.backend)
 
     def _verify(self, container: ContainerId) -> tuple[TenantId, list[bytes]]:
         try:

@@ -215,6 +215,18 @@ def test_a_lost_target_is_rebuilt_from_its_units(world: UnitsWorld) -> None:
     world.check()
 
 
+def test_what_a_crash_left_half_copied_is_swept(world: UnitsWorld) -> None:
+    _keep(world)
+    unit_id = world.store.units.member("archive").entry.unit_id
+    folder = f"/state/units/active/replicas/{unit_id}"
+    world.close()
+    world.files = world.files.after_kill()
+    for path in (f"{folder}/unit.alu.7.tmp", f"{folder}/manifests/{ONE}.alm.8.tmp"):
+        world.files.append_file(path, label="test").close()
+    world.restart()
+    assert world.store.unit.report.swept_files == 2
+
+
 def test_a_retired_unit_leaves_no_replica(world: UnitsWorld) -> None:
     _keep(world)
     replica = _replica(world, "archive", "active")
