@@ -36,6 +36,8 @@ from primary_array.span_source import SpanSource
 
 ITEMS_AHEAD = 3
 """Items in the pipe or queue of one worker: enough that it never waits for the daemon."""
+STANDS_BACK = 10
+"""Nice value: guests whose disks the daemon serves come before their backup; alone, nothing is lost."""
 PROGRESS_BATCHES = 4
 """Batches between two progress messages."""
 
@@ -185,5 +187,6 @@ class _LaneRun:
 def main(pipe: Connection) -> None:
     """Entry point of the process. Ctrl-C is for the daemon, which then closes the pipe."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.nice(STANDS_BACK)
     tune_process()
     Worker(pipe).run()
