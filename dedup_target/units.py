@@ -236,7 +236,7 @@ class Units:
         with self.lock, contextlib.ExitStack() as undo:
             place = self._places.open(location, endpoint)
             found = find_or_make(place, name, role)
-            self._take_possession(place)
+            is_ours = self._check_owner(place)
             for member in self._members:
                 if member.entry.unit_id == found.unit_id:
                     raise WrongState(
@@ -253,6 +253,8 @@ class Units:
             undo.callback(unit.close)
             for key in unit.keys.all():
                 self.receiving.keys.check_adoptable(key)
+            if not is_ours:  # not before its keys were unwrapped: it may be another target's first unit
+                place.put(OWNER_NAME, [owner_of(self._settings.wrapping_key)], label="owner")
             self._registry.publish((*self._registry.entries, entry))  # G1
             undo.pop_all()
             member = Member(entry, unit, unit)
@@ -262,20 +264,19 @@ class Units:
         _log.info("unit_added", unit=name, location=location, image_count=len(unit.manifests.all()))
         return member
 
-    def _take_possession(self, place: UnitBackend) -> None:
-        """Mark a unit as ours. Raises WrongState if it is another target's."""
-        owner = owner_of(self._settings.wrapping_key)
+    def _check_owner(self, place: UnitBackend) -> bool:
+        """Whether a unit says that it is ours. Raises WrongState if it is another target's."""
         try:
             known = place.get(OWNER_NAME)
         except NotFound:
-            place.put(OWNER_NAME, [owner], label="owner")
-            return
-        if known != owner:
+            return False
+        if known != owner_of(self._settings.wrapping_key):
             raise WrongState(
                 f"the unit at {place.location} belongs to another target",
                 subject=f"unit at {place.location}",
                 next_step="if that one is lost: start a new target with that one's wrapping.key",
             )
+        return True
 
     def mark_draining(self, name: str) -> None:
         """From now on nothing new comes into that unit; durable. REQUIRES another receiving unit."""

@@ -115,6 +115,19 @@ def test_a_unit_of_another_target_is_refused(world: UnitsWorld) -> None:
     world.check()
 
 
+def test_the_first_unit_of_another_target_is_refused_untouched(world: UnitsWorld) -> None:
+    world.send(BACKUPS[0])
+    world.close()
+    files = world.files.after_kill()
+    files.move("/state", "/other", label="test")
+    stranger = UnitsWorld(files)
+    with pytest.raises(WrongState, match="another wrapping key"):
+        stranger.admin.add("theirs", Role.ACTIVE, "/other/units/active", "")
+    assert _states(stranger) == {"active": ""}
+    assert not files.exists("/other/units/active/owner.alu")
+    stranger.close()
+
+
 def test_there_is_a_most_of_units(world: UnitsWorld) -> None:
     for number in range(1, UNITS_MAX):
         world.add(f"archive{number}", path=f"/archive{number}")
