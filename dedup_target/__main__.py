@@ -91,7 +91,7 @@ def _keep_units(
     """Work on the units that comes round."""
 
     def collect(stopping: threading.Event) -> None:
-        options = CollectOptions(bytes_per_second_max=settings.gc_bytes_per_second)
+        options = CollectOptions(bytes_per_second_max=settings.gc_bytes_per_second, gentle=True)
         collector.collect_all(store.units.reachable(), options, stopping)
 
     def scrub(stopping: threading.Event) -> None:

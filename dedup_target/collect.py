@@ -41,6 +41,8 @@ CYCLES_CONDEMNED = 2
 LIVE_PERCENT_MIN = 50
 COPY_FREE_BYTES_MIN = 512 * MIB
 """Nothing is copied forward below this much free: its room comes back two cycles later."""
+WORK_SECONDS, REST_SECONDS_MAX = 0.02, 1.0
+"""A gentle cycle works so long, then rests as long as that took."""
 SAVE_EVERY = 64
 """Containers copied between two saves of the state."""
 
@@ -56,6 +58,8 @@ class CollectOptions:
     """A container with fewer of its stored bytes alive is copied forward; 0: none is."""
     bytes_per_second_max: int = 0
     """Of copying; 0: as fast as it goes."""
+    gentle: bool = False
+    """Rest as long as it works, so that backups and restores come first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +157,7 @@ class _Cycle:
         self._clock = clock
         self._report = report
         self._stopping = stopping
+        self._rested_at = clock.monotonic()
         self._additions = unit.quarantine.additions  # before the mark (G3)
         self._mark = Mark(unit, live, check=self._check)
         self._figures = CollectFigures(cycle=self._state.cycle + 1)
@@ -177,6 +182,7 @@ class _Cycle:
         self._delete(plan)
         self._condemn(plan)
         self._copy(plan)
+        self._unit.pins.forget_hidden(self._unit.containers.containers)
         self._tell("done", 0, 0)
         _log.info("garbage_collected", unit=self._unit.unit_id, **_facts(self._figures))
         return self._figures
@@ -259,7 +265,7 @@ class _Cycle:
             return False
         bad = self._unit.quarantine.bad_of(container)
         if lost - bad:
-            self._unit.index.add_containers([without(sealed, bad)])
+            self._unit.add_sealed(without(sealed, bad))
             self._state.spare([container])
             _log.warning("older_copies_found", container=container, count=len(lost - bad))
         return True
@@ -326,6 +332,10 @@ class _Cycle:
     # -- inside -----------------------------------------------------------------------------
 
     def _check(self) -> None:
+        worked = self._clock.monotonic() - self._rested_at
+        if self._options.gentle and worked >= WORK_SECONDS:
+            self._stopping.wait(min(worked, REST_SECONDS_MAX))
+            self._rested_at = self._clock.monotonic()
         if self._stopping.is_set():
             raise Cancelled("the collection was stopped; what it did stays")
 

@@ -54,7 +54,7 @@ def commit(transfer: Transfer, attempt: Attempt, message: Commit, clock: Clock) 
     with transfer.lock, store.commit_lock:
         attempt.check()  # M4
         if store.generation != attempt.generation:
-            _recheck(transfer, inherit)
+            _recheck(transfer, attempt, inherit)
             root = _write_nodes(transfer, inherit, writer, whole=True)  # those that are gone, once more
         figures = message.figures
         figures.bytes_stored = transfer.bytes_stored + writer.bytes_stored
@@ -205,7 +205,7 @@ def _frames(nodes: Iterator[tuple[Fingerprint, bytes]]) -> Iterator[list[tuple[F
         yield frame
 
 
-def _recheck(transfer: Transfer, inherit: bool) -> None:
+def _recheck(transfer: Transfer, attempt: Attempt, inherit: bool) -> None:
     """Void spans that rest on a segment which is gone (M3)."""
     if inherit and not transfer.base_is_whole():
         raise Conflict(
@@ -213,7 +213,7 @@ def _recheck(transfer: Transfer, inherit: bool) -> None:
             subject=f"transfer {transfer.transfer_id}",
             next_step="open the transfer again and read the whole disk",
         )
-    lost_count = transfer.void_lost()
+    lost_count = transfer.void_lost(attempt.pins)
     if lost_count:
         raise Conflict(
             f"{lost_count} spans rest on segments that were lost meanwhile",

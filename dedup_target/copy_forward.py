@@ -84,7 +84,7 @@ class CopyForward:
             buffer, self._buffer = self._buffer, None
             try:
                 if buffer.record_count:
-                    self._unit.index.add_containers([self._unit.containers.seal(buffer)])
+                    self._unit.add_sealed(self._unit.containers.seal(buffer))
             finally:
                 self._unit.containers.release(buffer)
         done, self._whole = self._whole, []

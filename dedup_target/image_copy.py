@@ -111,7 +111,7 @@ class _Packer:
         try:
             if buffer.record_count:
                 sealed = self._unit.containers.seal(buffer)
-                self._unit.index.add_containers([sealed])
+                self._unit.add_sealed(sealed)
                 self.sealed.append(sealed.container_id)
                 self.bytes_stored += sealed.file_bytes
         finally:

@@ -10,6 +10,9 @@ Invariants:
   P2 ``is_spared`` remembers: a container that was pinned at any moment since the watch began is
      spared to its end, as the promise may have become an image that the mark did not see.
   P3 a holder that was released pins nothing any more, whoever still uses it.
+  P4 where content lies twice, the index names the container that was added last, and a promise may
+     rest on the other, which it *hides*. Before a container goes, what it hides is indexed again
+     if somebody rests on it (storage_unit.remove_container).
 Who reads an image to its end holds its root, which then counts like an image's own: deleting the
 image meanwhile does not take the bytes away under the reader.
 Limits: about 100 bytes a pinned container and holder: 6 MiB for 1 TiB that one attempt rests on.
@@ -19,8 +22,9 @@ Callers: any thread.
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -41,6 +45,8 @@ class Pins:
         self._quarantine = quarantine
         self._counts: dict[ContainerId, int] = {}
         self._watched: set[ContainerId] | None = None
+        self._hidden: dict[ContainerId, set[ContainerId]] = {}
+        self._hiding = threading.Lock()  # a leaf: whoever seals notes, under no other lock of this module
         self._roots: Counter[tuple[TenantId, Fingerprint]] = Counter()
 
     def holder(self) -> PinHolder:
@@ -82,6 +88,26 @@ class Pins:
         """Whether it is pinned, or was since the watch began (P2). To act on the answer REQUIRES the
         quarantine's lock."""
         return container in self._counts or (self._watched is not None and container in self._watched)
+
+    # -- content that lies twice ------------------------------------------------------------
+
+    def note_hidden(self, by: ContainerId, hidden: Iterable[ContainerId]) -> None:
+        """Entries that named ``hidden`` name ``by`` now (P4)."""
+        with self._hiding:
+            self._hidden.setdefault(by, set()).update(hidden)
+
+    def hidden_by(self, container: ContainerId) -> list[ContainerId]:
+        """What a container hides and somebody rests on, oldest first. REQUIRES the quarantine's lock."""
+        with self._hiding:
+            hidden = sorted(self._hidden.get(container, ()))
+        return [one for one in hidden if self.is_spared(one)]
+
+    def forget_hidden(self, containers: Callable[[], Iterable[ContainerId]]) -> None:
+        """Drop what is no longer true of containers that are gone; asks which there are when nobody notes."""
+        with self._hiding:
+            there = set(containers())
+            left = {by: hidden & there for by, hidden in self._hidden.items() if by in there}
+            self._hidden = {by: hidden for by, hidden in left.items() if hidden}
 
     # -- roots ------------------------------------------------------------------------------
 

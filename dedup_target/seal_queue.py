@@ -24,7 +24,6 @@ from arraylift.logs import get_logger
 from arraylift.outcome import attempt
 from dedup_target.container_buffer import ContainerBuffer
 from dedup_target.container_store import ContainerStore, SealedContainer
-from dedup_target.segment_index import SegmentIndex
 
 _log = get_logger("seal_queue")
 
@@ -51,12 +50,16 @@ class SealQueue:
     """One writer for one storage unit."""
 
     def __init__(
-        self, containers: ContainerStore, index: SegmentIndex, admit: Callable[[TenantId, int], None]
+        self,
+        containers: ContainerStore,
+        add: Callable[[SealedContainer], None],
+        admit: Callable[[TenantId, int], None],
     ) -> None:
-        """``admit`` gets tenant and bytes of each container; raises OutOfSpace to refuse it."""
+        """``add`` indexes a sealed container. ``admit`` gets tenant and bytes of each; raises OutOfSpace
+        to refuse it."""
         self._admit = admit
         self._containers = containers
-        self._index = index
+        self._add = add
         self._jobs: queue.Queue[SealJob | None] = queue.Queue()  # bounded by the store's buffers
         self._closing = threading.Lock()
         self._closed = False
@@ -81,7 +84,7 @@ class SealQueue:
             if not frees_space:
                 self._admit(buffer.tenant, buffer.file_bytes)
             sealed = self._containers.seal(buffer)
-            self._index.add_containers([sealed])
+            self._add(sealed)
         finally:
             self._containers.release(buffer)
         _log.info(

@@ -17,6 +17,7 @@ import contextlib
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +29,7 @@ from arraylift.logs import get_logger
 from arraylift.segments.fingerprint import FingerprintKey
 from dedup_target import container_store, gc_state
 from dedup_target.backup_manifest_store import BackupManifestStore
-from dedup_target.container_store import ContainerLimits, ContainerStore
+from dedup_target.container_store import ContainerLimits, ContainerStore, SealedContainer
 from dedup_target.gc_state import GcState
 from dedup_target.index_place import IndexPlace
 from dedup_target.key_store import KeyStore
@@ -37,7 +38,7 @@ from dedup_target.manifest_store import ManifestStore
 from dedup_target.online_rebuild import RebuildProgress, Report, rebuild_index
 from dedup_target.pins import PinHolder, Pins
 from dedup_target.quarantine import Quarantine
-from dedup_target.rebuild import DamageMark, IndexOpener, Progress, ReconcileReport, bring_up_index
+from dedup_target.rebuild import DamageMark, IndexOpener, Progress, ReconcileReport, bring_up_index, without
 from dedup_target.replica_view import FOLDER as REPLICAS
 from dedup_target.reserve import Reserve
 from dedup_target.segment_index import Locator
@@ -108,6 +109,7 @@ class StorageUnit:
             self.quarantine = Quarantine(backend)
             self.quarantine.verify_damaged(self._verify)
             self.pins = Pins(self.quarantine)
+            self._adding = threading.Lock()
             self.maintenance = Maintenance(f"unit {self.unit_id}")
             self._mark = DamageMark(files, f"{index_root}/{self.unit_id}.damaged")
             self._place = opener or IndexPlace(files, f"{index_root}/{self.unit_id}", self._mark)
@@ -207,15 +209,30 @@ class StorageUnit:
             with_room(lambda: self.quarantine.add(container, tenant, fingerprints, why))
             with_room(lambda: self.index.forget_records(tenant, container, fingerprints))
 
+    def add_sealed(self, sealed: SealedContainer) -> None:
+        """Index a sealed container, or one again; its records hide older copies (pins.py P4). Raises
+        as the index does."""
+        with self._adding:
+            found = self.index.find_many(sealed.tenant, sealed.directory["fingerprint"].tobytes())
+            others = np.unique(found["container"]).tolist()
+            hidden = [ContainerId(one) for one in others if one not in {0, sealed.container_id}]
+            if hidden:
+                self.pins.note_hidden(sealed.container_id, hidden)
+            self.index.add_containers([sealed])
+
     def remove_container(self, container: ContainerId) -> bool:
         """Take a container away: entries first, then the file (law 1, backwards). False: it was
         spared, as a promise rests on it.
 
-        REQUIRES: every live fingerprint in it resolves to another container already.
+        REQUIRES: every live fingerprint in it resolves to another container already; what promises rest
+        on does when this returns (pins.py P4).
         """
         with self.quarantine.lock:
             if self.pins.is_spared(container):
                 return False
+            for hidden in self.pins.hidden_by(container):
+                sealed = without(self.containers.read_directory(hidden), self.quarantine.bad_of(hidden))
+                self._reserve.with_room(partial(self.add_sealed, sealed))
             self.quarantine.raise_generation()
             directory = self.containers.read_directory(container).directory
             listed = directory["fingerprint"].tolist()

@@ -109,7 +109,7 @@ class Store:
             name_of=lambda tenant: self.keys.by_id(tenant).name,
         )
         unit = self.unit
-        self.seal_queue = SealQueue(unit.containers, unit.index, self.space.check_container)
+        self.seal_queue = SealQueue(unit.containers, unit.add_sealed, self.space.check_container)
 
     @staticmethod
     def _index_root(files: Files, state_path: str) -> str:
@@ -141,7 +141,7 @@ class Store:
         self.begin_doubt(f"unit {name} is drained")
         self.units.mark_draining(name)
         queue, unit = self.seal_queue, self.unit
-        self.seal_queue = SealQueue(unit.containers, unit.index, self.space.check_container)
+        self.seal_queue = SealQueue(unit.containers, unit.add_sealed, self.space.check_container)
         queue.close()
 
     # -- doubt ----------------------------------------------------------------------------------

@@ -44,6 +44,7 @@ from arraylift.segments.tree_view import Places, TreeView
 from arraylift.sizes import spans_of
 from dedup_target.attempt import Attempt
 from dedup_target.image_reader import ImageReader, OpenImage
+from dedup_target.pins import PinHolder
 from dedup_target.store import Store
 from dedup_target.transfer_format import Attempt as LoggedAttempt
 from dedup_target.transfer_format import GrantParameters, LoggedLeaves
@@ -271,13 +272,15 @@ class Transfer:
             self.log.sync()
             self.renew()
 
-    def void_lost(self) -> int:
-        """Take back the spans that rest on a segment which is gone; returns how many (X4)."""
+    def void_lost(self, pins: PinHolder | None = None) -> int:
+        """Take back the spans that rest on a segment which is gone; returns how many (X4). With
+        ``pins``, what is there stays."""
+        store, tenant = self.store, self.tenant
         with self.lock:
             lost = [
                 span
-                for span, _, fingerprints in self.log.iter_leaves()
-                if not self.store.contains(self.tenant, fingerprints).all()
+                for span, _, names in self.log.iter_leaves()
+                if not (store.present(tenant, names, pins) if pins else store.contains(tenant, names)).all()
             ]
             if lost:
                 _log.warning("durable_spans_lost", transfer=self.transfer_id, lost_spans=len(lost))

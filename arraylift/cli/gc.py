@@ -84,6 +84,7 @@ def _plan(plan: target_admin_pb2.CollectGarbageResponse) -> Table:
     row(shown, "deleted, condemned two cycles ago", plan.deleted_count, human(plan.deleted_bytes))
     row(shown, "condemned", plan.condemned_count, "")
     row(shown, "copied forward", plan.copied_container_count, human(plan.copied_bytes))
+    row(shown, "dead in all: comes free in the end", "", human(plan.dead_bytes))
     row(shown, "spared for running transfers", plan.pinned_count, "")
     return shown
 

@@ -170,6 +170,7 @@ class GcWorld:
     def end_threads(self) -> None:
         """What a crash does to threads."""
         self.store.seal_queue.close()
+        self.store.containers._prefetcher.shutdown(wait=False, cancel_futures=True)
         self.transfers._stop.set()
         self.transfers._reaper.join()
 
@@ -287,11 +288,11 @@ class GcWorld:
         if places:
             transfer.asked.append((batch, places))
 
-    def send(self, transfer: Sending) -> None:
-        """Send what one offer lacks, or part of it."""
+    def send(self, transfer: Sending, count: int = 0) -> None:
+        """Send what one offer lacks, or part of it: ``count`` segments, 0: as drawn."""
         lane = self._lane(transfer)
         batch, places = transfer.asked[0]
-        count = self.draw.randint(1, len(places))
+        count = count or self.draw.randint(1, len(places))
         now, later = places[:count], places[count:]
         self.note(f"send {transfer.transfer_id[-3:]} {now}, later {later}")
         segments = transfer.content[int(batch.offer.spans[0])]

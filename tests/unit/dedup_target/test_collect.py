@@ -204,6 +204,41 @@ def test_a_promise_of_a_condemned_container_revives_it(world: GcWorld) -> None:
     world.check()
 
 
+@pytest.mark.parametrize("phase", ["gc mark 1/", "gc plan", "gc delete 0/", "gc delete 1/", ""])
+def test_a_hidden_copy_that_a_promise_rests_on_comes_back(world: GcWorld, phase: str) -> None:
+    """Two transfers send the same segments. The second one's image is deleted; its container, which the
+    index names, goes while the first transfer commits, or before."""
+    first = world.begin("", A, "a", full=True)
+    second = world.begin("", ((0, 1, 20, 0, 1, 20),), "b", full=True)
+    for transfer in (first, second):
+        world.open(transfer)
+        world.offer(transfer)
+    world.send(first, 3)
+    world.advance(first)  # sealed, not logged: the batch is not whole
+    while second.transfer_id in world.sending:
+        world.next_step(second)
+    older, newer = of_kind(world, Kind.DATA)
+    world.delete(second.image_id)
+    world.collect()
+    world.collect()
+
+    def commit() -> None:
+        if phase and world.where[-1].strip().startswith(phase) and first.transfer_id in world.sending:
+            world.send(first, 3)
+            world.commit(first)
+
+    world.collect(between=commit)
+    assert newer not in containers(world)
+    assert older in containers(world)
+    if not phase:
+        world.send(first, 3)
+        world.commit(first)
+    assert (first.image_id in world.images, world.conflicts) == (True, 0)
+    world.check()
+    world.check_no_garbage()
+    world.check()
+
+
 def test_a_node_that_cannot_be_read_ends_the_cycle_before_it_changes_anything(world: GcWorld) -> None:
     world.image(TREE)
     world.delete(world.image(B))
@@ -400,6 +435,22 @@ def test_copying_keeps_to_its_rate(world: GcWorld, monkeypatch: pytest.MonkeyPat
     monkeypatch.undo()
     assert figures.copied_bytes > 0
     assert sum(waited) >= figures.copied_bytes / 1000 * 0.99
+
+
+def test_a_gentle_cycle_rests_as_long_as_it_works(world: GcWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.image(TREE)
+    rests: list[float] = []
+    monkeypatch.setattr(threading.Event, "wait", lambda _, seconds: rests.append(seconds))
+
+    def work(_figures: CollectFigures) -> None:
+        world.clock.now += 0.03
+
+    world.collector.collect(world.store.unit, CollectOptions(gentle=True), report=work)
+    hard = len(rests)
+    world.collector.collect(world.store.unit, CollectOptions(), report=work)
+    monkeypatch.undo()
+    assert len(rests) == hard > 0
+    assert all(0.02 <= rest <= 1.0 for rest in rests)
 
 
 # -- the state ----------------------------------------------------------------------------------
