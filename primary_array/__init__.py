@@ -9,7 +9,7 @@ The pool, from the front door inwards: ``pool`` (requests, lock order), ``volume
 rollback, swap), ``draft``, ``pin``, ``pool_view`` (look-ups), ``granule_io`` (data path), ``map_commit``
 (durability), ``checkpointer``, ``map_journal``, ``map_checkpoint``, ``page_file``, ``map_state`` (tables),
 ``block_map`` and ``slot_counts`` (who shares what), ``slot_store`` (bytes and free slots), ``pool_open``
-(recovery), ``superblock`` (file names).
+(recovery), ``slot_audit`` and ``pool_check`` (contradictions), ``superblock`` (file names).
 
 Concurrency of the pool. Three kinds of lock, always taken in this order and never the other way:
   gate    one range lock a volume or draft (``range_gate``); several in the order of volume ids
@@ -70,6 +70,8 @@ What makes each pair safe (the first column does its data I/O without commit or 
   export   | delete volume, delete snapshot   a snapshot is pinned while it is exported; the edge holds a
                             volume, so that it is not exported or opened while it goes (exports X2, X3).
   NBD client | shrink, roll back, swap   refused while somebody has it open for writing; asked in the gate.
+  check    | any            it looks at maps that hold still, and at files between commits; a repair holds all
+                            gates and the commit lock, and gives up if a volume was made meanwhile.
   open     | open           flock on the directory with a fencing token; the second is refused.
   close    | any            not allowed: the owner of the pool stops its callers first.
   any      | StoreFailed    after a failed sync every change is refused (C7); reads go on from the maps in

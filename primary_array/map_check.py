@@ -4,8 +4,8 @@ Owns: nothing. ``take`` freezes what there is under the map lock, in O(nodes + p
 through it without a lock.
 Invariants:
   X1 every finding follows from one instant: what is being written meanwhile is never taken for damage.
-  X2 slots that are neither named nor free are told only if they were so at two instants between
-     which every write that was on its way has ended.
+  X2 slots that are neither named nor free are told only if they are so while no write and no commit is
+     on its way, which may have some that nobody names yet, or any more.
 Callers: pool_check.
 """
 

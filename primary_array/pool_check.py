@@ -35,6 +35,7 @@ from primary_array.slot_store import SlotStore
 from primary_array.superblock import Layout, publish_superblock
 
 LABEL = "damaged"
+TRIES = 3
 
 _log = get_logger("pool_check")
 
@@ -86,9 +87,7 @@ class PoolCheck:
             taken = map_check.take(self._state)
             lost, stolen = self._slot_sets()
         if len(lost):
-            self._let_writes_end()
-            with self._state.lock:
-                lost = np.intersect1d(lost, self._slot_sets()[0])
+            lost = self._lost_for_sure()
         return self._conclude(taken, lost, stolen, report)
 
     def _conclude(
@@ -112,9 +111,13 @@ class PoolCheck:
         waiting = np.concatenate([*self._commit.waiting_slots(), self._slots.waiting()])
         return map_check.lost_and_stolen(named, waiting, self._slots.allocated())
 
-    def _let_writes_end(self) -> None:
-        with self._all_gates():
-            pass
+    def _lost_for_sure(self) -> U64:
+        """Lost slots while no write and no commit has any in its hands (map_check X2)."""
+        for _ in range(TRIES):
+            with self._all_gates() as held, self._commit.reading_journal(), self._state.lock:
+                if not set(self._state.by_id) - held:
+                    return self._slot_sets()[0]
+        return np.empty(0, np.uint64)  # volumes come and go: the next check may tell
 
     @contextmanager
     def _all_gates(self) -> Iterator[set[VolumeId]]:
@@ -141,7 +144,7 @@ class PoolCheck:
     def _look_and_mend(self, report: Callable[[CheckNews], None]) -> CheckNews:
         """Find out and mend while nothing is written (Z2)."""
         with self._all_gates() as held:
-            with self._state.lock:
+            with self._commit.reading_journal(), self._state.lock:
                 taken = map_check.take(self._state)
                 lost, stolen = self._slot_sets()
             news = self._conclude(taken, lost, stolen, report)
