@@ -128,5 +128,5 @@ def test_a_cut_leaves_every_image_readable_and_the_move_repeatable(name: str) ->
 @pytest.mark.parametrize("name", ACTS)
 def test_every_cut_leaves_every_image_readable(name: str) -> None:
     cuts = _op_count(ACTS[name][0])
-    states = _check_states(name, range(cuts), 64)
+    states = _check_states(name, range(cuts), campaign.scaled(16))
     campaign.report(f"power cuts in {name} of images", seed="all", cuts=cuts, states=states, images_lost=0)
