@@ -120,13 +120,11 @@ class BackupJob:
 
     def _send(self, run: JobRun, disk: DiskSnapshot) -> Receipt:
         order = _order(run.job)
-        peer = self._registry.target(order.target)
-        target = self._peers.target(peer)
-        array_peer = self._registry.array(disk.array, disk.array_address)
         transfer = transfer_id(run.job.job_id, disk.disk_name)
 
+        # Looked up at each try: an operator may have set an address right meanwhile.
         def grant(base: str = "") -> tuple[bytes, str]:
-            return target.create_grant(
+            return self._target(run.job).create_grant(
                 transfer,
                 array=disk.array,
                 image_name=image_name(run.job.vm_id, disk.disk_name),
@@ -145,10 +143,11 @@ class BackupJob:
         def send() -> Receipt:
             # Asked for again: it is the same, base included, and so never lies in our database.
             secret, _ = grant()
-            running = self._peers.array(array_peer).send_snapshot(
+            array = self._peers.array(self._registry.array(disk.array, disk.array_address))
+            running = array.send_snapshot(
                 disk.snapshot_id,
                 transfer,
-                target_address=peer.address,
+                target_address=self._registry.target(order.target).address,
                 grant=secret,
                 full=order.full,
                 patience_seconds=run.pacing.transfer_patience_seconds,

@@ -86,6 +86,7 @@ class JobRun:
         self._committing = job.kind is JobKind.BACKUP and PUBLISH in self._steps
         self._transfers: set[Transfer] = set()
         self._moves, self._moved_at = 0, 0.0
+        self._troubles: dict[str, str] = {}
 
     # -- from outside -----------------------------------------------------------------------
 
@@ -115,9 +116,16 @@ class JobRun:
             transfer.cancel()
 
     def steps(self) -> list[Step]:
-        """In the order in which they began."""
+        """In the order in which they began; one that is tried again says why."""
         with self._lock:
-            return list(self._steps.values())
+            steps = list(self._steps.values())
+        troubles = dict(self._troubles)
+        return [
+            replace(step, detail=f"tried again: {troubles[step.name]}")
+            if step.name in troubles and not step.ended_at_ns
+            else step
+            for step in steps
+        ]
 
     # -- state ------------------------------------------------------------------------------
 
@@ -206,7 +214,9 @@ class JobRun:
         while True:
             self.check()
             try:
-                return work()
+                result = work()
+                self._troubles.pop(what, None)
+                return result
             except ArrayliftError as error:
                 self.check()  # a call that we cut ourselves tells nothing
                 if moves != self._moves:
@@ -216,6 +226,7 @@ class JobRun:
                     raise
                 if self._clock.monotonic() - since >= self.pacing.patience_seconds:
                     raise
+                self._troubles[what] = error.message
                 _log.warning("step_retries", step=what, retry=retries, error=str(error))
             self._wake.wait(pause_before(retries, self.pacing))
             retries += 1

@@ -72,7 +72,8 @@ class Orders:
                 raise InvalidRequest(f"{choice.tag[:80]!r} is no tag", next_step="write key=value")
             found = [vm for vm in side.vms() if not choice.tag or (key, value) in vm.config.tags]
         if not found:
-            raise NotFound("there is no such VM", subject=choice.tag or "VMs", next_step="list the VMs")
+            which = f"no VM has the tag {choice.tag}" if choice.tag else "there is no VM"
+            raise NotFound(which, subject=choice.tag or "VMs", next_step="list the VMs")
         if len(found) > VMS_MAX:
             raise InvalidRequest(f"one request starts at most {VMS_MAX} backups")
         return {vm.vm_id: vm for vm in found}

@@ -34,7 +34,7 @@ from backup_server.job_rules import (
     transfer_id,
 )
 from backup_server.job_run import JobRun
-from backup_server.model import Backup, PeerKind, Receipt, RegisteredPeer
+from backup_server.model import Backup, Receipt, RegisteredPeer
 from backup_server.ports import Array, HostRef, Peers
 from backup_server.registry import Registry
 from backup_server.server_db import ServerDb
@@ -126,13 +126,13 @@ class RestoreJob:
 
     def _send(self, run: JobRun, plan: RestorePlan, planned: PlannedDisk) -> Receipt:
         disk = planned.disk
-        array = self._array(disk)
-        target = self._peers.target(self._registry.target(plan.target))
         transfer = transfer_id(run.job.job_id, disk.name)
 
         grants_lost = itertools.count(1)
 
         def send() -> Receipt:
+            # Looked up at each try: an operator may have set an address right meanwhile.
+            array, target = self._array(disk), self._peers.target(self._registry.target(plan.target))
             try:
                 # Asked for at each try: an array forgets a grant that nobody used when it restarts.
                 grant = array.prepare_restore(transfer, target=plan.target, volume_name=disk.volume_name)
@@ -144,7 +144,7 @@ class RestoreJob:
             running = target.send_image(
                 planned.image_id,
                 transfer,
-                receiver_address=disk.array_address,
+                receiver_address=self._array_peer(disk).address,
                 grant=grant,
                 patience_seconds=run.pacing.transfer_patience_seconds,
             )
@@ -164,7 +164,10 @@ class RestoreJob:
         )
 
     def _array(self, disk: Disk) -> Array:
-        return self._peers.array(RegisteredPeer(PeerKind.ARRAY, disk.array, disk.array_address))
+        return self._peers.array(self._array_peer(disk))
+
+    def _array_peer(self, disk: Disk) -> RegisteredPeer:
+        return self._registry.array(disk.array, disk.array_address)
 
     # -- cleaning up ------------------------------------------------------------------------
 

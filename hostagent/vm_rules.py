@@ -139,7 +139,10 @@ def check_guest_path(path: str) -> str:
     as anything but a name by the tool that opens the file system."""
     parts = [part for part in path.split("/") if part]
     if not path.startswith("/") or len(path.encode("utf-8", "surrogatepass")) > PATH_BYTES_MAX:
-        raise InvalidRequest(f"{path[:80]!r} is no absolute path of at most {PATH_BYTES_MAX} bytes")
+        raise InvalidRequest(
+            f"{path[:80]!r} is no absolute path of at most {PATH_BYTES_MAX} bytes",
+            next_step="begin it with '/'",
+        )
     for part in parts:
         if part in {".", ".."} or len(part.encode("utf-8", "surrogatepass")) > 255:
             raise InvalidRequest(f"{part[:80]!r} cannot be a part of a guest path")

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
@@ -21,6 +22,8 @@ from arraylift.cli.session import Session
 from arraylift.cli.settings import Overrides
 
 _PANEL = "Common options"
+BRIEF_CHARS_MAX = 60
+"""Of a command in a list of commands, at 80 columns: typer would cut it in mid-word."""
 
 COMMON: dict[str, Any] = {
     "json": Annotated[bool, typer.Option("--json", help="One JSON document.", rich_help_panel=_PANEL)],
@@ -66,9 +69,22 @@ def command(app: typer.Typer, name: str, *, examples: str = "") -> Callable[[Cal
     """Register a function as the command ``name``; its docstring is the help."""
 
     def register(function: Callable[..., None]) -> None:
-        app.command(name, epilog=examples_epilog(examples))(_with_session(function))
+        made = _with_session(function)
+        app.command(name, epilog=examples_epilog(examples), short_help=_brief(function.__doc__ or ""))(made)
 
     return register
+
+
+def _brief(help: str) -> str:
+    """Return as much of a command's help as a list of commands has room for, cut where it pauses."""
+    sentence = " ".join(help.strip().partition("\n\n")[0].split())
+    parts = re.split(r"(?<=[;:,]) ", sentence)
+    brief = parts[0]
+    for part in parts[1:]:
+        if len(brief) + 1 + len(part) > BRIEF_CHARS_MAX:
+            break
+        brief = f"{brief} {part}"
+    return brief.rstrip(".;:,") + "."
 
 
 def examples_epilog(examples: str) -> str | None:

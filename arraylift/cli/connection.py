@@ -21,6 +21,7 @@ from arraylift.rpc import channel, pages
 from arraylift.rpc.address import split_address
 from arraylift.rpc.channel import CALL_SECONDS, LONG_CALL_SECONDS, TRANSFER_SECONDS, ResponseStream
 from arraylift.rpc.identity import Peer, peer_of_names
+from arraylift.rpc.status import AWAY_STEP
 from arraylift.v1 import (
     backup_logic_pb2_grpc,
     backup_pb2_grpc,
@@ -41,10 +42,14 @@ Response = TypeVar("Response")
 class Connection:
     """Calls one daemon as the operator. Connects at the first call."""
 
-    def __init__(self, noun: str, address: str, pki_directory: Path) -> None:
-        """``noun`` is its role. Raises what ``pki.load`` does, and InvalidRequest (address)."""
+    def __init__(self, noun: str, address: str, pki_directory: Path, *, away_step: str = "") -> None:
+        """``noun`` is its role; ``away_step`` what to do when it does not answer.
+
+        Raises what ``pki.load`` does, and InvalidRequest (address).
+        """
         self.noun = noun
         self.address = address
+        self._away_step = away_step
         self._pki = pki_directory
         tls = pki.load(str(pki_directory), OPERATOR_ROLE, OPERATOR_NAME)
         self._channel = channel.connect(address, tls, noun)
@@ -86,7 +91,12 @@ class Connection:
         self, method: Callable[..., Response], request: object, *, timeout_seconds: float = CALL_SECONDS
     ) -> Response:
         """Call a method that answers once; errors of ``channel.call``."""
-        return channel.call(method, request, peer=self.label, timeout_seconds=timeout_seconds)
+        try:
+            return channel.call(method, request, peer=self.label, timeout_seconds=timeout_seconds)
+        except PeerUnavailable as error:
+            if self._away_step and error.subject == self.label and error.next_step == AWAY_STEP:
+                error.next_step = self._away_step
+            raise
 
     def listing(
         self, method: Callable[..., Any], request: object, items: str, *, slow: bool = False

@@ -162,7 +162,7 @@ def configure(
         raise WrongState(
             f"{kind.name} runs at {settings.listen}",
             subject=kind.name,
-            next_step="`arraylift down` first, then up with the new port",
+            next_step=f"{layout.command('down')} first, then up with the new port",
         )
     assert base_port is not None
     moved = with_nbd_port(dataclasses.replace(settings, listen=wanted), base_port + NBD_PORT_OFFSET)

@@ -31,6 +31,9 @@ from arraylift.v1 import backup_pb2
 SHOWN_MAX = 20
 """Jobs with a line of their own while they run; the others wait in the count."""
 
+NOTE_CHARS_MAX = 80
+"""Of why a step is tried again, beside its bar."""
+
 POLL_SECONDS = 0.5
 
 _ENDED = {backup_pb2.JOB_STATE_SUCCEEDED, backup_pb2.JOB_STATE_FAILED, backup_pb2.JOB_STATE_CANCELLED}
@@ -132,7 +135,7 @@ def summary(jobs: Sequence[backup_pb2.Job]) -> Table:
         ">seconds",
         ">read",
         ">offered",
-        ">sent",
+        ">on the wire",
         ">stored",
         ">ratio",
         ">frozen ms",
@@ -183,7 +186,8 @@ def details(job: backup_pb2.Job) -> list[tuple[str, object]]:
     for step in job.steps:
         took = f"{max(0, step.ended_at_ns - step.started_at_ns) / 1e9:.2f} s" if step.ended_at_ns else "runs"
         rows.append((f"  {step.name}", f"{took}{', ' if step.detail else ''}{step.detail}"))
-    rows += figures_rows(job.figures)
+    transfers = sum(step.name.startswith("send") for step in job.steps)
+    rows += figures_rows(job.figures, transfers=max(1, transfers))
     if has_ended(job) and job.state != backup_pb2.JOB_STATE_SUCCEEDED:
         rows.append(("error", line_of(error_of(job))))
     return rows
@@ -240,7 +244,11 @@ class JobView:
 
 def progress_note(job: backup_pb2.Job) -> str:
     """Return step, spans, bytes and rate of a running job, in a few words."""
-    running = [step.name for step in job.steps if not step.ended_at_ns]
+    running = [
+        f"{step.name}{f' ({step.detail[:NOTE_CHARS_MAX]})' if step.detail else ''}"
+        for step in job.steps
+        if not step.ended_at_ns
+    ]
     parts = [printable(running[-1])] if running else []
     if job.spans_total:
         parts.append(f"{job.spans_done:,}/{job.spans_total:,} spans")

@@ -62,20 +62,20 @@ class SourceImage:
     def _checked_size(self) -> int:
         subject = str(self.path)
         size = self._size_of_file("a raw disk image")
-        if size % SECTOR_BYTES or not 0 < size <= IMAGE_BYTES_MAX:
-            raise InvalidRequest(
-                f"{self.path} has {size:,} bytes, which is no disk's size",
-                subject=subject,
-                next_step=f"a disk has a multiple of {SECTOR_BYTES}, at most {human(IMAGE_BYTES_MAX)}",
-            )
         head = os.pread(self._descriptor, 8, 0)
         for magic, name in _OTHER_FORMATS.items():
             if head.startswith(magic):
                 raise InvalidRequest(
                     f"{self.path} is {name} image, not a raw one",
                     subject=subject,
-                    next_step="convert it: qemu-img convert -O raw",
+                    next_step=f"convert it: qemu-img convert -O raw {self.path} {self.path}.raw",
                 )
+        if size % SECTOR_BYTES or not 0 < size <= IMAGE_BYTES_MAX:
+            raise InvalidRequest(
+                f"{self.path} has {size:,} bytes, which is no disk's size",
+                subject=subject,
+                next_step=f"a disk has a multiple of {SECTOR_BYTES}, at most {human(IMAGE_BYTES_MAX)}",
+            )
         return size
 
     def _size_of_file(self, wanted: str) -> int:

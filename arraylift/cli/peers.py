@@ -97,7 +97,7 @@ def _rm(noun_app: typer.Typer, noun: str) -> None:
         server.call(server.backups.RemovePeer, backup_pb2.RemovePeerRequest(kind=KINDS[noun], name=name))
         session.emit({"removed": name, "kind": noun}, f"removed {noun} {name}; it was only forgotten")
 
-    rm.__doc__ = f"Have the backup server forget {_an(noun)} that no backup and no job needs."
+    rm.__doc__ = f"Have the backup server forget {_an(noun)}; no backup and no job may need it."
     command(noun_app, "rm", examples=f"arraylift {noun} rm {noun}2")(rm)
 
 

@@ -91,10 +91,10 @@ class Session:
         return self._connected(noun, address)
 
     def _connect(self, kind: DaemonKind) -> Connection:
-        return self._connected(kind.noun, self.places.address(kind))
+        return self._connected(kind.noun, self.places.address(kind), away_step=self.places.away_step(kind))
 
-    def _connected(self, noun: str, address: str) -> Connection:
-        connection = Connection(noun, address, self.places.pki_directory())
+    def _connected(self, noun: str, address: str, *, away_step: str = "") -> Connection:
+        connection = Connection(noun, address, self.places.pki_directory(), away_step=away_step)
         self._connections.append(connection)
         return connection
 

@@ -95,9 +95,14 @@ _FIELDS = dataclasses.fields(Overrides)
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """The files of a state directory."""
+    """The files of a state directory; ``named``: by an option, which other commands need as well."""
 
     root: Path
+    named: bool = False
+
+    def command(self, words: str) -> str:
+        """Return a command for this directory, as a person types it."""
+        return f"`arraylift {words} --state {self.root}`" if self.named else f"`arraylift {words}`"
 
     def config(self, kind: DaemonKind) -> Path:
         return self.root / f"{kind.name}.toml"
@@ -129,7 +134,7 @@ class Layout:
             raise NotFound(
                 f"there is no {kind.noun} in {self.root}",
                 subject=str(path),
-                next_step=f"start one with `arraylift up --state {self.root}`, or give --{kind.noun} ADDRESS",
+                next_step=f"start one with {self.command('up')}, or give --{kind.noun} ADDRESS",
             )
         return load(kind.settings, path, environment={})
 
@@ -149,6 +154,12 @@ class Places:
             split_address(given)
             return given
         return callable_address(self.layout.load(kind).listen)
+
+    def away_step(self, kind: DaemonKind) -> str:
+        """Return what to do when that daemon does not answer; empty where only its address is known."""
+        if kind.noun in self.addresses:
+            return ""
+        return f"look with {self.layout.command('status')}; {self.layout.command('up')} starts what is down"
 
     def pki_directory(self) -> Path:
         """Return the directory of the operator's certificate."""
@@ -171,7 +182,7 @@ def places(overrides: Overrides, environment: CliSettings | None = None) -> Plac
         "server": overrides.server or found.server,
     }
     return Places(
-        layout=Layout(absolute(overrides.state or found.state)),
+        layout=Layout(absolute(overrides.state or found.state), named=overrides.state is not None),
         pki=absolute(pki) if pki else None,
         addresses={noun: address for noun, address in given.items() if address},
     )

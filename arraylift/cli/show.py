@@ -107,8 +107,8 @@ def _plain_value(value: Any, field: Any) -> Any:
     return value
 
 
-def figures_rows(figures: common_pb2.TransferFigures) -> list[tuple[str, object]]:
-    """Return a transfer's figures for ``pairs``."""
+def figures_rows(figures: common_pb2.TransferFigures, *, transfers: int = 1) -> list[tuple[str, object]]:
+    """Return the figures of a transfer, or the sum of several, for ``pairs``."""
     seconds = figures.duration_ns / 1e9
     moved = max(figures.bytes_read, figures.bytes_offered)  # a target that sends reads no source
     rate = f", {human(moved / seconds)}/s" if seconds else ""
@@ -116,6 +116,8 @@ def figures_rows(figures: common_pb2.TransferFigures) -> list[tuple[str, object]
         f"{figures.spans_total:,} in all; {figures.spans_read:,} read, {figures.spans_sampled:,} sampled, "
         f"{figures.spans_hole:,} holes, {figures.spans_resumed:,} resumed"
     )
+    cuts = figures.attempts - transfers
+    again = f", resumed {cuts} time{'' if cuts == 1 else 's'}" if cuts > 0 else ""
     rows: list[tuple[str, object]] = [
         ("spans", spans),
         ("read", human(figures.bytes_read)),
@@ -123,7 +125,7 @@ def figures_rows(figures: common_pb2.TransferFigures) -> list[tuple[str, object]
         ("sent", f"{human(figures.bytes_sent)} in {figures.segments_sent:,} segments"),
         ("on the wire", human(figures.bytes_sent_wire)),
         ("stored", human(figures.bytes_stored)),
-        ("time", f"{seconds:.2f} s{rate}, {figures.attempts} attempt{'' if figures.attempts == 1 else 's'}"),
+        ("time", f"{seconds:.2f} s{rate}{again}"),
     ]
     if figures.bytes_read:
         rows.insert(-1, ("ratio", f"{ratio(figures.bytes_read, figures.bytes_stored)} read to stored"))

@@ -77,7 +77,9 @@ def status(session: Session) -> None:
     away = [daemon.name for daemon in found if not daemon.is_up]
     if away:
         raise PeerUnavailable(
-            f"not up: {', '.join(away)}", subject=away[0], next_step="start what is down with `arraylift up`"
+            f"not up: {', '.join(away)}",
+            subject=away[0],
+            next_step=f"start what is down with {session.places.layout.command('up')}",
         )
 
 

@@ -18,8 +18,16 @@ from arraylift.cli.connection import Connection
 from arraylift.cli.interrupts import shielded
 from arraylift.cli.local_files import SourceFile, SourceImage
 from arraylift.cli.session import Session
-from arraylift.errors import AlreadyExists, ArrayliftError, InvalidRequest, NotFound
-from arraylift.ids import random_id
+from arraylift.errors import (
+    AlreadyExists,
+    ArrayliftError,
+    DeadlineExceeded,
+    InvalidRequest,
+    NotFound,
+    PeerUnavailable,
+    WrongState,
+)
+from arraylift.ids import check_name, random_id
 from arraylift.rpc.channel import LONG_CALL_SECONDS
 from arraylift.sizes import EXTENT_BYTES_MAX
 from arraylift.v1 import virtual_center_pb2, vm_pb2, volume_pb2
@@ -73,6 +81,32 @@ def array_named(session: Session, reference: str | None) -> Connection:
     return session.daemon_at("array", peers.find_peer(session.server, "array", reference).address)
 
 
+def check_no_disk(session: Session, array: Connection, volume: str) -> None:
+    """Raise WrongState if a VM has the volume, as far as there is a virtual center to ask: the array
+    knows nothing of VMs."""
+    try:
+        center = session.vcenter
+    except NotFound:  # none is known, so neither are VMs
+        return
+    array_name = array.identity().name
+    request = virtual_center_pb2.ListManagedVmsRequest()
+    try:
+        for vm in center.listing(center.center.ListManagedVms, request, "vms"):
+            for disk in vm.config.disks:
+                if disk.volume_name == volume and disk.array == array_name:
+                    raise WrongState(
+                        f"volume {volume} is {disk.name} of VM {vm.config.name}",
+                        subject=f"volume {volume}",
+                        next_step=f"`arraylift vm rm {vm.config.name}` removes both, --force the volume",
+                    )
+    except (PeerUnavailable, DeadlineExceeded) as error:
+        raise WrongState(
+            f"whether a VM has volume {volume} cannot be said: {error.message}",
+            subject=f"volume {volume}",
+            next_step=f"{error.next_step}; or --force",
+        ) from None
+
+
 def create_vm(
     session: Session, center: Connection, array: Connection, wanted: NewVm, sources: Sequence[SourceImage]
 ) -> virtual_center_pb2.ProvisionVmResponse:
@@ -80,6 +114,7 @@ def create_vm(
 
     Raises AlreadyExists (VM or volume), and what the calls raise.
     """
+    check_name(wanted.name, "a VM name")
     check_vm_name_free(center, wanted.name)
     array_name = array.identity().name
     vm_id = random_id()

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from arraylift.cli import transfers, volume_data
+from arraylift.cli import transfers, vm_calls, volume_data
 from arraylift.cli.command import command, group
 from arraylift.cli.local_files import NewFile, SourceImage
 from arraylift.cli.session import Session
@@ -74,9 +74,12 @@ def rm(
     name: VolumeName,
     cascade: Annotated[bool, typer.Option("--cascade", help="Remove its snapshots too.")] = False,
     missing_ok: Annotated[bool, typer.Option("--missing-ok", help="Fine if there is none.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Also if it is a disk of a VM.")] = False,
 ) -> None:
-    """Remove a volume with its data."""
+    """Remove a volume with its data, unless it is a disk of a VM."""
     array = session.array
+    if not force:
+        vm_calls.check_no_disk(session, array, name)
     request = volume_pb2.DeleteVolumeRequest(name=name, cascade=cascade, missing_ok=missing_ok)
     array.call(array.volumes.DeleteVolume, request, timeout_seconds=LONG_CALL_SECONDS)
     session.emit({"removed": name}, f"removed volume {name}")

@@ -13,6 +13,7 @@ Protocol: docs/protocols/errors.md
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Never
 
 import grpc
@@ -56,12 +57,11 @@ _CODES: dict[type[ArrayliftError], grpc.StatusCode] = {
 _CLASSES = {error_class.reason: error_class for error_class in _CODES}
 assert len(_CLASSES) == len(_CODES), "two error classes share a reason"
 
+AWAY_STEP = "check that the daemon runs and listens there, then retry"
+
 # Calls that gRPC failed by itself: class and what to do.
 _WITHOUT_DETAIL: dict[grpc.StatusCode, tuple[type[ArrayliftError], str]] = {
-    grpc.StatusCode.UNAVAILABLE: (
-        errors.PeerUnavailable,
-        "check that the daemon runs and listens there, then retry",
-    ),
+    grpc.StatusCode.UNAVAILABLE: (errors.PeerUnavailable, AWAY_STEP),
     grpc.StatusCode.DEADLINE_EXCEEDED: (errors.DeadlineExceeded, "look at what it did, then retry"),
     grpc.StatusCode.CANCELLED: (errors.Cancelled, ""),
     grpc.StatusCode.RESOURCE_EXHAUSTED: (errors.Overloaded, "wait, then repeat"),
@@ -89,6 +89,11 @@ _OTHER_STEP = (
 # TLS 1.3 tells a client of its refused certificate only by hanging up.
 _HUNG_UP_MARKS = ("Socket closed", "Connection reset", "Broken pipe")
 _HUNG_UP_STEP = "check that the daemon runs there, and that it trusts our certificate (same CA, not expired)"
+_CONNECTING = re.compile(
+    r"failed to connect to all addresses; last error: \w+: ipv[46]:\S+: "
+    r"(?:Failed to connect to remote host: )?"
+)
+"""What gRPC says before it comes to the point; the address stands in the peer's name already."""
 _OVERSIZE_MARK = "larger than max"
 
 
@@ -159,15 +164,19 @@ def _from_transport(code: grpc.StatusCode, text: str, peer: str) -> ArrayliftErr
     if error_class is errors.PeerUnavailable:
         what = f"{peer} does not answer"
         if _OTHER_MARK in text:
-            what, next_step = f"whoever answers is not {peer}", _OTHER_STEP
-        elif any(mark in text for mark in _TLS_MARKS):
+            return errors.PeerUnavailable(
+                f"whoever answers is not {peer}: its certificate is another's",
+                subject=peer,
+                next_step=_OTHER_STEP,
+            )
+        if any(mark in text for mark in _TLS_MARKS):
             what, next_step = f"no trusted connection with {peer}", _TLS_STEP
         elif "failed to connect" in text and any(mark in text for mark in _HUNG_UP_MARKS):
             what, next_step = f"{peer} hung up on us", _HUNG_UP_STEP
     elif code is grpc.StatusCode.RESOURCE_EXHAUSTED and _OVERSIZE_MARK in text:
         # Repeating it would never help, and only gRPC's text tells it from a busy daemon.
         error_class, next_step = errors.InvalidRequest, "send less in one message"
-    return error_class(f"{what}: {text or code.name}", subject=peer, next_step=next_step)
+    return error_class(f"{what}: {_CONNECTING.sub('', text) or code.name}", subject=peer, next_step=next_step)
 
 
 def _parsed(value: bytes) -> common_pb2.ErrorDetail | None:

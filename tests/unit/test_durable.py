@@ -20,6 +20,7 @@ import pytest
 from arraylift.durable import Files, OsCalls, RealFiles
 from arraylift.errors import Corruption, OutOfSpace, StoreFailed, WrongState
 from arraylift.failpoints import Failpoints
+from tests.programs import lacking
 
 PAGE = 4096
 OLD, NEW = b"old" * 50_000, b"newer" * 50_000
@@ -63,7 +64,7 @@ def files() -> RealFiles:
 def shared_memory() -> Iterator[Path]:
     """A directory on tmpfs."""
     if not os.path.isdir("/dev/shm"):
-        pytest.skip("no tmpfs at /dev/shm")
+        lacking("no tmpfs at /dev/shm")
     with tempfile.TemporaryDirectory(dir="/dev/shm") as directory:
         yield Path(directory)
 

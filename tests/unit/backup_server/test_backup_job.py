@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Self
 
 import pytest
@@ -175,6 +176,40 @@ class LateNews:
 
     def cancel(self) -> None:
         raise AssertionError("nobody cancels it")
+
+
+def test_a_step_that_is_tried_again_says_why(rig: Rig) -> None:
+    told: list[str] = []
+    job_id = rig.order_backup("db1")
+
+    def look(boundary: str) -> None:
+        if boundary == "job.grant disk0.done":
+            told.extend(step.detail for step in rig.server.engine.view(job_id).steps)
+
+    rig.on_boundary = look
+    rig.world.fault("CreateGrant", "fail")
+    waiting = threading.Thread(target=rig.run, args=(job_id,))
+    waiting.start()
+    seen: set[str] = set()
+    while waiting.is_alive():
+        seen |= {step.detail for step in rig.server.engine.view(job_id).steps if step.name == "grant disk0"}
+    waiting.join()
+    assert "tried again: the peer is down" in seen
+    assert not any("again" in detail for detail in told), "once it has succeeded there is no trouble"
+    assert not any("again" in step.detail for step in rig.server.engine.view(job_id).steps)
+
+
+def test_an_address_that_is_set_right_is_taken_by_the_job_that_waits(rig: Rig) -> None:
+    right = rig.server.registry.target("")
+    rig.server.registry.add(replace(right, address="127.0.0.1:1"))
+    job_id = rig.order_backup("db1")
+    waiting = threading.Thread(target=rig.run, args=(job_id,))
+    waiting.start()
+    while not any("again" in step.detail for step in rig.server.engine.view(job_id).steps):
+        assert waiting.is_alive()
+    rig.server.registry.add(right)
+    waiting.join()
+    assert rig.server.db.job(job_id).state is JobState.SUCCEEDED
 
 
 def test_patience_counts_from_the_last_progress(rig: Rig) -> None:

@@ -15,6 +15,7 @@ from tests.unit.cli.conftest import Arraylift, Daemons
 from tests.unit.cli.fakes import hex_id
 
 COMMON = ("--json", "--state", "--pki", "--array", "--target", "--vcenter", "--server")
+NOUNS = ["vm", "backups", "files", "job", "host", "array", "target", "pki"]
 LEAVES = [
     ["up"],
     ["down"],
@@ -93,8 +94,19 @@ def test_without_daemons_the_line_says_how_to_get_them(bare: Arraylift, tmp_path
     assert ended.code == 3
     assert ended.err == (
         f"arraylift: error: there is no target in {tmp_path}/state; start one with "
-        f"`arraylift up --state {tmp_path}/state`, or give --target ADDRESS\n"
+        "`arraylift up`, or give --target ADDRESS\n"
     )
+    elsewhere = bare("target", "stats", "--state", f"{tmp_path}/other")
+    assert f"`arraylift up --state {tmp_path}/other`" in elsewhere.err, "as it must be typed"
+
+
+@pytest.mark.parametrize("noun", [[], *([each] for each in NOUNS)], ids=" ".join)
+def test_no_list_of_commands_breaks_off(bare: Arraylift, noun: list[str]) -> None:
+    told = bare(*noun, "--help").out
+    lines = told.partition("Commands:")[2].partition("Examples:")[0].strip().splitlines()
+    assert lines
+    assert [line for line in lines if not line.rstrip().endswith(".")] == []
+    assert "..." not in told.partition("Commands:")[2]
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ def refused(path: Path) -> str:
 def test_what_is_no_disk_image_is_refused_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "odd").write_bytes(bytes(513))
     (tmp_path / "empty").write_bytes(b"")
-    (tmp_path / "q.qcow2").write_bytes(b"QFI\xfb" + bytes(508))
+    (tmp_path / "q.qcow2").write_bytes(b"QFI\xfb" + bytes(196_612))
     os.mkfifo(tmp_path / "pipe")
     assert refused(tmp_path / "none") == f"there is no {tmp_path}/none; check the path"
     assert "is a directory" in refused(tmp_path)

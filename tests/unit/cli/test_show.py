@@ -31,10 +31,12 @@ def test_lists_and_unknown_enum_values_pass() -> None:
 def test_figures_of_a_sender_that_reads_no_source_say_no_ratio() -> None:
     restored = dict(figures_rows(common_pb2.TransferFigures(bytes_offered=10, duration_ns=10**9, attempts=1)))
     assert "ratio" not in restored
-    assert restored["time"] == "1.00 s, 10 B/s, 1 attempt"
+    assert restored["time"] == "1.00 s, 10 B/s"
     sent = dict(figures_rows(common_pb2.TransferFigures(bytes_read=100, bytes_stored=50, attempts=2)))
     assert sent["ratio"] == "2.0:1 read to stored"
-    assert sent["time"] == "0.00 s, 2 attempts"
+    assert sent["time"] == "0.00 s, resumed 1 time"
+    both = dict(figures_rows(common_pb2.TransferFigures(bytes_read=100, attempts=2), transfers=2))
+    assert both["time"] == "0.00 s"
 
 
 def test_small_words() -> None:

@@ -194,3 +194,31 @@ def test_the_registry(arraylift: Arraylift, daemons: Daemons, noun: str) -> None
 def test_a_host_is_registered_for_direct_mode(arraylift: Arraylift, daemons: Daemons) -> None:
     assert arraylift("host", "add", "h8", "h8.example.org:7402").code == 0
     assert daemons.server.peers == {(backup_pb2.PEER_KIND_HOST, "h8"): "h8.example.org:7402"}
+
+
+def test_a_volume_that_is_a_disk_of_a_vm_is_not_removed_by_mistake(
+    arraylift: Arraylift, bare: Arraylift, daemons: Daemons, disk: Path, tmp_path: Path
+) -> None:
+    arraylift("vm", "create", "web", "--disk", disk)
+    ended = arraylift("array", "volumes", "rm", "web-disk0")
+    assert ended.code == 5
+    assert "volume web-disk0 is disk0 of VM web; `arraylift vm rm web` removes both" in ended.err
+    assert "web-disk0" in daemons.volumes.volumes
+    words = ["array", "volumes", "rm", "web-disk0", "--pki", daemons.pki, "--array", daemons.array_address]
+    away = bare(*words, "--vcenter", "127.0.0.1:1")
+    assert away.code == 5
+    assert "whether a VM has volume web-disk0 cannot be said" in away.err
+    assert "--force" in away.err
+    assert "web-disk0" in daemons.volumes.volumes
+    assert arraylift("array", "volumes", "rm", "web-disk0", "--force").code == 0
+    assert "web-disk0" not in daemons.volumes.volumes
+    arraylift("vm", "create", "db", "--disk", disk)
+    words[3] = "db-disk0"
+    assert bare(*words).code == 0, "without a virtual center there are no VMs to ask for"
+
+
+def test_names_are_told_as_what_they_are(arraylift: Arraylift, daemons: Daemons, disk: Path) -> None:
+    ended = arraylift("vm", "create", "a/b", "--disk", disk)
+    assert ended.code == 2
+    assert "a VM name 'a/b'" in ended.err
+    assert daemons.volumes.volumes == {}
