@@ -52,6 +52,8 @@ collect + ingest   pins, and the watch of a whole cycle (collect.py G1); only co
                    when the cycle began are judged (G2)
 collect + commit   deletion and publication hold the lock; a commit that the mark did not see rests on
                    containers that were pinned in this cycle
+collect + seal     a sealed container may hide older copies that promises rest on: they are indexed
+                   again before it goes (pins.py P4)
 collect + delete   an image that goes meanwhile counts in this cycle, as a base or a hold beyond (K1)
 collect + collect  one maintenance a unit (A1); likewise move, drain, rebuild
 move + ingest      the newest image of a disk and every base stay (V3); a base that goes all the same is

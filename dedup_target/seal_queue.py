@@ -75,14 +75,10 @@ class SealQueue:
         self._containers.release(job.buffer)
         job.done(None, LeaseLost("the target has begun to store elsewhere"))
 
-    def seal_now(self, buffer: ContainerBuffer, *, frees_space: bool = False) -> SealedContainer:
-        """Seal and index in the caller's thread, with the same order and the same errors.
-
-        ``frees_space``: for collection, which Q4 must not stop.
-        """
+    def seal_now(self, buffer: ContainerBuffer) -> SealedContainer:
+        """Seal and index in the caller's thread, with the same order and the same errors."""
         try:
-            if not frees_space:
-                self._admit(buffer.tenant, buffer.file_bytes)
+            self._admit(buffer.tenant, buffer.file_bytes)
             sealed = self._containers.seal(buffer)
             self._add(sealed)
         finally:
