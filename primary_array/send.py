@@ -8,13 +8,12 @@ Invariants:
   K2 the base's state comes from the target's Opened, never from the caller.
   K3 a sampled span that differs distrusts the volume's tracker durably before the
      transfer fails, so that the next run reads everything.
-Limits: LANES_MAX lanes a transfer; ``patience_seconds`` without progress end it.
+Limits: send_lanes.LANES_MAX lanes a transfer; ``patience_seconds`` without progress end it.
 Callers: service.py, one thread a transfer; each worker lane has a thread here.
 """
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -46,9 +45,10 @@ from arraylift.sizes import spans_of
 from primary_array.change_sources import Changed, ChangeRequest, ChangeSource, changed_since
 from primary_array.pin import Pin
 from primary_array.pool import Pool
-from primary_array.send_lanes import LaneRun, run_lanes
+from primary_array.send_lanes import LANES_MAX, LaneRun, run_lanes
 from primary_array.send_plan import SendPlan, changed_plan, full_plan, mapped_spans, read_items
 from primary_array.send_worker import LaneTask
+from primary_array.transfer_control import TransferControl
 from primary_array.worker_pool import WorkerPool
 
 RETRY_SECONDS_FIRST, RETRY_SECONDS_MAX = 0.2, 5.0
@@ -103,14 +103,14 @@ class Sender:
         self._clock = clock
         self._segmentation = segmentation
 
-    def send(self, request: SendRequest, *, cancelled: threading.Event, report: Report) -> SendProgress:
+    def send(self, request: SendRequest, *, control: TransferControl, report: Report) -> SendProgress:
         """Run the transfer to its receipt, resuming after cuts while patience lasts.
 
         Raises NotFound (snapshot), TrackerMismatch, WrongState (births required but no base
         vouches), Cancelled, and the target's errors.
         """
         with self._pool.pin(request.snapshot_id) as pin:  # K1
-            run = _Run(self, request, pin, cancelled, report)
+            run = _Run(self, request, pin, control, report)
             while True:
                 try:
                     return run.attempt()
@@ -132,13 +132,14 @@ class _Run:
         sender: Sender,
         request: SendRequest,
         pin: Pin,
-        cancelled: threading.Event,
+        control: TransferControl,
         report: Report,
     ) -> None:
         self._sender = sender
         self._request = request
         self._pin = pin
-        self._cancelled = cancelled
+        self._control = control
+        self._cancelled = control.cancelled
         self._report = report
         self._spent = Figures()  # of attempts that have ended
         self._failures = 0
@@ -238,7 +239,7 @@ class _Run:
     def _run_lanes(self, run: LaneRun, opened: Opened, plan: SendPlan, resumed: int) -> None:
         task = LaneTask(
             open=replace(self._open_message(), attempt=opened.attempt),
-            lane_count=1,
+            lane_count=LANES_MAX,
             key=opened.key,
             target_address=self._request.target_address,
             tls=self._sender._tls,
@@ -258,7 +259,7 @@ class _Run:
             task,
             read_items(plan, self._pin.slots, size_bytes, spans_per_item),
             opened.limits,
-            cancelled=self._cancelled,
+            control=self._control,
             progressed=progressed,
         )
 

@@ -101,6 +101,11 @@ class ReadItem:
     """(n * GRANULES_PER_SPAN,); past the end of the image: 0."""
     sample: bool
 
+    @property
+    def bytes_to_read(self) -> int:
+        """What reading it costs."""
+        return int(np.count_nonzero(self.slots)) * GRANULE_BYTES
+
 
 def read_items(
     plan: SendPlan, lookup: SlotLookup, size_bytes: int, spans_per_item: int

@@ -32,7 +32,7 @@ from arraylift.rpc.channel import connect
 from arraylift.segments.fingerprint import FingerprintKey
 from arraylift.tuning import tune_process
 from primary_array.send_plan import ReadItem
-from primary_array.span_source import SpanSource
+from primary_array.span_source import NextItem, SpanSource
 
 ITEMS_AHEAD = 3
 """Items in the pipe or queue of one worker: enough that it never waits for the daemon."""
@@ -124,8 +124,8 @@ class Worker:
         figures = lane_run.figures()
         return Finished(figures) if error is None else Failed(error, figures)
 
-    def _next_item(self) -> ReadItem | None:
-        item = self._items.get()
+    def _next_item(self, wait: bool) -> ReadItem | None:
+        item = self._items.get(block=wait)
         if item is not None:
             self._pipe.send(Credit())
         return item
@@ -134,9 +134,7 @@ class Worker:
 class _LaneRun:
     """One task, from its connection to its last Durable."""
 
-    def __init__(
-        self, task: LaneTask, next_item: Callable[[], ReadItem | None], cancelled: threading.Event
-    ) -> None:
+    def __init__(self, task: LaneTask, next_item: NextItem, cancelled: threading.Event) -> None:
         self._task = task
         self._next_item = next_item
         self._cancelled = cancelled

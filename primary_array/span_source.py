@@ -10,8 +10,11 @@ Source: US 2016/0170666 [0040].
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
+import queue
+from collections import deque
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -23,11 +26,15 @@ from arraylift.segments.segmentation import Segmentation, Segmenter
 from arraylift.sizes import GRANULE_BYTES, SPAN_BYTES, span_length
 from primary_array.send_plan import GRANULES_PER_SPAN, ReadItem
 
-NextItem = Callable[[], ReadItem | None]
+NextItem = Callable[[bool], ReadItem | None]
+"""Takes the next item, None at the end. With False it does not wait: queue.Empty where there is none yet."""
+
+ITEMS_READ_AHEAD = 2
+"""Items that the kernel reads while one is worked on."""
 
 
 class SpanSource:
-    """Yields a CutBatch for each of the items that ``next_item`` hands out, reading one ahead."""
+    """Yields a CutBatch for each of the items that ``next_item`` hands out, reading ahead."""
 
     def __init__(
         self,
@@ -46,8 +53,8 @@ class SpanSource:
         self._image_bytes = image_bytes
         self._next_item = next_item
         self._buffers = [memoryview(mmap.mmap(-1, spans_per_offer * SPAN_BYTES)) for _ in range(buffers_max)]
-        self._ahead: ReadItem | None = None
-        self._started = False
+        self._ahead: deque[ReadItem] = deque()
+        self._exhausted = False
         self.bytes_read = 0
         self.spans_read = 0
         self.spans_sampled = 0
@@ -57,12 +64,12 @@ class SpanSource:
         return self
 
     def __next__(self) -> CutBatch:
-        if not self._started:
-            self._started, self._ahead = True, self._fetch_ahead()
-        item = self._ahead
-        if item is None:
+        if not self._ahead:
+            self._fetch(wait=True)
+        if not self._ahead:
             raise StopIteration
-        self._ahead = self._fetch_ahead()
+        item = self._ahead.popleft()
+        self._read_ahead()
         assert self._buffers, "B1: the window bounds unreleased offers"
         buffer = self._buffers.pop()
         self._read(item, buffer)
@@ -88,15 +95,25 @@ class SpanSource:
             self.spans_read += len(item.spans)
             self.spans_hole += prepared.hole_count
 
-    def _fetch_ahead(self) -> ReadItem | None:
-        """Take the next item and have the kernel read it while this one is worked on."""
-        item = self._next_item()
-        if item is not None:
-            for _, slot, count in slot_runs(item.slots):
-                os.posix_fadvise(
-                    self._descriptor, slot * GRANULE_BYTES, count * GRANULE_BYTES, os.POSIX_FADV_WILLNEED
-                )
-        return item
+    def _read_ahead(self) -> None:
+        """Take what is there already; a slow feed holds nothing up."""
+        with contextlib.suppress(queue.Empty):
+            while len(self._ahead) < ITEMS_READ_AHEAD and not self._exhausted:
+                self._fetch(wait=False)
+
+    def _fetch(self, *, wait: bool) -> None:
+        """Take one item and have the kernel begin to read it."""
+        if self._exhausted:
+            return
+        item = self._next_item(wait)
+        if item is None:
+            self._exhausted = True
+            return
+        for _, slot, count in slot_runs(item.slots):
+            os.posix_fadvise(
+                self._descriptor, slot * GRANULE_BYTES, count * GRANULE_BYTES, os.POSIX_FADV_WILLNEED
+            )
+        self._ahead.append(item)
 
     def _read(self, item: ReadItem, buffer: memoryview) -> None:
         if not item.slots.all():

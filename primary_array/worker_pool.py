@@ -1,28 +1,48 @@
 """The daemon's worker processes: started once, lent to transfers, replaced when they die.
 
-Limits: ``workers`` processes; a transfer waits its turn for at least one.
-Callers: any thread.
+Invariants:
+  P1 a transfer without a worker gets the next one that is free, first come first served; one that has a
+     worker gets a further one only while nobody waits.
+  P2 whoever holds workers looks at ``crowded`` and gives back, so that nobody waits for a whole transfer.
+Limits: ``size`` processes. Callers: any thread.
 """
 
 from __future__ import annotations
 
 import multiprocessing
 import threading
+from collections import deque
+from collections.abc import Callable
+from functools import partial
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
+from typing import Protocol
 
 from arraylift.errors import Cancelled
 from arraylift.logs import get_logger
 from primary_array import send_worker
 
-_WAIT_SECONDS = 0.5
 _STOP_SECONDS = 5.0
 
 _log = get_logger("worker_pool")
 
 
-class WorkerHandle:
-    """One process and our end of its pipe; belongs to one transfer at a time."""
+class WorkerHandle(Protocol):
+    """One worker and our end of its pipe; belongs to one transfer at a time."""
+
+    @property
+    def pipe(self) -> Connection: ...
+    @property
+    def label(self) -> str: ...
+    @property
+    def alive(self) -> bool: ...
+    def stop(self) -> None:
+        """End it, whatever it does; it has nothing to lose."""
+        ...
+
+
+class ProcessWorker:
+    """A worker in a process of its own."""
 
     def __init__(self, context: multiprocessing.context.SpawnContext) -> None:
         self.pipe: Connection
@@ -34,11 +54,14 @@ class WorkerHandle:
         far_end.close()
 
     @property
+    def label(self) -> str:
+        return f"pid {self._process.pid}"
+
+    @property
     def alive(self) -> bool:
         return self._process.is_alive()
 
     def stop(self) -> None:
-        """End the process; it has nothing to lose."""
         self.pipe.close()
         self._process.join(_STOP_SECONDS)
         if self._process.is_alive():
@@ -46,37 +69,77 @@ class WorkerHandle:
             self._process.join(_STOP_SECONDS)
 
 
+class Place:
+    """A transfer's place in the queue for workers; compared by identity."""
+
+
 class WorkerPool:
     """Lends idle workers."""
 
-    def __init__(self, workers: int) -> None:
+    def __init__(self, workers: int, start: Callable[[], WorkerHandle] | None = None) -> None:
         assert workers >= 1
-        self._context = multiprocessing.get_context("spawn")
+        self.size = workers
+        self._start = start or partial(ProcessWorker, multiprocessing.get_context("spawn"))
         self._condition = threading.Condition()
-        self._idle = [WorkerHandle(self._context) for _ in range(workers)]
+        self._idle = [self._start() for _ in range(workers)]
+        self._queue: deque[Place] = deque()
         self._closed = False
 
-    def borrow(self, at_most: int, cancelled: threading.Event) -> list[WorkerHandle]:
-        """Return 1..at_most idle workers, waiting for the first. Raises Cancelled."""
-        with self._condition:
-            while not self._idle:
-                if cancelled.is_set() or self._closed:
-                    raise Cancelled("the transfer was cancelled while it waited for a worker")
-                self._condition.wait(_WAIT_SECONDS)
-            lent = [self._idle.pop() for _ in range(min(at_most, len(self._idle)))]
-        return [worker if worker.alive else self._replaced(worker) for worker in lent]
+    @property
+    def crowded(self) -> bool:
+        """True while a transfer waits for its first worker (P2)."""
+        return bool(self._queue)
 
-    def give_back(self, workers: list[WorkerHandle], *, broken: bool) -> None:
-        """Return workers; broken ones (mid-task, dead) are replaced."""
-        fresh = [self._replaced(worker) if broken else worker for worker in workers]
+    def borrow(self, place: Place, wait_seconds: float) -> WorkerHandle | None:
+        """Return a worker, or None after ``wait_seconds``; the place in the queue is kept until there is one.
+
+        Raises Cancelled when the daemon stops.
+        """
         with self._condition:
-            self._idle.extend(fresh)
+            if place not in self._queue:
+                self._queue.append(place)
+            self._condition.wait_for(
+                lambda: self._closed or (self._idle and self._queue[0] is place), wait_seconds
+            )
+            if self._closed:
+                raise Cancelled("the array is stopping", next_step="repeat when it is back")
+            if not self._idle or self._queue[0] is not place:
+                return None
+            self._queue.popleft()
+            lent = self._idle.pop()
             self._condition.notify_all()
+        return lent if lent.alive else self._replaced(lent)
+
+    def borrow_further(self) -> WorkerHandle | None:
+        """Return a worker that nobody waits for, if there is one (P1)."""
+        with self._condition:
+            if self._queue or not self._idle:
+                return None
+            lent = self._idle.pop()
+        return lent if lent.alive else self._replaced(lent)
+
+    def leave(self, place: Place) -> None:
+        """Give up waiting; fine if nobody waits."""
+        with self._condition:
+            if place in self._queue:
+                self._queue.remove(place)
+                self._condition.notify_all()
+
+    def give_back(self, worker: WorkerHandle, *, broken: bool) -> None:
+        """Return a worker; a broken one (mid-task, dead) is replaced."""
+        fresh = self._replaced(worker) if broken else worker
+        with self._condition:
+            closed = self._closed
+            if not closed:
+                self._idle.append(fresh)
+            self._condition.notify_all()
+        if closed:
+            fresh.stop()
 
     def _replaced(self, worker: WorkerHandle) -> WorkerHandle:
-        _log.warning("worker_replaced", pid=worker._process.pid)
+        _log.warning("worker_replaced", worker=worker.label)
         worker.stop()
-        return WorkerHandle(self._context)
+        return self._start()
 
     def close(self) -> None:
         """Stop all idle workers; lent ones end with their pipes."""

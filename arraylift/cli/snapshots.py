@@ -14,7 +14,7 @@ from rich.table import Table
 from arraylift.cli import transfers
 from arraylift.cli.command import command, group
 from arraylift.cli.session import Session
-from arraylift.cli.show import figures_rows, moment, pairs, plain, row, table
+from arraylift.cli.show import figures_rows, moment, pairs, plain, row, size_bytes, table
 from arraylift.errors import NotFound
 from arraylift.rpc.channel import LONG_CALL_SECONDS
 from arraylift.sizes import human
@@ -40,7 +40,7 @@ def register(app: typer.Typer) -> None:
         noun,
         "send",
         examples="arraylift array snapshots send web1@monday\n"
-        "arraylift array snapshots send web1@monday --name web1/disk0 --full",
+        "arraylift array snapshots send web1@monday --name web1/disk0 --full --rate 20M",
     )(send)
     app.add_typer(noun, name="snapshots")
 
@@ -97,6 +97,9 @@ def send(
     diff: Annotated[
         str, typer.Option(help="The snapshot that the last image was taken from: compare with it.")
     ] = "",
+    rate: Annotated[
+        str, typer.Option(help="Read at most so much a second, e.g. 20M. [default: no limit]")
+    ] = "0",
 ) -> None:
     """Send a snapshot to the target: what changed since the last image of that name."""
     base_id = transfers.find_snapshot(session.array, diff).snapshot_id if diff else ""
@@ -110,6 +113,7 @@ def send(
             image_name=image_name,
             full=full,
             diff_base_id=base_id,
+            bytes_per_second_max=size_bytes(rate),
             on_spans=bar.transfer,
         )
     document = {

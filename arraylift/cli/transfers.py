@@ -55,6 +55,7 @@ def send_snapshot(
     on_spans: OnSpans,
     tenant: str = "",
     diff_base_id: str = "",
+    bytes_per_second_max: int = 0,
 ) -> Receipt:
     """Send a snapshot as the next image named ``image_name``; errors of the calls it makes.
 
@@ -77,6 +78,7 @@ def send_snapshot(
         target_address=target.address,
         transfer_id=transfer_id,
         grant=grant.grant,
+        bytes_per_second_max=bytes_per_second_max,
     )
     if diff_base_id:
         request.change_source = backup_logic_pb2.CHANGE_SOURCE_DIFF

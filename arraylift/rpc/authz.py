@@ -30,7 +30,10 @@ def _rules() -> dict[str, frozenset[str]]:
     by_service: dict[str, tuple[frozenset[str], str]] = {
         "grpc.health.v1.Health": (EVERYBODY, "Check List"),
         "arraylift.v1.VolumeService": (VOLUME_USERS, volume_methods),
-        "arraylift.v1.BackupLogicService": (MANAGEMENT, "SendSnapshot CancelTransfer DiffSnapshots"),
+        "arraylift.v1.BackupLogicService": (
+            MANAGEMENT,
+            "SendSnapshot CancelTransfer SetTransferRate DiffSnapshots",
+        ),
         "arraylift.v1.SegmentExchangeService": (MOVERS, "Exchange"),
         "arraylift.v1.ImageService": (
             MANAGEMENT,

@@ -21,7 +21,7 @@ CHANGE_SOURCE_DIFF: ChangeSource
 CHANGE_SOURCE_SUPPLIED: ChangeSource
 
 class SendSnapshotRequest(_message.Message):
-    __slots__ = ("snapshot_id", "target_address", "transfer_id", "grant", "change_source", "patience_seconds", "diff_base_snapshot_id", "supplied")
+    __slots__ = ("snapshot_id", "target_address", "transfer_id", "grant", "change_source", "patience_seconds", "diff_base_snapshot_id", "supplied", "bytes_per_second_max")
     SNAPSHOT_ID_FIELD_NUMBER: _ClassVar[int]
     TARGET_ADDRESS_FIELD_NUMBER: _ClassVar[int]
     TRANSFER_ID_FIELD_NUMBER: _ClassVar[int]
@@ -30,6 +30,7 @@ class SendSnapshotRequest(_message.Message):
     PATIENCE_SECONDS_FIELD_NUMBER: _ClassVar[int]
     DIFF_BASE_SNAPSHOT_ID_FIELD_NUMBER: _ClassVar[int]
     SUPPLIED_FIELD_NUMBER: _ClassVar[int]
+    BYTES_PER_SECOND_MAX_FIELD_NUMBER: _ClassVar[int]
     snapshot_id: str
     target_address: str
     transfer_id: str
@@ -38,7 +39,8 @@ class SendSnapshotRequest(_message.Message):
     patience_seconds: int
     diff_base_snapshot_id: str
     supplied: SuppliedChanges
-    def __init__(self, snapshot_id: _Optional[str] = ..., target_address: _Optional[str] = ..., transfer_id: _Optional[str] = ..., grant: _Optional[bytes] = ..., change_source: _Optional[_Union[ChangeSource, str]] = ..., patience_seconds: _Optional[int] = ..., diff_base_snapshot_id: _Optional[str] = ..., supplied: _Optional[_Union[SuppliedChanges, _Mapping]] = ...) -> None: ...
+    bytes_per_second_max: int
+    def __init__(self, snapshot_id: _Optional[str] = ..., target_address: _Optional[str] = ..., transfer_id: _Optional[str] = ..., grant: _Optional[bytes] = ..., change_source: _Optional[_Union[ChangeSource, str]] = ..., patience_seconds: _Optional[int] = ..., diff_base_snapshot_id: _Optional[str] = ..., supplied: _Optional[_Union[SuppliedChanges, _Mapping]] = ..., bytes_per_second_max: _Optional[int] = ...) -> None: ...
 
 class SuppliedChanges(_message.Message):
     __slots__ = ("since", "offsets", "lengths")
@@ -87,5 +89,17 @@ class CancelTransferRequest(_message.Message):
     def __init__(self, transfer_id: _Optional[str] = ...) -> None: ...
 
 class CancelTransferResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class SetTransferRateRequest(_message.Message):
+    __slots__ = ("transfer_id", "bytes_per_second_max")
+    TRANSFER_ID_FIELD_NUMBER: _ClassVar[int]
+    BYTES_PER_SECOND_MAX_FIELD_NUMBER: _ClassVar[int]
+    transfer_id: str
+    bytes_per_second_max: int
+    def __init__(self, transfer_id: _Optional[str] = ..., bytes_per_second_max: _Optional[int] = ...) -> None: ...
+
+class SetTransferRateResponse(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...

@@ -49,6 +49,11 @@ class BackupLogicServiceStub:
                 request_serializer=arraylift_dot_v1_dot_backup__logic__pb2.CancelTransferRequest.SerializeToString,
                 response_deserializer=arraylift_dot_v1_dot_backup__logic__pb2.CancelTransferResponse.FromString,
                 _registered_method=True)
+        self.SetTransferRate = channel.unary_unary(
+                '/arraylift.v1.BackupLogicService/SetTransferRate',
+                request_serializer=arraylift_dot_v1_dot_backup__logic__pb2.SetTransferRateRequest.SerializeToString,
+                response_deserializer=arraylift_dot_v1_dot_backup__logic__pb2.SetTransferRateResponse.FromString,
+                _registered_method=True)
 
 
 class BackupLogicServiceServicer:
@@ -84,6 +89,14 @@ class BackupLogicServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SetTransferRate(self, request, context):
+        """Changes how fast a running transfer reads; takes effect with its next offers. Idempotent.
+        Errors: NOT_FOUND, INVALID_ARGUMENT.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_BackupLogicServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -101,6 +114,11 @@ def add_BackupLogicServiceServicer_to_server(servicer, server):
                     servicer.CancelTransfer,
                     request_deserializer=arraylift_dot_v1_dot_backup__logic__pb2.CancelTransferRequest.FromString,
                     response_serializer=arraylift_dot_v1_dot_backup__logic__pb2.CancelTransferResponse.SerializeToString,
+            ),
+            'SetTransferRate': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetTransferRate,
+                    request_deserializer=arraylift_dot_v1_dot_backup__logic__pb2.SetTransferRateRequest.FromString,
+                    response_serializer=arraylift_dot_v1_dot_backup__logic__pb2.SetTransferRateResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -184,6 +202,33 @@ class BackupLogicService:
             '/arraylift.v1.BackupLogicService/CancelTransfer',
             arraylift_dot_v1_dot_backup__logic__pb2.CancelTransferRequest.SerializeToString,
             arraylift_dot_v1_dot_backup__logic__pb2.CancelTransferResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetTransferRate(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/arraylift.v1.BackupLogicService/SetTransferRate',
+            arraylift_dot_v1_dot_backup__logic__pb2.SetTransferRateRequest.SerializeToString,
+            arraylift_dot_v1_dot_backup__logic__pb2.SetTransferRateResponse.FromString,
             options,
             channel_credentials,
             insecure,

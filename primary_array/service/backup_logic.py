@@ -17,6 +17,7 @@ from arraylift.v1 import backup_logic_pb2_grpc as pb_grpc
 from primary_array.change_sources import ChangeRequest, ChangeSource, Supplied
 from primary_array.pool import Pool
 from primary_array.send import Sender, SendProgress, SendRequest
+from primary_array.transfer_control import RateLimit, TransferControl, check_rate
 
 TRANSFERS_MAX = 16
 RANGES_PER_MESSAGE = 4096
@@ -38,25 +39,25 @@ class BackupLogicEdge(pb_grpc.BackupLogicServiceServicer):
         self._sender = sender
         self._pool = pool
         self._lock = threading.Lock()
-        self._running: dict[TransferId, threading.Event] = {}
+        self._running: dict[TransferId, TransferControl] = {}
 
     def SendSnapshot(
         self, request: pb.SendSnapshotRequest, context: grpc.ServicerContext
     ) -> Iterator[pb.SendSnapshotResponse]:
         asked = _request(request)
-        cancelled = self._admit(asked.transfer_id)
+        control = self._admit(asked.transfer_id, check_rate(request.bytes_per_second_max))
 
         def run(report: Callable[[SendProgress], None]) -> SendProgress:
             try:
-                return self._sender.send(asked, cancelled=cancelled, report=report)
+                return self._sender.send(asked, control=control, report=report)
             finally:
                 with self._lock:
                     del self._running[asked.transfer_id]
 
-        news = stream_long_call(context, run, cancelled=cancelled, what=f"send {asked.transfer_id}")
+        news = stream_long_call(context, run, cancelled=control.cancelled, what=f"send {asked.transfer_id}")
         yield from map(_response, news)
 
-    def _admit(self, transfer_id: TransferId) -> threading.Event:
+    def _admit(self, transfer_id: TransferId, bytes_per_second: int) -> TransferControl:
         with self._lock:
             if transfer_id in self._running:
                 raise Conflict(
@@ -65,8 +66,9 @@ class BackupLogicEdge(pb_grpc.BackupLogicServiceServicer):
                 )
             if len(self._running) >= TRANSFERS_MAX:
                 raise Overloaded(f"{TRANSFERS_MAX} transfers are running", next_step="repeat later")
-            cancelled = self._running[transfer_id] = threading.Event()
-            return cancelled
+            control = TransferControl(rate=RateLimit(bytes_per_second))
+            self._running[transfer_id] = control
+            return control
 
     def DiffSnapshots(
         self, request: pb.DiffSnapshotsRequest, context: grpc.ServicerContext
@@ -90,19 +92,29 @@ class BackupLogicEdge(pb_grpc.BackupLogicServiceServicer):
     def CancelTransfer(
         self, request: pb.CancelTransferRequest, context: grpc.ServicerContext
     ) -> pb.CancelTransferResponse:
-        transfer_id = TransferId(check_id(request.transfer_id, "transfer id"))
-        with self._lock:
-            cancelled = self._running.get(transfer_id)
-        if cancelled is None:
-            raise NotFound(f"transfer {transfer_id} is not running here")
-        cancelled.set()
+        self._control(request.transfer_id).cancelled.set()
         return pb.CancelTransferResponse()
+
+    def SetTransferRate(
+        self, request: pb.SetTransferRateRequest, context: grpc.ServicerContext
+    ) -> pb.SetTransferRateResponse:
+        rate = check_rate(request.bytes_per_second_max)
+        self._control(request.transfer_id).rate.change(rate)
+        return pb.SetTransferRateResponse()
+
+    def _control(self, text: str) -> TransferControl:
+        transfer_id = TransferId(check_id(text, "transfer id"))
+        with self._lock:
+            control = self._running.get(transfer_id)
+        if control is None:
+            raise NotFound(f"transfer {transfer_id} is not running here")
+        return control
 
     def close(self) -> None:
         """Stop every transfer; they can be resumed."""
         with self._lock:
-            for cancelled in self._running.values():
-                cancelled.set()
+            for control in self._running.values():
+                control.cancelled.set()
 
 
 def _request(request: pb.SendSnapshotRequest) -> SendRequest:

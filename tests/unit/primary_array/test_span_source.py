@@ -56,7 +56,7 @@ def source(descriptor: int, items: list[ReadItem], *, buffers: int = 2) -> SpanS
         image_bytes=IMAGE_BYTES,
         spans_per_offer=2,
         buffers_max=buffers,
-        next_item=lambda: next(left, None),
+        next_item=lambda _: next(left, None),
     )
 
 
