@@ -32,6 +32,7 @@ from arraylift.errors import ArrayliftError, Corruption, OutOfSpace, StoreFailed
 from arraylift.ids import ContainerId, Fingerprint, TenantId
 from arraylift.logs import get_logger
 from arraylift.sizes import MIB
+from dedup_target import rocks_log_check
 from dedup_target.container_format import SealedContainer
 from dedup_target.read_gate import ReadGate
 from dedup_target.segment_index import (
@@ -138,6 +139,9 @@ class RocksSegmentIndex:
     def _open(self, bits: int = FILTER_BITS) -> None:
         # Families are named even where there is one: without them rocksdict takes the options that
         # the database was made with, whose cache and filters it cannot read back.
+        hangs = rocks_log_check.recycled_record(self._path)
+        if hangs:
+            raise _corrupt(self._path, hangs)
         options = _options(bits, self._cache), {CONTAINERS_FAMILY: _options(bits, self._cache)}
         try:
             self._database = rocksdict.Rdict(self._path, *options)

@@ -15,7 +15,7 @@ import rocksdict
 
 from arraylift.errors import ArrayliftError, Corruption, OutOfSpace, StoreFailed, WrongState
 from arraylift.ids import ContainerId
-from dedup_target import rocks_index
+from dedup_target import rocks_index, rocks_log_check
 from dedup_target.rocks_index import RocksSegmentIndex
 from tests.contract.test_segment_index_contract import fingerprints, sealed_of
 from tests.unit.dedup_target.material import TENANT, make_segments
@@ -87,6 +87,40 @@ def test_a_manifest_that_lost_its_tail_loses_no_entry_of_a_marked_container(tmp_
             outcomes.add("refused")
         rocks_index.destroy(str(work))
     assert outcomes > {"refused"}, "some tails are lost without a word"
+
+
+@pytest.mark.parametrize("pattern", ["MANIFEST-*", "*.log"])
+def test_a_record_type_that_makes_rocksdb_spin_is_refused(tmp_path: Path, pattern: str) -> None:
+    crashed = _copy_while_open(tmp_path)
+    assert rocks_log_check.recycled_record(str(crashed)) == ""
+    (victim,) = (path for path in crashed.glob(pattern) if path.stat().st_size)
+    whole, places, at = victim.read_bytes(), list[int](), 0
+    while at + 7 <= len(whole) and whole[at + 6]:
+        places.append(at + 6)
+        at += 7 + int.from_bytes(whole[at + 4 : at + 6], "little")
+    assert len(places) >= 4
+    for place in places:
+        content = bytearray(whole)
+        content[place] ^= 4  # 1, a whole record, becomes 5, the same of a recycled log
+        victim.write_bytes(content)
+        with pytest.raises(Corruption, match="recycled"):
+            RocksSegmentIndex(str(crashed))
+    victim.write_bytes(whole)
+    assert _consistent(crashed) == set(range(1, 10))
+
+
+def test_logs_are_walked_over_blocks_and_unwritten_ends() -> None:
+    block = rocks_log_check.BLOCK_BYTES
+    payload = block - 7 - 3
+    first = (
+        b"crc4" + payload.to_bytes(2, "little") + b"\x01" + bytes(payload) + bytes(3)
+    )  # no header fits behind
+    strange = b"crc4" + b"\x01\x00" + b"\x06" + b"x"
+    find = rocks_log_check.find_recycled
+    assert find(first + first) is None
+    assert find(first + strange) == block
+    assert find(first + bytes(block) + strange) == 2 * block
+    assert find(b"") is find(b"short") is find(first + strange[:6]) is None
 
 
 @pytest.mark.parametrize("pattern", ["*.log", "*.sst", "MANIFEST-*", "CURRENT"])
