@@ -175,7 +175,8 @@ class MapView:
         return _joined([node.drop(self._counts) for node in self._nodes if node is not None])
 
     def unique_count(self) -> int:
-        """Granules whose slots no other map names. Under the map lock."""
+        """Granules whose slots no other map names. With or without the map lock: without it, of about
+        this moment."""
         total = 0
         for node in self._nodes:
             if node is None or node.refs != 1:

@@ -228,7 +228,8 @@ class MapCommit:
         try:
             freed = self._commit_once(events)
         except OutOfSpace:
-            if not any(isinstance(event, _SHRINKING) for event in events) or not self._reserve.give_up():
+            deletes = bool(events) and all(isinstance(event, _SHRINKING) for event in events)
+            if not deletes or not self._reserve.give_up():
                 raise
             freed = self._commit_once(events)
         if freed:  # waits for one more commit (C2), usually an empty one

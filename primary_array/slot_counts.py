@@ -51,10 +51,12 @@ class SlotCounts:
         return freed
 
     def of(self, slots: U64) -> npt.NDArray[np.uint32]:
-        """The counts of ``slots``; 0 for one that was never named."""
-        if len(slots):
-            self._reach(int(slots.max()))
-        return self._counts[slots]
+        """The counts of ``slots``; 0 for one that was never named. With or without the map lock."""
+        counts = self._counts  # another, longer one may take its place meanwhile
+        inside = slots < np.uint64(len(counts))
+        found = np.zeros(len(slots), np.uint32)
+        found[inside] = counts[slots[inside]]
+        return found
 
     def named(self) -> U64:
         """Every slot that a map names, ascending."""
