@@ -19,12 +19,13 @@ from typing import Any, Self
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from arraylift.errors import Cancelled, Corruption, DeadlineExceeded, PeerUnavailable, WrongState
+from arraylift.errors import Cancelled, Corruption, DeadlineExceeded, WrongState
 from arraylift.exchange import convert as exchange
 from arraylift.logs import get_logger
 from arraylift.pki import TlsMaterial
 from arraylift.rpc import channel as rpc
 from arraylift.rpc import pages
+from arraylift.rpc.channels import Channels
 from arraylift.sizes import MIB
 from arraylift.v1 import (
     backup_logic_pb2,
@@ -45,9 +46,10 @@ from arraylift.vm.types import Disk, SnapshotRequest, Vm, VmConfig, VmSnapshot
 from backup_server import convert
 from backup_server.model import Backup, Located, PeerKind, Receipt, RegisteredPeer, TransferNews, Verdict
 from backup_server.ports import HostRef
-from backup_server.registry import SETTINGS_CENTER
+from backup_server.registry import PEERS_MAX, SETTINGS_CENTER
 
 MANIFESTS_PER_PAGE = 200
+CHANNELS_MAX = PEERS_MAX
 
 _log = get_logger("peers")
 
@@ -69,25 +71,14 @@ class GrpcPeers:
     """ports.Peers over gRPC."""
 
     def __init__(self, tls: TlsMaterial, deadlines: Deadlines | None = None) -> None:
-        self._tls = tls
         self.deadlines = deadlines or Deadlines()
-        self._lock = threading.Lock()
-        self._channels: dict[RegisteredPeer, grpc.Channel] = {}
-        self._closed = False
+        self._channels = Channels(tls, channels_max=CHANNELS_MAX)
 
-    def channel(self, peer: RegisteredPeer) -> grpc.Channel:
+    def stub(self, kind: Callable[[grpc.Channel], Any], peer: RegisteredPeer) -> Any:
         """Raises InvalidRequest (address), PeerUnavailable (P2)."""
-        with self._lock:
-            if self._closed:
-                raise PeerUnavailable("this server is stopping", next_step="start it again")
-            found = self._channels.get(peer)
-            if found is None:
-                # The center of the settings is known by its address only.
-                unnamed = (peer.kind, peer.name) == (PeerKind.VCENTER, SETTINGS_CENTER)
-                name = "" if unnamed else peer.name
-                found = rpc.connect(peer.address, self._tls, peer.kind.role, name)
-                self._channels[peer] = found
-            return found
+        # The center of the settings is known by its address only.
+        unnamed = (peer.kind, peer.name) == (PeerKind.VCENTER, SETTINGS_CENTER)
+        return self._channels.stub(kind, peer.address, peer.kind.role, "" if unnamed else peer.name)
 
     def center(self, peer: RegisteredPeer) -> GrpcCenter:
         return GrpcCenter(self, peer)
@@ -112,11 +103,7 @@ class GrpcPeers:
 
     def close(self) -> None:
         """End every call (P2)."""
-        with self._lock:
-            self._closed = True
-            channels = list(self._channels.values())
-        for channel in channels:
-            channel.close()
+        self._channels.close()
 
 
 class _Caller:
@@ -132,22 +119,15 @@ class _Caller:
         self, stub: Callable[[grpc.Channel], Any], method: str, request: object, *, seconds: float = 0.0
     ) -> Any:
         """Call once (P1)."""
-        bound = getattr(stub(self._peers.channel(self._peer)), method)
+        bound = getattr(self._peers.stub(stub, self._peer), method)
         timeout = seconds or self._deadlines.call_seconds
-        try:
-            return rpc.call(bound, request, peer=self._what, timeout_seconds=timeout)
-        except ValueError as error:  # the channel was closed under us
-            raise PeerUnavailable(f"the connection to {self._what} is closed", subject=self._what) from error
+        return rpc.call(bound, request, peer=self._what, timeout_seconds=timeout)
 
     def stream(self, stub: Callable[[grpc.Channel], Any], method: str, request: object) -> _Stream:
         """Call for many answers (P1)."""
-        bound = getattr(stub(self._peers.channel(self._peer)), method)
-        try:
-            responses = rpc.stream(
-                bound, request, peer=self._what, timeout_seconds=self._deadlines.transfer_seconds
-            )
-        except ValueError as error:
-            raise PeerUnavailable(f"the connection to {self._what} is closed", subject=self._what) from error
+        bound = getattr(self._peers.stub(stub, self._peer), method)
+        seconds = self._deadlines.transfer_seconds
+        responses = rpc.stream(bound, request, peer=self._what, timeout_seconds=seconds)
         return _Stream(responses, self._what, self._deadlines.silence_seconds)
 
 

@@ -14,6 +14,7 @@ from arraylift.durable import RealFiles
 from arraylift.errors import InvalidRequest
 from arraylift.pki import TlsMaterial
 from arraylift.rpc.address import split_address
+from arraylift.rpc.channels import Channels
 from arraylift.rpc.server import service_of
 from arraylift.v1 import vm_pb2_grpc
 from hostagent.config import HostSettings
@@ -22,7 +23,7 @@ from hostagent.emulated import EmulatedDriver
 from hostagent.guest_files import GuestFiles
 from hostagent.locks import KeyedLocks
 from hostagent.machines import Machines
-from hostagent.peers import ArrayVolumes, Channels, VirtualCenter
+from hostagent.peers import CHANNELS_MAX, ArrayVolumes, VirtualCenter
 from hostagent.reaper import Reaper
 from hostagent.reporter import HostFacts, Reporter
 from hostagent.service.vms import VmEdge
@@ -37,7 +38,7 @@ def build(settings: HostSettings, tls: TlsMaterial) -> daemon.Built:
     _check(settings)
     state = str(settings.state.expanduser().absolute())
     store = VmStore(RealFiles(), state)
-    channels = Channels(tls)
+    channels = Channels(tls, channels_max=CHANNELS_MAX)
     volumes = ArrayVolumes(channels)
     # Files of their own: bulk data that fails to reach the disk must not stop the records.
     copies = DiskCopies(RealFiles(), f"{state}/guest-disks", volumes)

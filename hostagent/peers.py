@@ -1,23 +1,19 @@
 """Edge: calls to arrays and to the virtual center.
 
-Owns: the channels, one for each address, at most CHANNELS_MAX. Every call has a deadline.
+Every call has a deadline. Limits: CHANNELS_MAX arrays are kept connected.
 Callers: any thread.
 """
 
 from __future__ import annotations
 
 import contextlib
-import threading
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import grpc
-
 from arraylift.errors import NotFound
 from arraylift.ids import SnapshotId, check_id
-from arraylift.pki import TlsMaterial
-from arraylift.rpc.channel import LONG_CALL_SECONDS, call, connect, stream
+from arraylift.rpc.channel import LONG_CALL_SECONDS, call, stream
+from arraylift.rpc.channels import Channels
 from arraylift.v1 import virtual_center_pb2 as center_pb
 from arraylift.v1 import virtual_center_pb2_grpc as center_grpc
 from arraylift.v1 import volume_pb2 as pb
@@ -34,32 +30,6 @@ ARRAY_CALL_SECONDS = 10.0
 """Deadline of a short call to an array; a group under freeze has its own."""
 
 CENTER_CALL_SECONDS = 5.0
-
-
-class Channels:
-    """Channels by role and address."""
-
-    def __init__(self, tls: TlsMaterial) -> None:
-        self._tls = tls
-        self._lock = threading.Lock()
-        self._channels: OrderedDict[tuple[str, str], grpc.Channel] = OrderedDict()
-
-    def to(self, role: str, address: str) -> grpc.Channel:
-        """The channel to whoever of that role is at an address, made at first use. Raises InvalidRequest."""
-        called = (role, address)
-        with self._lock:
-            channel = self._channels.pop(called, None) or connect(address, self._tls, role)
-            self._channels[called] = channel
-            if len(self._channels) > CHANNELS_MAX:
-                self._channels.popitem(last=False)[1].close()
-            return channel
-
-    def close(self) -> None:
-        """Close them all; calls on them end."""
-        with self._lock:
-            for channel in self._channels.values():
-                channel.close()
-            self._channels.clear()
 
 
 class ArrayVolumes:
@@ -86,7 +56,7 @@ class ArrayVolumes:
         self, address: str, names: Sequence[str], label: str, *, timeout_seconds: float
     ) -> list[TakenSnapshot]:
         request = pb.CreateSnapshotsRequest(volume_names=names, name=label)
-        stub = pb_grpc.VolumeServiceStub(self._channels.to("array", address))
+        stub = self._channels.stub(pb_grpc.VolumeServiceStub, address, "array")
         made = call(stub.CreateSnapshots, request, peer=f"array {address}", timeout_seconds=timeout_seconds)
         return [_taken(snapshot) for snapshot in made.snapshots]
 
@@ -103,7 +73,7 @@ class ArrayVolumes:
         self._call(address, "DeleteSnapshot", request)
 
     def read(self, address: str, name: str) -> Iterator[tuple[int, bytes]]:
-        stub = pb_grpc.VolumeServiceStub(self._channels.to("array", address))
+        stub = self._channels.stub(pb_grpc.VolumeServiceStub, address, "array")
         request = pb.ReadExtentsRequest(volume_name=name)
         with stream(
             stub.ReadExtents, request, peer=f"array {address}", timeout_seconds=LONG_CALL_SECONDS
@@ -118,11 +88,11 @@ class ArrayVolumes:
             for offset, data in pieces:
                 yield pb.WriteExtentsRequest(extent=pb.Extent(offset=offset, data=data))
 
-        stub = pb_grpc.VolumeServiceStub(self._channels.to("array", address))
+        stub = self._channels.stub(pb_grpc.VolumeServiceStub, address, "array")
         call(stub.WriteExtents, requests(), peer=f"array {address}", timeout_seconds=LONG_CALL_SECONDS)
 
     def _call(self, address: str, method: str, request: object) -> Any:
-        stub = pb_grpc.VolumeServiceStub(self._channels.to("array", address))
+        stub = self._channels.stub(pb_grpc.VolumeServiceStub, address, "array")
         return call(
             getattr(stub, method), request, peer=f"array {address}", timeout_seconds=self._call_seconds
         )
@@ -150,7 +120,7 @@ class VirtualCenter:
         self._call("ReportInventory", request)
 
     def _call(self, method: str, request: object) -> None:
-        stub = center_grpc.VirtualCenterServiceStub(self._channels.to("vcenter", self._address))
+        stub = self._channels.stub(center_grpc.VirtualCenterServiceStub, self._address, "vcenter")
         peer = f"vcenter {self._address}"
         call(getattr(stub, method), request, peer=peer, timeout_seconds=CENTER_CALL_SECONDS)
 

@@ -1,23 +1,20 @@
-"""The VM API of hosts, called over gRPC: a channel for each address.
+"""The VM API of hosts, called over gRPC.
 
 Invariants:
   H1 a host that does not answer in time is PeerUnavailable here, not a deadline of the caller's.
-  H2 at most CHANNELS_MAX channels are kept; the one not used for longest is closed.
 Callers: use cases, on the threads of their calls.
 """
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
-
-import grpc
 
 from arraylift.errors import Corruption, DeadlineExceeded, InvalidRequest, PeerUnavailable
 from arraylift.ids import VmId, VmSnapshotId
 from arraylift.pki import TlsMaterial
-from arraylift.rpc.channel import call, connect
+from arraylift.rpc.channel import call
+from arraylift.rpc.channels import Channels
 from arraylift.v1 import vm_pb2, vm_pb2_grpc
 from arraylift.vm import convert as shared
 from arraylift.vm.types import Disk, SnapshotRequest, Vm, VmConfig, VmSnapshot
@@ -34,9 +31,7 @@ class HostPeers:
     """HostCalls over gRPC. Any thread."""
 
     def __init__(self, tls: TlsMaterial) -> None:
-        self._tls = tls
-        self._lock = threading.Lock()
-        self._channels: dict[tuple[str, str], grpc.Channel] = {}
+        self._channels = Channels(tls, channels_max=CHANNELS_MAX)
 
     def list_vms(self, host: Host, *, seconds: float) -> Sequence[Vm]:
         answer = self._call(host, "ListVms", vm_pb2.ListVmsRequest(), seconds)
@@ -76,14 +71,11 @@ class HostPeers:
 
     def close(self) -> None:
         """Close every channel; calls on them end."""
-        with self._lock:
-            for channel in self._channels.values():
-                channel.close()
-            self._channels.clear()
+        self._channels.close()
 
     def _call(self, host: Host, method: str, request: object, seconds: float) -> Any:
         peer = f"host {host.name} at {host.address}"
-        stub = vm_pb2_grpc.VmServiceStub(self._channel(host))
+        stub = self._channels.stub(vm_pb2_grpc.VmServiceStub, host.address, "host", host.name)
         try:
             return call(getattr(stub, method), request, peer=peer, timeout_seconds=seconds)
         except DeadlineExceeded as error:
@@ -92,15 +84,6 @@ class HostPeers:
                 subject=f"host {host.name}",
                 next_step="look at that host agent, then repeat the request as it was",
             ) from None
-
-    def _channel(self, host: Host) -> grpc.Channel:
-        called = (host.name, host.address)
-        with self._lock:
-            channel = self._channels.pop(called, None) or connect(host.address, self._tls, "host", host.name)
-            self._channels[called] = channel  # last in order: used last
-            if len(self._channels) > CHANNELS_MAX:
-                self._channels.pop(next(iter(self._channels))).close()
-            return channel
 
 
 def _vm(host: Host, vm: vm_pb2.Vm) -> Vm:

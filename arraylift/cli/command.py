@@ -25,37 +25,24 @@ _PANEL = "Common options"
 BRIEF_CHARS_MAX = 60
 """Of a command in a list of commands, at 80 columns: typer would cut it in mid-word."""
 
+
+def _option(kind: Any, *names: str, help: str, metavar: str | None = None) -> Any:
+    return Annotated[kind, typer.Option(*names, help=help, metavar=metavar, rich_help_panel=_PANEL)]
+
+
+def _address(what: str = "") -> Any:
+    return _option(str | None, help=f"{what}host:port; default: of the state.", metavar="ADDRESS")
+
+
 COMMON: dict[str, Any] = {
-    "json": Annotated[bool, typer.Option("--json", help="One JSON document.", rich_help_panel=_PANEL)],
-    "debug": Annotated[
-        bool, typer.Option("--debug", help="Show the traceback of an error.", rich_help_panel=_PANEL)
-    ],
-    "state": Annotated[
-        Path | None,
-        typer.Option(help="State directory, also ARRAYLIFT_STATE.", metavar="DIR", rich_help_panel=_PANEL),
-    ],
-    "pki": Annotated[
-        Path | None,
-        typer.Option(help="Certificates; default: of the state.", metavar="DIR", rich_help_panel=_PANEL),
-    ],
-    "array": Annotated[
-        str | None,
-        typer.Option(help="host:port; default: of the state.", metavar="ADDRESS", rich_help_panel=_PANEL),
-    ],
-    "target": Annotated[
-        str | None,
-        typer.Option(help="host:port; default: of the state.", metavar="ADDRESS", rich_help_panel=_PANEL),
-    ],
-    "vcenter": Annotated[
-        str | None,
-        typer.Option(help="host:port; default: of the state.", metavar="ADDRESS", rich_help_panel=_PANEL),
-    ],
-    "server": Annotated[
-        str | None,
-        typer.Option(
-            help="Backup server, host:port; default: of the state.", metavar="ADDRESS", rich_help_panel=_PANEL
-        ),
-    ],
+    "json": _option(bool, "--json", help="One JSON document."),
+    "debug": _option(bool, "--debug", help="Show the traceback of an error."),
+    "state": _option(Path | None, help="State directory, also ARRAYLIFT_STATE.", metavar="DIR"),
+    "pki": _option(Path | None, help="Certificates; default: of the state.", metavar="DIR"),
+    "array": _address(),
+    "target": _address(),
+    "vcenter": _address(),
+    "server": _address("Backup server, "),
 }
 assert set(COMMON) == {item.name for item in dataclasses.fields(Overrides)}
 
@@ -77,14 +64,19 @@ def command(app: typer.Typer, name: str, *, examples: str = "") -> Callable[[Cal
 
 def _brief(help: str) -> str:
     """Return as much of a command's help as a list of commands has room for, cut where it pauses."""
-    sentence = " ".join(help.strip().partition("\n\n")[0].split())
-    parts = re.split(r"(?<=[;:,]) ", sentence)
-    brief = parts[0]
-    for part in parts[1:]:
-        if len(brief) + 1 + len(part) > BRIEF_CHARS_MAX:
-            break
-        brief = f"{brief} {part}"
-    return brief.rstrip(".;:,") + "."
+    brief = " ".join(help.strip().partition("\n\n")[0].split())
+    for pause in (
+        r"\. ",
+        r"[;:] ",
+        r", ",
+    ):  # its first sentence, of that the clauses that have room, and so on
+        if len(brief) > BRIEF_CHARS_MAX:
+            parts = re.split(rf"(?<={pause})", brief)
+            kept = max(
+                1, sum(len("".join(parts[:count])) <= BRIEF_CHARS_MAX for count in range(1, len(parts)))
+            )
+            brief = "".join(parts[:kept]).rstrip(" ;:,.") + "."
+    return brief
 
 
 def examples_epilog(examples: str) -> str | None:

@@ -2,36 +2,25 @@
 
 from __future__ import annotations
 
-import threading
-
-import grpc
-
 from arraylift.exchange.grpc_stream import GrpcLaneStream
 from arraylift.exchange.lane import LaneStream
 from arraylift.pki import TlsMaterial
-from arraylift.rpc.channel import connect
+from arraylift.rpc.channels import Channels
+
+CHANNELS_MAX = 64
 
 
 class ExchangePeers:
-    """Channels to receivers of a role, one each, made at first use. Any thread."""
+    """Receivers of a role. Any thread."""
 
     def __init__(self, tls: TlsMaterial, role: str) -> None:
         self._role = role
-        self._tls = tls
-        self._lock = threading.Lock()
-        self._channels: dict[str, grpc.Channel] = {}
+        self._channels = Channels(tls, channels_max=CHANNELS_MAX)
 
     def open_stream(self, address: str) -> LaneStream:
-        """Begin an Exchange call to ``host:port``. Raises InvalidRequest."""
-        with self._lock:
-            channel = self._channels.get(address)
-            if channel is None:
-                channel = self._channels[address] = connect(address, self._tls, self._role)
-        return GrpcLaneStream(channel, f"{self._role} {address}")
+        """Begin an Exchange call to ``host:port``. Raises InvalidRequest, PeerUnavailable (closed)."""
+        return GrpcLaneStream(self._channels.channel(address, self._role), f"{self._role} {address}")
 
     def close(self) -> None:
         """Close every channel; calls on them end."""
-        with self._lock:
-            for channel in self._channels.values():
-                channel.close()
-            self._channels.clear()
+        self._channels.close()

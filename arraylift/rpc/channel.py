@@ -13,11 +13,13 @@ Callers: any thread. A channel is made once for each peer and shared; it reconne
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
 import grpc
 
+from arraylift.errors import PeerUnavailable
 from arraylift.pki import TlsMaterial
 from arraylift.rpc.address import split_address
 from arraylift.rpc.identity import demanded_name
@@ -53,6 +55,8 @@ _OPTIONS: list[tuple[str, int | str]] = [
     ("grpc.enable_http_proxy", 0),
 ]
 
+_CLOSED_MARK = "Cannot invoke RPC"
+
 Response = TypeVar("Response")
 
 
@@ -77,17 +81,20 @@ def call(
     ``peer`` names the callee in errors, e.g. ``"target 127.0.0.1:7404"``. Raises the peer's
     error, PeerUnavailable, DeadlineExceeded.
     """
-    try:
-        return method(request, timeout=timeout_seconds)
-    except grpc.RpcError as error:
-        raise from_rpc_error(error, peer) from None
+    with _closed_is_unavailable(peer):
+        try:
+            return method(request, timeout=timeout_seconds)
+        except grpc.RpcError as error:
+            raise from_rpc_error(error, peer) from None
 
 
 def stream(
     method: Callable[..., Any], request: object, *, peer: str, timeout_seconds: float
 ) -> ResponseStream[Any]:
-    """Call a stub's method that answers by a stream; errors come while it is iterated."""
-    return ResponseStream(method(request, timeout=timeout_seconds), peer)
+    """Call a stub's method that answers by a stream; errors come while it is iterated, but for
+    PeerUnavailable of a channel that is closed."""
+    with _closed_is_unavailable(peer):
+        return ResponseStream(method(request, timeout=timeout_seconds), peer)
 
 
 class ResponseStream(Generic[Response]):
@@ -124,3 +131,16 @@ class ResponseStream(Generic[Response]):
             yield from self._rpc
         except grpc.RpcError as error:
             raise from_rpc_error(error, self._peer) from None
+
+
+@contextmanager
+def _closed_is_unavailable(peer: str) -> Iterator[None]:
+    """A channel may be closed by another thread at any time: a daemon stops."""
+    try:
+        yield
+    except ValueError as error:
+        if _CLOSED_MARK not in str(error):
+            raise
+        raise PeerUnavailable(
+            f"the connection to {peer} is closed", subject=peer, next_step="repeat it when this process is up"
+        ) from None

@@ -14,13 +14,14 @@ from arraylift.clock import SYSTEM_CLOCK
 from arraylift.durable import RealFiles
 from arraylift.errors import NotFound, WrongState
 from arraylift.ids import VmId, random_id
+from arraylift.rpc.channels import Channels
 from arraylift.sizes import MIB
 from arraylift.vm.types import ConsistencyLevel, Disk
 from hostagent.debugfs import find_program
 from hostagent.disk_copy import DiskCopies
 from hostagent.driver import Driver
 from hostagent.emulated import EmulatedDriver
-from hostagent.peers import ArrayVolumes, Channels
+from hostagent.peers import CHANNELS_MAX, ArrayVolumes
 from hostagent.vm_types import VmRecord, VmState
 from tests.e2e.cluster import in_thread
 from tests.programs import need
@@ -57,7 +58,7 @@ def kit(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Kit]:
     pki.init_ca(str(tmp_path / "pki"))
     house = House(str(tmp_path / "pki"))
     array = FakeArray(house, "a1")
-    channels = Channels(house.identity("host"))
+    channels = Channels(house.identity("host"), channels_max=CHANNELS_MAX)
     disk = Disk("root", "a1", array.address, "disk", 8 * MIB)
     vm = VmRecord(VmId(random_id()), config("web1", disk), VmState.OFF, 1, "", ())
     try:

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 _RUNNING: list[Cluster] = []
 
 
-def _run(home: Path) -> Iterator[Cluster]:
+def run_cluster(home: Path) -> Iterator[Cluster]:
+    """Start one, and end it; meanwhile a failing test shows its logs."""
     from tests.e2e.cluster import Cluster  # gRPC and all: only for those who ask
 
     cluster = Cluster(home)
@@ -40,13 +41,13 @@ def shown_when_failing(cluster: Cluster) -> Iterator[None]:
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[Cluster]:
     """A fresh array and target for one test, which may kill and damage them."""
-    yield from _run(tmp_path)
+    yield from run_cluster(tmp_path)
 
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """One array and target for a module whose tests use names of their own and kill nothing."""
-    yield from _run(tmp_path_factory.mktemp("cluster"))
+    yield from run_cluster(tmp_path_factory.mktemp("cluster"))
 
 
 @pytest.hookimpl(wrapper=True)

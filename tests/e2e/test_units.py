@@ -15,9 +15,9 @@ from arraylift.sizes import MIB
 from arraylift.v1 import target_admin_pb2 as pb
 from tests.contract.backend_rig import object_store
 from tests.e2e.cluster import TARGET, Cluster
-from tests.e2e.conftest import _run
 from tests.e2e.daemon import wait_until
 from tests.e2e.disks import differing_spans, make_disk, random_disk
+from tests.e2e.running import run_cluster
 from tests.fakes.object_store import ObjectStore
 
 __all__ = ["object_store"]
@@ -30,7 +30,7 @@ def archived(
     """A cluster whose target may reach the store: its environment has the credentials."""
     store = object_store()
     assert os.environ["AWS_ACCESS_KEY_ID"]
-    for cluster in _run(tmp_path):
+    for cluster in run_cluster(tmp_path):
         yield cluster, store
 
 

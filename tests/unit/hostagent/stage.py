@@ -9,11 +9,12 @@ from pathlib import Path
 from arraylift.durable import RealFiles
 from arraylift.errors import NotFound, WrongState
 from arraylift.ids import VmId, random_id
+from arraylift.rpc.channels import Channels
 from arraylift.sizes import MIB
 from arraylift.vm.types import ConsistencyLevel, Disk, NetworkInterface, VmConfig
 from hostagent.locks import KeyedLocks
 from hostagent.machines import Machines
-from hostagent.peers import ArrayVolumes, Channels
+from hostagent.peers import CHANNELS_MAX, ArrayVolumes
 from hostagent.vm_snapshots import VmSnapshots
 from hostagent.vm_store import VmStore
 from hostagent.vm_types import GuestFile, VmRecord
@@ -120,7 +121,7 @@ class Stage:
         self.clock = ManualClock()
         self.driver = FakeDriver()
         self.arrays = [FakeArray(house, "a1"), FakeArray(house, "a2")]
-        self.channels = Channels(house.identity("host", "host1"))
+        self.channels = Channels(house.identity("host", "host1"), channels_max=CHANNELS_MAX)
         self.volumes = ArrayVolumes(self.channels, call_seconds=2.0)
         self.changes = 0
         self._open()
