@@ -3,7 +3,7 @@
 Invariants:
   S1 a place is the number of one slot of one container of the snapshot, from 0 without gaps.
   S2 a bit once set stays; ``fresh`` says of each place, once, that it was set just now.
-Memory: ``Slots`` 58 bytes a container, 4 MB for 1 TiB of them; ``Bits`` one bit a slot: 13 MB for
+Memory: ``Slots`` 49 bytes a container, 3 MB for 1 TiB of them; ``Bits`` one bit a slot: 13 MB for
 1 TiB of records of 10 KiB. Callers: one thread; whoever walks.
 """
 
