@@ -73,9 +73,8 @@ def rebuild_index(
             before_switch()
             place.switch()
 
-        with quarantine.lock:  # nobody condemns between the last look and the switch
+        with quarantine.changing():  # nobody condemns between the last look and the switch
             current.take_over(fresh, take_over)
-            quarantine.raise_generation()
     except BaseException:
         fresh.close()
         raise

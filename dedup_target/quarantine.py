@@ -5,14 +5,16 @@ container, its fingerprint counts as present again (law 7).
 Owns: every byte below ``<unit>/quarantine``: one file for each container concerned.
 Invariants:
   Q1 a record is in its durable file before anybody counts it as absent.
-  Q2 ``generation`` grows, under ``lock``, with everything that may make a fingerprint
-     absent that was present. A commit that holds ``lock`` and sees the generation that
-     it checked its fingerprints at need not check them again.
+  Q2 ``generation`` grows, under ``lock``, after everything that may make a fingerprint
+     absent that was present: whoever read it before that was over, and looked something up, sees
+     another one. A commit that holds ``lock`` and sees the generation that it checked its
+     fingerprints at need not check them again.
 Callers: any thread. Format: docs/formats/quarantine-v1.md
 """
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -63,19 +65,24 @@ class Quarantine:
         with self.lock:
             return sum(len(records) for _, records in self._bad.values())
 
-    def raise_generation(self) -> None:
-        """Say that fingerprints may be absent from now on. REQUIRES lock."""
-        self._generation += 1
+    @contextlib.contextmanager
+    def changing(self) -> Iterator[None]:
+        """Hold the lock while fingerprints become absent; the generation grows at the end, however
+        that comes, since a look-up without the lock may find them until then (Q2)."""
+        with self.lock:
+            try:
+                yield
+            finally:
+                self._generation += 1
 
     def add(self, container: ContainerId, tenant: TenantId, fingerprints: Sequence[bytes], why: str) -> None:
         """Quarantine records of one container, durably (Q1). Idempotent."""
-        with self.lock:
+        with self.changing():
             _, known = self._bad.get(container, (tenant, {}))
             records = {**dict.fromkeys(fingerprints, why[:WHY_CHARACTERS_MAX]), **known}
             self._publish(container, tenant, records)
             self._bad[container] = (tenant, records)
             self.additions += 1
-            self.raise_generation()
         _LOG.error("records_quarantined", container=subject_of(container), count=len(fingerprints), why=why)
 
     def drop_container(self, container: ContainerId) -> None:

@@ -204,8 +204,8 @@ class StorageUnit:
         self, container: ContainerId, tenant: TenantId, fingerprints: Sequence[bytes], why: str
     ) -> None:
         """Quarantine records of one container: absent from now on, also after a restart."""
-        with self.quarantine.lock:
-            with_room = self._reserve.with_room
+        with_room = self._reserve.with_room
+        with self.quarantine.changing():
             with_room(lambda: self.quarantine.add(container, tenant, fingerprints, why))
             with_room(lambda: self.index.forget_records(tenant, container, fingerprints))
 
@@ -233,10 +233,10 @@ class StorageUnit:
             for hidden in self.pins.hidden_by(container):
                 sealed = without(self.containers.read_directory(hidden), self.quarantine.bad_of(hidden))
                 self._reserve.with_room(partial(self.add_sealed, sealed))
-            self.quarantine.raise_generation()
             directory = self.containers.read_directory(container).directory
             listed = directory["fingerprint"].tolist()
-            self._reserve.with_room(lambda: self.index.remove_container(container, listed))
+            with self.quarantine.changing():
+                self._reserve.with_room(lambda: self.index.remove_container(container, listed))
             self.containers.remove(container)
             self.quarantine.drop_container(container)
         return True

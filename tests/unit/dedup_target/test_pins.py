@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from arraylift.durable import Buffer
 from arraylift.errors import Conflict
-from arraylift.ids import ContainerId, Fingerprint
+from arraylift.ids import ContainerId, Fingerprint, TenantId
 from dedup_target.maintenance import Maintenance
 from dedup_target.pins import LOOK_UPS_MAX
+from dedup_target.segment_index import Entries
 from tests.unit.dedup_target.material import make_segments
 from tests.unit.dedup_target.test_storage_unit import Stage
 
@@ -103,6 +106,47 @@ def test_a_container_removed_between_look_up_and_pin_is_not_promised(
     found = unit.present(stage.key.tenant, packed, holder)
     assert found.tolist() == unit.contains(stage.key.tenant, packed).tolist()
     assert holder.containers == set(unit.containers.containers())
+
+
+@pytest.mark.parametrize("change", ["removal", "quarantine"])
+def test_a_look_up_in_the_middle_of_a_change_is_not_believed(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    """It began after the change did, and found what the change takes away a moment later."""
+    unit, first, packed = stage.unit, stage.stored[0][0].container_id, _packed(stage, 0)
+    holder, looked, answers = unit.pins.holder(), threading.Event(), []
+    generations = []
+    find = unit.index.find_many
+
+    def finding(tenant: TenantId, asked: Buffer) -> Entries:
+        found = find(tenant, asked)
+        looked.set()
+        return found
+
+    def ask() -> None:
+        generations.append(unit.quarantine.generation)  # of an attempt that begins now
+        answers.append(unit.present(stage.key.tenant, packed, holder).any())
+
+    asker = threading.Thread(target=ask)
+    method = {"removal": "remove_container", "quarantine": "forget_records"}[change]
+    change_index = getattr(unit.index, method)
+
+    def changing(*arguments: object) -> object:
+        asker.start()
+        assert looked.wait(10)
+        return change_index(*arguments)
+
+    monkeypatch.setattr(unit.index, "find_many", finding)
+    monkeypatch.setattr(unit.index, method, changing)
+    if change == "removal":
+        assert unit.remove_container(first)
+    else:
+        names = [segment.fingerprint for segment in stage.stored[0][1]]
+        unit.condemn_records(first, stage.key.tenant, names, "a test")
+    asker.join(10)
+    assert answers == [False]
+    assert not holder.containers
+    assert unit.quarantine.generation > generations[0], "its commit looks again"
 
 
 def test_held_roots_are_counted(stage: Stage) -> None:
