@@ -5,12 +5,17 @@ both: then the first that holds it answers, and a change reaches every copy.
 Invariants:
   L1 what an absent unit holds is known from its replica, and can be listed, not read or changed.
   L2 a backup manifest lies in an active unit; new ones go into the receiving one.
+  L3 of two copies of an image the one that is locked longer says for how long: a lock that came while
+     the image was copied is in the older copy alone, until the move carries it over.
+  L4 a second copy is made, and all copies of an image are removed, under ``placing``: nothing that was
+     deleted is published again by a move that had read it before.
 Callers: any thread; images and backups are changed under the locks of ``backups``.
 """
 
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator
 
 from arraylift.errors import NotFound
@@ -34,6 +39,7 @@ class AllManifests:
 
     def __init__(self, units: Units) -> None:
         self._units = units
+        self.placing = threading.Lock()
 
     def holders(self, image_id: ImageId) -> list[Member]:
         """Units that have the image; the first is the one to ask. Raises NotFound."""
@@ -54,7 +60,13 @@ class AllManifests:
 
     def get(self, image_id: ImageId) -> ImageManifest:
         """Raises NotFound."""
-        return self.holders(image_id)[0].manifests.get(image_id)
+        found = []
+        for member in self.holders(image_id):
+            with contextlib.suppress(NotFound):  # a move took it away meanwhile
+                found.append(member.manifests.get(image_id))
+        if not found:
+            return self.holders(image_id)[0].manifests.get(image_id)
+        return max(found, key=lambda one: one.lock_until_ns or 0)  # L3
 
     def all(self) -> list[ImageManifest]:
         """Every image once, newest first."""
@@ -89,9 +101,10 @@ class AllManifests:
 
     def remove(self, image_id: ImageId) -> None:
         """Make the image not exist. Raises NotFound, PeerUnavailable (as ``replace``)."""
-        for unit in self._reachable(image_id):
-            with contextlib.suppress(NotFound):  # a move took it away meanwhile
-                unit.manifests.remove(image_id)
+        with self.placing:
+            for unit in self._reachable(image_id):
+                with contextlib.suppress(NotFound):  # a move took it away meanwhile
+                    unit.manifests.remove(image_id)
 
     def check_reachable(self, image_id: ImageId) -> None:
         """Raises PeerUnavailable if it cannot be removed now; nothing if there is no such image."""

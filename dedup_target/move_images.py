@@ -238,10 +238,12 @@ class Mover:
         with goal.quarantine.lock:
             if goal.quarantine.generation != generation:
                 self._check_whole(goal, manifest)
-            if goal.manifests.has(manifest.image_id):  # an earlier move got so far
-                goal.manifests.replace(manifest)
-            else:
-                goal.manifests.publish(manifest)
+            with self._store.manifests.placing:
+                manifest = source.manifests.get(manifest.image_id)
+                if goal.manifests.has(manifest.image_id):  # an earlier move got so far
+                    goal.manifests.replace(manifest)
+                else:
+                    goal.manifests.publish(manifest)
         self._verify(goal, manifest)
         self._hand_over(source, goal, manifest)
         self._images.forget(manifest.image_id)

@@ -19,6 +19,9 @@ from arraylift.errors import (
 )
 from arraylift.ids import ImageId, TransferId
 from arraylift.segments.codecs import Codec
+from dedup_target.container_buffer import ContainerBuffer
+from dedup_target.container_format import SealedContainer
+from dedup_target.image_reader import OpenImage
 from dedup_target.move_images import BASE, NEWEST, MoveProgress
 from dedup_target.superblock import Role
 from dedup_target.transfers import GrantRequest
@@ -210,6 +213,49 @@ def test_a_lock_that_comes_while_an_image_is_copied_comes_along(world: UnitsWorl
         world.backups.delete_image(ONE)
     world.backups.lock_image(ONE, until + 10**9)
     assert goal.manifests.get(ONE).lock_until_ns == until + 10**9
+
+
+def test_an_image_deleted_while_it_is_copied_is_never_published_again(world: UnitsWorld) -> None:
+    """A crash right after that would leave it where it was deleted."""
+    goal = world.store.units.member("archive").opened()
+    seal, published = goal.containers.seal, []
+
+    def delete_first(buffer: ContainerBuffer) -> SealedContainer:
+        if 1 in world.places():
+            world.backups.delete_image(ONE)
+        return seal(buffer)
+
+    goal.containers.seal = delete_first  # type: ignore[method-assign]
+    goal.manifests.publish = published.append  # type: ignore[method-assign]
+    assert world.archive(ONE).images_done == 0
+    assert published == []
+    assert 1 not in world.places()
+
+
+def test_a_lock_that_comes_while_an_image_is_copied_back_holds_at_every_moment(world: UnitsWorld) -> None:
+    """The copy in the unit that takes backups answers first, but knows nothing of the lock yet."""
+    archive, active = world.store.units.member("archive").opened(), world.store.unit
+    world.archive(ONE)
+    until = world.lock_clock.now().time_ns + 10**15
+    lost_spans, refused = world.images.lost_spans, []
+
+    def lock_and_delete(image: OpenImage) -> list[int]:
+        if image.manifest.image_id == ONE and not refused:
+            unlocked = active.manifests.get(ONE)
+            world.backups.lock_image(ONE, until)
+            active.manifests.replace(unlocked)  # as if it had been published just after
+            with pytest.raises(WrongState, match="locked"):
+                world.backups.delete_image(ONE)
+            with pytest.raises(WrongState, match="locked"):
+                world.backups.lock_image(ONE, until - 1)
+            refused.append(ONE)
+        return lost_spans(image)
+
+    world.images.lost_spans = lock_and_delete  # type: ignore[method-assign]
+    world.mover.empty(archive, active)
+    assert refused == [ONE]
+    assert world.places()[1] == ["active"]
+    assert active.manifests.get(ONE).lock_until_ns == until
 
 
 def test_a_move_that_broke_off_is_finished_in_the_background(world: UnitsWorld) -> None:
