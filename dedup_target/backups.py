@@ -144,9 +144,11 @@ class Backups:
         """Move all backup manifests of a unit that is drained; each is in one unit at least."""
         for key in source.backups.keys():  # noqa: SIM118 - not a dict
             with self._changing:
-                if source.backups.has(key.backup_id):
+                if not source.backups.has(key.backup_id):
+                    continue
+                if not goal.backups.has(key.backup_id):  # else what was changed since, is there
                     goal.backups.publish(source.backups.read(key.backup_id))
-                    source.backups.remove(key.backup_id)
+                source.backups.remove(key.backup_id)
 
     # -- locks ------------------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ Callers: the handler thread of the lane that sent Commit, alone on its transfer.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import Self
 
 import numpy as np
 
@@ -46,9 +47,15 @@ def commit(transfer: Transfer, attempt: Attempt, message: Commit, clock: Clock) 
     done = transfer.receipt()
     if done is not None:
         return done
-    inherit = message.inherit_base
-    _check_covered(transfer, inherit)
-    store, writer = transfer.store, _NodeWriter(transfer, attempt)
+    _check_covered(transfer, message.inherit_base)
+    with _NodeWriter(transfer, attempt) as writer:
+        return _commit(transfer, attempt, message, clock, writer)
+
+
+def _commit(
+    transfer: Transfer, attempt: Attempt, message: Commit, clock: Clock, writer: _NodeWriter
+) -> Committed:
+    store, inherit = transfer.store, message.inherit_base
     root = _write_nodes(transfer, inherit, writer, whole=not store.all_healthy)
     # In this order: an Open holds its transfer's lock while a damaged base is condemned.
     with transfer.lock, store.commit_lock:
@@ -155,6 +162,15 @@ class _NodeWriter:
         self._written: set[Fingerprint] = set()
         self.bytes_stored = 0
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Give up what a failure left unsealed: its buffer is one of few."""
+        if self._buffer is not None:
+            self._containers.release(self._buffer)
+            self._buffer = None
+
     def present(self, packed: bytes) -> Flags:
         """Which nodes need not be written; they stay until the attempt ends (law 7)."""
         return self._transfer.store.present(self._transfer.tenant, packed, self._attempt.pins)
@@ -178,7 +194,7 @@ class _NodeWriter:
 
     def _room_for(self, count: int, payload_bytes: int) -> ContainerBuffer:
         if self._buffer is not None and not self._buffer.fits(count, payload_bytes):
-            self.finish()
+            self._seal()
         if self._buffer is None:
             transfer = self._transfer
             self._buffer = self._containers.acquire(
@@ -188,7 +204,12 @@ class _NodeWriter:
         return self._buffer
 
     def finish(self) -> None:
-        """Seal and index what is packed (M1)."""
+        """Seal and index what is packed (M1). From now on the index answers for it, and nobody else: it
+        may be lost as everything may, and is written again then."""
+        self._seal()
+        self._written.clear()
+
+    def _seal(self) -> None:
         if self._buffer is not None:
             buffer, self._buffer = self._buffer, None
             self.bytes_stored += self._seal_queue.seal_now(buffer).file_bytes

@@ -68,16 +68,21 @@ class Ingest:
     def __init__(self, transfer: Transfer, clock: Clock) -> None:
         self._transfer = transfer
         self._clock = clock
+        self._attempt = 0
         self.limits = transfer.limits
 
     def open(self, message: Open) -> Opened:
         """Begin or join an attempt."""
-        return self._transfer.open(message)
+        opened = self._transfer.open(message)
+        self._attempt = opened.attempt
+        return opened
 
     def lane(self, number: int) -> LaneIngest:
-        """Enter a lane that ``open`` admitted."""
-        lane = LaneIngest(self._transfer, number, self._clock)
-        self._transfer.enter(number, lane)
+        """Enter a lane that ``open`` admitted. Raises LeaseLost if another attempt took over since."""
+        with self._transfer.lock:
+            self._transfer.check_current(self._attempt)
+            lane = LaneIngest(self._transfer, number, self._clock)
+            self._transfer.enter(number, lane)
         return lane
 
 

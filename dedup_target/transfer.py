@@ -7,8 +7,8 @@ Invariants:
      cannot be read, or has lost a segment, is no base: everything is read, and so healed.
   X3 leaves are logged by the current attempt only, and only after their segments are sealed
      and indexed (ingest.py G2).
-  X4 what an earlier attempt made durable is believed only while nothing of the store may be
-     lost; else it is looked up before the next attempt builds on it.
+  X4 what an earlier attempt made durable is believed only while nothing of the store may be lost,
+     and nothing was since it was last believed; else it is looked up before the next attempt builds on it.
   X5 a base whose tree turns out damaged on the way ends the attempt with Conflict: the next
      one judges the base anew (X2), as what was found is in quarantine by then.
 Callers: handler threads of its lanes; ``lock`` guards attempt, log and lease.
@@ -87,8 +87,12 @@ class Transfer:
         self.base: OpenImage | None = None
         self.lanes: dict[int, Lane] = {}
         self._images = images
+        self.is_over = False
+        """It was given up; its log is closed."""
         self._attempt: Attempt | None = None
         self._opened: Open | None = None
+        self._sound_at = store.generation
+        """The store's generation when all that is logged was there (X4)."""
         self._lease_seconds = lease_seconds
         self._clock = clock
         self._lease_until = clock.monotonic() + lease_seconds
@@ -152,7 +156,7 @@ class Transfer:
 
     @property
     def lapsed(self) -> bool:
-        return self._clock.monotonic() > self._lease_until and not self.lanes
+        return self.is_over or (self._clock.monotonic() > self._lease_until and not self.lanes)
 
     # -- attempts -------------------------------------------------------------------------------
 
@@ -162,20 +166,27 @@ class Transfer:
         Raises Conflict, LeaseLost, WrongState, OutOfSpace (reserve, quota).
         """
         with self.lock:
+            if self.is_over:
+                raise _given_up(self.transfer_id)
             self.renew()
             if self.log.state.committed is not None:
                 return self._answer(self.log.state.attempt.attempt if self.log.state.attempt else 0)
             if message.attempt == 0:
                 self._begin(message)
-            elif self._attempt is None or message.attempt != self._attempt.number:
-                raise LeaseLost(
-                    f"attempt {message.attempt} of transfer {self.transfer_id} is over",
-                    next_step="open the transfer again",
-                )
+            else:
+                self.check_current(message.attempt)
             self.attempt.check()
             if message.lane in self.lanes:
                 raise InvalidRequest(f"lane {message.lane} is open already")
             return self._answer(self.attempt.number)
+
+    def check_current(self, attempt: int) -> None:
+        """Raise LeaseLost unless that is the number of the current attempt (X1)."""
+        if self._attempt is None or attempt != self._attempt.number:
+            raise LeaseLost(
+                f"attempt {attempt} of transfer {self.transfer_id} is over",
+                next_step="open the transfer again",
+            )
 
     def _begin(self, message: Open) -> None:
         logged = self.log.state.attempt
@@ -190,8 +201,9 @@ class Transfer:
         self.store.space.check_transfer(self.tenant)
         self.fence(LeaseLost(f"attempt {number} of transfer {self.transfer_id} took over"))
         generation = self.store.generation
-        if logged is not None and not self.store.all_healthy:
+        if logged is not None and not (self.store.all_healthy and generation == self._sound_at):
             self.void_lost()
+        self._sound_at = generation
         self.base = self._open_base() if self.grant.base_image_id is not None else None
         self.log.append_attempt(
             LoggedAttempt(number, message.image_bytes, message.segmentation, message.source_state)
@@ -306,7 +318,18 @@ class Transfer:
             self.renew()
 
     def close(self) -> None:
-        """End the attempt and close the log; the transfer can be opened again."""
+        """End the attempt and close the log; the next process opens it again."""
         with self.lock:
             self.fence(WrongState("the target is stopping", next_step="repeat when it is back"))
             self.log.close()
+
+    def give_up(self) -> None:
+        """End the attempt for good; nobody opens another. The log can be removed."""
+        self.fence(_given_up(self.transfer_id))
+        with self.lock:
+            self.is_over = True
+            self.log.close()
+
+
+def _given_up(transfer_id: TransferId) -> LeaseLost:
+    return LeaseLost(f"transfer {transfer_id} was given up", next_step="ask for a new grant")

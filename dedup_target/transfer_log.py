@@ -65,6 +65,8 @@ __all__ = [
 _LOG = get_logger("transfer_log")
 
 SUFFIX = ".alt"
+VOIDED_SPANS_MAX = 1 << 20
+"""Of one record: an image of 16 TiB has 16 times as many."""
 _WINDOW_BYTES = 4 << 20
 
 
@@ -113,7 +115,8 @@ class TransferLog:
 
     def append_voided(self, spans: npt.NDArray[np.uint32]) -> None:
         """Uncover spans: one of their segments was lost before the commit; shape (n,)."""
-        self._append(RecordType.VOIDED, spans.astype("<u4").tobytes())
+        for start in range(0, len(spans), VOIDED_SPANS_MAX):
+            self._append(RecordType.VOIDED, spans[start : start + VOIDED_SPANS_MAX].astype("<u4").tobytes())
 
     def append_committed(self, committed: CommittedTransfer) -> None:
         """Keep the receipt; the image's manifest is published.

@@ -4,7 +4,8 @@ Invariants:
   R1 a transfer is opened by the peer that its grant names, with its grant, only.
   R2 a transfer that nobody continued for its lease is forgotten; its log goes, and with it
      its hold on segments. Leases run on our monotonic clock and restart in full (law 9).
-  R3 an image whose manifest was published before a crash is committed, whatever its log says.
+  R3 an image whose manifest was published before a crash is committed, whatever its log says; also
+     where the log is long forgotten, and the same transfer is asked for again.
   R4 a transfer that the target granted to itself lives as long as the call that it serves: what a
      crash left of one is removed at the next start, and no peer can open it.
 Limits: TRANSFERS_MAX transfers. Callers: any thread; the reaper is a thread of its own.
@@ -21,6 +22,7 @@ from dataclasses import dataclass, replace
 from arraylift.clock import Clock
 from arraylift.errors import (
     AlreadyExists,
+    ArrayliftError,
     Corruption,
     LeaseLost,
     NotFound,
@@ -29,9 +31,11 @@ from arraylift.errors import (
     WrongState,
 )
 from arraylift.exchange.messages import Limits, Open
-from arraylift.ids import Fingerprint, ImageId, TransferId
+from arraylift.ids import Fingerprint, ImageId, TenantId, TransferId
 from arraylift.logs import get_logger
+from arraylift.outcome import attempt
 from dedup_target.image_reader import ImageReader
+from dedup_target.manifest_format import ImageManifest
 from dedup_target.mark import LiveLog, TreeRoot
 from dedup_target.store import Store
 from dedup_target.transfer import Transfer
@@ -91,7 +95,9 @@ class Transfers:
         """
         with self._lock:
             known = self._transfers.get(request.transfer_id)
-            if known is not None:
+            if known is not None and known.is_over:
+                self._forget(known)
+            elif known is not None:
                 return self._same_grant(known, request)
             transfer = self._grant(self._with_near_base(request))
         return self._store.grant_for(request.transfer_id), transfer.grant.base_image_id
@@ -119,6 +125,7 @@ class Transfers:
                 f"{TRANSFERS_MAX} transfers are open",
                 next_step="let some commit or lapse, or revoke their grants",
             )
+        made = self._made(request, tenant.tenant)
         base = None
         if request.base_image_id is not None:
             base = self._store.manifests.get(request.base_image_id)
@@ -137,8 +144,20 @@ class Transfers:
                 base_root=base.root if base else None,
             )
         )
+        if made is not None:
+            _note_committed(log, made)  # R3
         transfer = self._transfers[request.transfer_id] = self._transfer(log)
         return transfer
+
+    def _made(self, request: GrantRequest, tenant: TenantId) -> ImageManifest | None:
+        """The image that this transfer made before it was forgotten. Raises AlreadyExists (another's)."""
+        try:
+            image = self._store.manifests.get(ImageId(request.transfer_id))
+        except NotFound:
+            return None
+        if (image.tenant, image.name) != (tenant, request.image_name):
+            raise _granted_elsewhere(request.transfer_id)
+        return image
 
     def _same_grant(self, known: Transfer, request: GrantRequest) -> tuple[bytes, ImageId | None]:
         grant = known.grant
@@ -252,7 +271,7 @@ class Transfers:
             for transfer in running:
                 if transfer.receipt() is not None:
                     continue
-                if transfer.grant.base_image_id is None:
+                if transfer.grant.base_image_id is None and not transfer.is_over:
                     transfer.void_lost()
                 else:  # its base is not where its segments go from now on
                     self._forget(transfer)
@@ -282,15 +301,16 @@ class Transfers:
             return
         image = self._store.manifests.by_transfer(transfer_id)
         if image is not None and log.state.committed is None:  # R3
-            log.append_committed(CommittedTransfer(image.root, image.image_id, dict(image.figures)))
-            log.sync()
+            _note_committed(log, image)
         transfer = self._transfers[transfer_id] = self._transfer(log)
         if self._store.in_doubt and log.state.committed is None:
             transfer.void_lost()  # before the doubt ends: it ends with the images, not with the logs
 
     def _reap_for_ever(self) -> None:
         while not self._stop.wait(REAP_SECONDS):
-            self.reap()
+            _, error = attempt(self.reap, "looking after transfers")
+            if error is not None:
+                _log.warning("transfers_not_reaped", error=str(error))
 
     def reap(self) -> None:
         """Forget what nobody continued (R2), and seal what a silent lane has begun."""
@@ -301,16 +321,20 @@ class Transfers:
         with self._lock:
             for transfer in [one for one in self._transfers.values() if one.lapsed]:
                 _log.info("transfer_lapsed", transfer=transfer.transfer_id)
-                self._forget(transfer)
+                try:
+                    self._forget(transfer)
+                except ArrayliftError as error:
+                    _log.warning("transfer_left", transfer=transfer.transfer_id, error=str(error))
 
     def _forget(self, transfer: Transfer) -> None:
+        """Give a transfer up. Where its log cannot be removed, it still counts for collection (law 8),
+        since the next process would believe that log; the reaper tries again."""
         # Whoever called its lanes may never be heard of again: they must not keep buffers for him.
         transfer.rotate_lanes(older_than_seconds=0, wait=False)
-        transfer.fence(LeaseLost(f"transfer {transfer.transfer_id} was given up"))
-        with transfer.lock:
-            transfer.log.close()
+        transfer.give_up()
+        with contextlib.suppress(NotFound):
+            self._store.transfers.remove(transfer.transfer_id)
         del self._transfers[transfer.transfer_id]
-        self._store.transfers.remove(transfer.transfer_id)
 
     def close(self) -> None:
         """Stop the reaper, fence every lane, close every log."""
@@ -319,6 +343,11 @@ class Transfers:
         with self._lock:
             for transfer in self._transfers.values():
                 transfer.close()
+
+
+def _note_committed(log: TransferLog, image: ImageManifest) -> None:
+    log.append_committed(CommittedTransfer(image.root, image.image_id, dict(image.figures)))
+    log.sync()
 
 
 def _granted_elsewhere(transfer_id: TransferId) -> AlreadyExists:

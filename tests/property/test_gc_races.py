@@ -2,7 +2,7 @@
 
 A cycle is stopped at each of its calls to what it shares with others (index, manifests, transfers, pins,
 containers, state), one place a run; something happens there, to its end; the cycle goes on. Not where it
-holds the lock under which promises are made: there the others would wait. Everything runs in one thread,
+holds the lock under which promises are made, or containers indexed: there the others would wait. Everything runs in one thread,
 so a failing place fails again.
 """
 
@@ -148,7 +148,7 @@ class Places:
         self._at = at
         self._act = act
         self._lock: Any = world.store.unit.quarantine.lock
-        unit = world.store.unit
+        self._unit = unit = world.store.unit
         for owner, names in (
             (unit.index, ("marks", "find_many", "add_containers")),
             (unit.manifests, ("all", "by_transfer")),
@@ -168,7 +168,7 @@ class Places:
         return watched
 
     def _pass(self, name: str) -> None:
-        if self._lock._is_owned():
+        if self._lock._is_owned() or self._unit._adding.locked():
             return
         self.seen.append(name)
         if len(self.seen) - 1 == self._at:

@@ -218,7 +218,8 @@ def test_a_lock_that_comes_while_an_image_is_copied_comes_along(world: UnitsWorl
 def test_an_image_deleted_while_it_is_copied_is_never_published_again(world: UnitsWorld) -> None:
     """A crash right after that would leave it where it was deleted."""
     goal = world.store.units.member("archive").opened()
-    seal, published = goal.containers.seal, []
+    seal = goal.containers.seal
+    published: list[object] = []
 
     def delete_first(buffer: ContainerBuffer) -> SealedContainer:
         if 1 in world.places():
@@ -226,7 +227,7 @@ def test_an_image_deleted_while_it_is_copied_is_never_published_again(world: Uni
         return seal(buffer)
 
     goal.containers.seal = delete_first  # type: ignore[method-assign]
-    goal.manifests.publish = published.append  # type: ignore[method-assign]
+    goal.manifests.publish = published.append  # type: ignore[method-assign, assignment]
     assert world.archive(ONE).images_done == 0
     assert published == []
     assert 1 not in world.places()
@@ -237,7 +238,8 @@ def test_a_lock_that_comes_while_an_image_is_copied_back_holds_at_every_moment(w
     archive, active = world.store.units.member("archive").opened(), world.store.unit
     world.archive(ONE)
     until = world.lock_clock.now().time_ns + 10**15
-    lost_spans, refused = world.images.lost_spans, []
+    lost_spans = world.images.lost_spans
+    refused: list[ImageId] = []
 
     def lock_and_delete(image: OpenImage) -> list[int]:
         if image.manifest.image_id == ONE and not refused:

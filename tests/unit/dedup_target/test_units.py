@@ -327,6 +327,26 @@ def test_a_drain_that_broke_off_is_repeated(world: UnitsWorld) -> None:
     world.check()
 
 
+def test_a_drain_that_is_repeated_takes_no_lock_from_a_backup(world: UnitsWorld) -> None:
+    world.send(*BACKUPS[:2])
+    _publish_backup(world, 1, 1, 2)
+    old, new, one = world.store.unit, world.add("new", Role.ACTIVE, "/new"), backup(1).backup_id
+    remove = old.backups.remove
+
+    def refuse(_: object) -> None:
+        raise PeerUnavailable("the disk went away")
+
+    old.backups.remove = refuse  # type: ignore[method-assign]
+    with pytest.raises(PeerUnavailable):
+        world.admin.drain("active")
+    until = world.lock_clock.now().time_ns + 10**15
+    world.backups.lock_backup(one, until)
+    old.backups.remove = remove  # type: ignore[method-assign]
+    world.admin.drain("active")
+    assert new.backups.key(one).lock_until_ns == until
+    assert not old.backups.has(one)
+
+
 def test_an_absent_unit_is_given_up_only_on_demand_and_unlocked(world: UnitsWorld) -> None:
     world.add()
     world.send()
