@@ -2,8 +2,8 @@
 
 A cycle is stopped at each of its calls to what it shares with others (index, manifests, transfers, pins,
 containers, state), one place a run; something happens there, to its end; the cycle goes on. Not where it
-holds the lock under which promises are made, or containers indexed: there the others would wait. Everything runs in one thread,
-so a failing place fails again.
+holds the lock under which promises are made, or containers indexed: there the others would wait.
+Everything runs in one thread, so a failing place fails again.
 """
 
 from __future__ import annotations

@@ -336,7 +336,7 @@ def test_a_drain_that_is_repeated_takes_no_lock_from_a_backup(world: UnitsWorld)
     def refuse(_: object) -> None:
         raise PeerUnavailable("the disk went away")
 
-    old.backups.remove = refuse  # type: ignore[method-assign]
+    old.backups.remove = refuse  # type: ignore[method-assign, assignment]
     with pytest.raises(PeerUnavailable):
         world.admin.drain("active")
     until = world.lock_clock.now().time_ns + 10**15
