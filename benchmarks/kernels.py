@@ -40,7 +40,7 @@ from dedup_target.container_format import Kind, SealedContainer
 from dedup_target.container_store import ContainerStore
 from dedup_target.directory_backend import DirectoryBackend
 from dedup_target.rocks_index import RocksSegmentIndex
-from primary_array.span_source import read_fully
+from primary_array.pool_reader import read_fully
 
 SPANS = 128
 REPEATS = 3

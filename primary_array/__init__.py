@@ -1,7 +1,8 @@
 """The primary array: volumes, snapshots, change tracking; it sends backups and receives restores.
 
 Layers, imports pointing down only: ``__main__`` | ``service``, ``convert`` | ``send``, ``restores`` and
-what they stand on (``send_lanes``, ``worker_pool``, ``send_worker``, ``span_source``, ``restore_draft``) |
+what they stand on (``send_lanes``, ``worker_pool``, ``send_worker``, ``span_source``, ``sent_disk`` and its
+two kinds, ``restore_draft``) |
 ``pool`` and what it stands on | the pure core (``send_plan``, ``block_map``, ``slot_counts``, ``changes``,
 ``lineage``, ``map_events``, ``run_log``).
 

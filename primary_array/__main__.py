@@ -45,7 +45,7 @@ def build(settings: ArraySettings, tls: TlsMaterial) -> daemon.Built:
     peers = ExchangePeers(tls, "target")
     exports = ArrayExports(pool, files, state)
     nbd = NbdService(settings, tls, exports, files)
-    backup_logic = BackupLogicEdge(Sender(pool, workers, tls=tls, open_stream=peers.open_stream), pool)
+    backup_logic = BackupLogicEdge(Sender(workers, tls=tls, open_stream=peers.open_stream), pool, tls)
 
     def close() -> None:
         nbd.stop()

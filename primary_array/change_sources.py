@@ -11,7 +11,6 @@ Callers: send, one thread a transfer. Source: US 2016/0170666 [0047]-[0052].
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum
 
 import numpy as np
 
@@ -21,21 +20,12 @@ from arraylift.ids import SnapshotId, SourceState
 from arraylift.sizes import SPAN_BYTES
 from primary_array import changes
 from primary_array.block_map import U64
+from primary_array.change_types import Changed, ChangeSource
 from primary_array.pool import Pool
 from primary_array.pool_types import SnapshotInfo
 
 SUPPLIED_RANGES_MAX = 1 << 16
 """Ranges of one request: 1 MiB of it."""
-
-
-class ChangeSource(Enum):
-    """Who tells. ANY: births, where they can."""
-
-    ANY = "any"
-    BIRTHS = "births"
-    FULL_READ = "full_read"
-    DIFF = "diff"
-    SUPPLIED = "supplied"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,14 +57,6 @@ class ChangeRequest:
             raise InvalidRequest("a diff, and nothing else, names the older snapshot")
         if (self.source is ChangeSource.SUPPLIED) != (self.supplied is not None):
             raise InvalidRequest("supplied changes come with that change source, and with no other")
-
-
-@dataclass(frozen=True, slots=True)
-class Changed:
-    """Indexes of spans that may differ from the base, and who says so."""
-
-    spans: U64
-    source: ChangeSource
 
 
 def changed_since(pool: Pool, info: SnapshotInfo, base: Base, request: ChangeRequest) -> Changed | None:

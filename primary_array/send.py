@@ -1,15 +1,15 @@
-"""Send a snapshot to a target: plan, lanes, commit, and again after a cut ([0044], [0052]).
+"""Send a disk to a target: plan, lanes, commit, and again after a cut ([0044], [0052]).
 
 Owns: the life of a transfer on the array. An attempt opens lane 0 here, learns what
 the target knows (key, base, what is durable), hands reads to worker lanes 1..n, and
 commits on lane 0 when all of it is durable.
 Invariants:
-  K1 the snapshot stays pinned from the first read to the receipt.
+  K1 the source stays open from the first read to the receipt.
   K2 the base's state comes from the target's Opened, never from the caller.
-  K3 a sampled span that differs distrusts the volume's tracker durably before the
-     transfer fails, so that the next run reads everything.
+  K3 a sampled span that differs distrusts whoever told the changes before the transfer
+     fails, so that the next run reads everything.
 Limits: send_lanes.LANES_MAX lanes a transfer; ``patience_seconds`` without progress end it.
-Callers: service.py, one thread a transfer; each worker lane has a thread here.
+Callers: service, one thread a transfer; each worker lane has a thread here.
 """
 
 from __future__ import annotations
@@ -37,17 +37,16 @@ from arraylift.exchange.messages import (
     Opened,
 )
 from arraylift.exchange.sender import SenderLane
-from arraylift.ids import SnapshotId, TransferId
+from arraylift.ids import TransferId
 from arraylift.logs import get_logger
 from arraylift.pki import TlsMaterial
 from arraylift.segments.segmentation import DEFAULT_SEGMENTATION, Segmentation
 from arraylift.sizes import spans_of
-from primary_array.change_sources import Changed, ChangeRequest, ChangeSource, changed_since
-from primary_array.pin import Pin
-from primary_array.pool import Pool
+from primary_array.change_types import Changed, ChangeSource
 from primary_array.send_lanes import LANES_MAX, LaneRun, run_lanes
 from primary_array.send_plan import SendPlan, changed_plan, full_plan, mapped_spans, read_items
 from primary_array.send_worker import LaneTask
+from primary_array.sent_disk import DiskSource, SentDisk
 from primary_array.transfer_control import TransferControl
 from primary_array.worker_pool import WorkerPool
 
@@ -58,13 +57,11 @@ _log = get_logger("send")
 
 @dataclass(frozen=True, slots=True)
 class SendRequest:
-    """What SendSnapshot asks for, checked."""
+    """Which transfer, and to whom."""
 
-    snapshot_id: SnapshotId
     transfer_id: TransferId
     target_address: str
     grant: bytes
-    changes: ChangeRequest
     patience_seconds: float
 
 
@@ -84,11 +81,10 @@ Report = Callable[[SendProgress], None]
 
 
 class Sender:
-    """Sends snapshots of one pool."""
+    """Sends disks of any source."""
 
     def __init__(
         self,
-        pool: Pool,
         workers: WorkerPool,
         *,
         tls: TlsMaterial,
@@ -96,29 +92,28 @@ class Sender:
         clock: Clock = SYSTEM_CLOCK,
         segmentation: Segmentation = DEFAULT_SEGMENTATION,
     ) -> None:
-        self._pool = pool
         self._workers = workers
         self._tls = tls
         self._open_stream = open_stream
         self._clock = clock
         self._segmentation = segmentation
 
-    def send(self, request: SendRequest, *, control: TransferControl, report: Report) -> SendProgress:
+    def send(
+        self, request: SendRequest, source: DiskSource, *, control: TransferControl, report: Report
+    ) -> SendProgress:
         """Run the transfer to its receipt, resuming after cuts while patience lasts.
 
-        Raises NotFound (snapshot), TrackerMismatch, WrongState (births required but no base
-        vouches), Cancelled, and the target's errors.
+        Raises TrackerMismatch, WrongState (a base is demanded, but none vouches), Cancelled, the source's and
+        the target's errors.
         """
-        with self._pool.pin(request.snapshot_id) as pin:  # K1
-            run = _Run(self, request, pin, control, report)
+        with source.open(control.cancelled) as disk:  # K1
+            run = _Run(self, request, disk, control, report)
             while True:
                 try:
                     return run.attempt()
                 except TrackerMismatch:
-                    self._pool.distrust(pin.info.volume_name)  # K3
-                    _log.error(
-                        "tracker_distrusted", volume=pin.info.volume_name, transfer=request.transfer_id
-                    )
+                    _log.error("tracker_distrusted", disk=disk.label, transfer=request.transfer_id)
+                    disk.distrust()  # K3
                     raise
                 except (PeerUnavailable, Conflict) as error:
                     run.wait_before_retry(error)
@@ -131,20 +126,20 @@ class _Run:
         self,
         sender: Sender,
         request: SendRequest,
-        pin: Pin,
+        disk: SentDisk,
         control: TransferControl,
         report: Report,
     ) -> None:
         self._sender = sender
         self._request = request
-        self._pin = pin
+        self._disk = disk
         self._control = control
         self._cancelled = control.cancelled
         self._report = report
         self._spent = Figures()  # of attempts that have ended
         self._failures = 0
         self._last_progress = sender._clock.monotonic()
-        self._moved = (0, 0)
+        self._furthest = self._durable = 0  # spans
         self._source = ChangeSource.FULL_READ
 
     # -- attempts -------------------------------------------------------------------------------
@@ -169,6 +164,7 @@ class _Run:
     def attempt(self) -> SendProgress:
         """Open, send what is not durable yet, commit."""
         started = self._sender._clock.monotonic()
+        self._disk.begin_attempt()
         stream = self._sender._open_stream(self._request.target_address)
         lane, run = SenderLane(), LaneRun()
         try:
@@ -176,6 +172,7 @@ class _Run:
             if opened.committed is not None:
                 return SendProgress(self._spans, opened.committed.figures, self._source, opened.committed)
             coverage = Coverage.from_bitmap(opened.durable_spans, self._spans)
+            self._note_progress(durable=coverage.count)
             plan = self._plan(opened.base, coverage)
             holes = hole_batches(plan.holes)
             send_batches(stream, lane, holes, cancelled=self._cancelled, on_answered=lambda _: None)
@@ -193,7 +190,7 @@ class _Run:
 
     @property
     def _spans(self) -> int:
-        return spans_of(self._pin.info.size_bytes)
+        return spans_of(self._disk.size_bytes)
 
     def _open_message(self) -> Open:
         return Open(
@@ -201,22 +198,22 @@ class _Run:
             grant=self._request.grant,
             attempt=0,
             lane=0,
-            image_bytes=self._pin.info.size_bytes,
+            image_bytes=self._disk.size_bytes,
             segmentation=self._sender._segmentation,
-            source_state=self._pin.info.state,
+            source_state=self._disk.state,
         )
 
     # -- planning -------------------------------------------------------------------------------
 
     def _plan(self, base: Base | None, coverage: Coverage) -> SendPlan:
-        mapped = mapped_spans(self._pin.slots, self._pin.info.size_bytes)
+        mapped = mapped_spans(self._disk.places, self._disk.size_bytes)
         changed = self._changed_since(base)
         self._source = ChangeSource.FULL_READ if changed is None else changed.source
         if base is None or changed is None:
-            if self._request.changes.source is ChangeSource.BIRTHS:
+            if self._disk.base_demanded:
                 raise WrongState(
                     "no base at the target vouches for what is unchanged",
-                    subject=f"snapshot {self._request.snapshot_id}",
+                    subject=self._disk.label,
                     next_step="send it with a full read once; later runs can use births",
                 )
             return full_plan(mapped, coverage.flags)
@@ -232,42 +229,42 @@ class _Run:
         """What changed, or None where nobody can tell (K2)."""
         if base is None or base.segmentation != self._sender._segmentation:
             return None
-        return changed_since(self._sender._pool, self._pin.info, base, self._request.changes)
+        return self._disk.changed_since(base)
 
     # -- sending --------------------------------------------------------------------------------
 
     def _run_lanes(self, run: LaneRun, opened: Opened, plan: SendPlan, resumed: int) -> None:
         task = LaneTask(
             open=replace(self._open_message(), attempt=opened.attempt),
-            lane_count=LANES_MAX,
+            lane_count=min(LANES_MAX, self._disk.readers_max),
             key=opened.key,
             target_address=self._request.target_address,
             tls=self._sender._tls,
-            data_path=self._pin.data_path,
+            reader=self._disk.reader,
         )
 
         def progressed(run: LaneRun) -> None:
-            self._note_progress(run)
             total = self._total(run, Figures(), plan, resumed)
             done = resumed + int(plan.holes.sum()) + run.figures.spans_read + run.figures.spans_sampled
+            self._note_progress(done=done)
             self._report(SendProgress(done, total, self._source))
 
-        size_bytes, spans_per_item = self._pin.info.size_bytes, opened.limits.spans_per_offer_max
+        size_bytes, spans_per_item = self._disk.size_bytes, opened.limits.spans_per_offer_max
         run_lanes(
             run,
             self._sender._workers,
             task,
-            read_items(plan, self._pin.slots, size_bytes, spans_per_item),
+            read_items(plan, self._disk.places, size_bytes, spans_per_item),
             opened.limits,
             control=self._control,
             progressed=progressed,
         )
 
-    def _note_progress(self, run: LaneRun) -> None:
-        """Patience starts anew only when something moved."""
-        moved = run.figures.bytes_offered, run.figures.bytes_sent_wire
-        if moved != self._moved:
-            self._moved, self._last_progress = moved, self._sender._clock.monotonic()
+    def _note_progress(self, *, done: int = 0, durable: int = 0) -> None:
+        """Patience starts anew only when this attempt came further than those before it, or kept more."""
+        if done > self._furthest or durable > self._durable:
+            self._last_progress = self._sender._clock.monotonic()
+        self._furthest, self._durable = max(done, self._furthest), max(durable, self._durable)
 
     def _total(self, run: LaneRun, control: Figures, plan: SendPlan, resumed: int) -> Figures:
         total = Figures()

@@ -98,7 +98,7 @@ class ReadItem:
 
     spans: npt.NDArray[np.uint32]
     slots: Slots
-    """(n * GRANULES_PER_SPAN,); past the end of the image: 0."""
+    """(n * GRANULES_PER_SPAN,) where each granule is at the source; 0: nowhere, or past the end."""
     sample: bool
 
     @property
@@ -122,3 +122,15 @@ def read_items(
                 count = min(GRANULES_PER_SPAN, granules - first)
                 slots[place, :count] = lookup(first, count)
             yield ReadItem(np.array(chosen, dtype="<u4"), slots.ravel(), sample)
+
+
+def place_runs(places: Slots) -> Iterator[tuple[int, int, int]]:
+    """Yield (index, first place, count) of each run of consecutive places; 0 is none."""
+    mapped = np.flatnonzero(places)
+    if not len(mapped):
+        return
+    values = places[mapped].astype(np.int64)
+    breaks = np.flatnonzero((np.diff(values) != 1) | (np.diff(mapped) != 1)) + 1
+    starts = np.concatenate(([0], breaks))
+    counts = np.diff(np.concatenate((starts, [len(mapped)])))
+    yield from zip(mapped[starts].tolist(), values[starts].tolist(), counts.tolist(), strict=True)

@@ -32,6 +32,7 @@ from arraylift.rpc.channel import connect
 from arraylift.segments.fingerprint import FingerprintKey
 from arraylift.tuning import tune_process
 from primary_array.send_plan import ReadItem
+from primary_array.sent_disk import DiskReader
 from primary_array.span_source import NextItem, SpanSource
 
 ITEMS_AHEAD = 3
@@ -51,7 +52,7 @@ class LaneTask:
     key: bytes
     target_address: str
     tls: TlsMaterial
-    data_path: str
+    reader: DiskReader
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,14 +145,14 @@ class _LaneRun:
     def run(self, send: Callable[[Progress], None]) -> None:
         """Read, cut, offer and send until the items end. Raises what ended it early."""
         task = self._task
-        descriptor = os.open(task.data_path, os.O_RDONLY | os.O_CLOEXEC)
+        disk = task.reader.open(self._cancelled)
         channel = connect(task.target_address, task.tls, "target")
         stream = GrpcLaneStream(channel, f"target {task.target_address}")
         try:
             opened = open_lane(stream, self._lane, task.open)
             self._lane.use_lanes(task.lane_count)
             self._source = SpanSource(
-                descriptor,
+                disk,
                 key=FingerprintKey(task.key),
                 segmentation=task.open.segmentation,
                 image_bytes=task.open.image_bytes,
@@ -168,7 +169,7 @@ class _LaneRun:
         finally:
             stream.cancel()
             channel.close()
-            os.close(descriptor)
+            disk.close()
 
     def figures(self) -> Figures:
         """What this lane has done so far."""

@@ -1,9 +1,9 @@
-"""Read spans from slots, cut and fingerprint them: the sending half of a worker process.
+"""Read spans from a disk, cut and fingerprint them: the sending half of a worker process.
 
 Owns: a worker's read buffers, one an offer that is not yet answered.
 Invariants:
   B1 segments are views into a buffer that is not reused before ``release``.
-  B2 what is not mapped reads as zeros, and a slot is read whole or not at all.
+  B2 what has no place reads as zeros; all else comes from the reader, or nothing is offered.
 Limits: buffers_max buffers of one offer each. Callers: the worker's main thread.
 Source: US 2016/0170666 [0040].
 """
@@ -12,19 +12,16 @@ from __future__ import annotations
 
 import contextlib
 import mmap
-import os
 import queue
 from collections import deque
 from collections.abc import Callable, Iterator
 
-import numpy as np
-
-from arraylift.errors import Corruption
 from arraylift.exchange.cut_batch import CutBatch
 from arraylift.segments.fingerprint import FingerprintKey
 from arraylift.segments.segmentation import Segmentation, Segmenter
 from arraylift.sizes import GRANULE_BYTES, SPAN_BYTES, span_length
 from primary_array.send_plan import GRANULES_PER_SPAN, ReadItem
+from primary_array.sent_disk import GranuleReader
 
 NextItem = Callable[[bool], ReadItem | None]
 """Takes the next item, None at the end. With False it does not wait: queue.Empty where there is none yet."""
@@ -38,7 +35,7 @@ class SpanSource:
 
     def __init__(
         self,
-        descriptor: int,
+        reader: GranuleReader,
         *,
         key: FingerprintKey,
         segmentation: Segmentation,
@@ -47,7 +44,7 @@ class SpanSource:
         buffers_max: int,
         next_item: NextItem,
     ) -> None:
-        self._descriptor = descriptor
+        self._reader = reader
         self._key = key
         self._segmenter = Segmenter(segmentation)
         self._image_bytes = image_bytes
@@ -102,57 +99,20 @@ class SpanSource:
                 self._fetch(wait=False)
 
     def _fetch(self, *, wait: bool) -> None:
-        """Take one item and have the kernel begin to read it."""
+        """Take one item and have its reading begin."""
         if self._exhausted:
             return
         item = self._next_item(wait)
         if item is None:
             self._exhausted = True
             return
-        for _, slot, count in slot_runs(item.slots):
-            os.posix_fadvise(
-                self._descriptor, slot * GRANULE_BYTES, count * GRANULE_BYTES, os.POSIX_FADV_WILLNEED
-            )
+        self._reader.read_ahead(item.slots)
         self._ahead.append(item)
 
     def _read(self, item: ReadItem, buffer: memoryview) -> None:
         if not item.slots.all():
             buffer[: len(item.slots) * GRANULE_BYTES] = bytes(len(item.slots) * GRANULE_BYTES)
-        for place, slot, count in slot_runs(item.slots):
-            view = buffer[place * GRANULE_BYTES : (place + count) * GRANULE_BYTES]
-            read_fully(self._descriptor, slot * GRANULE_BYTES, view)
-            self.bytes_read += len(view)
-
-
-def slot_runs(slots: np.ndarray) -> Iterator[tuple[int, int, int]]:
-    """Yield (place, first slot, count) of each run of consecutive mapped slots."""
-    mapped = np.flatnonzero(slots)
-    if not len(mapped):
-        return
-    values = slots[mapped].astype(np.int64)
-    breaks = np.flatnonzero((np.diff(values) != 1) | (np.diff(mapped) != 1)) + 1
-    starts = np.concatenate(([0], breaks))
-    counts = np.diff(np.concatenate((starts, [len(mapped)])))
-    yield from zip(mapped[starts].tolist(), values[starts].tolist(), counts.tolist(), strict=True)
-
-
-def read_fully(descriptor: int, offset: int, into: memoryview) -> None:
-    """Fill ``into`` from the pool's data file. Raises Corruption if the disk cannot, or if the file
-    ends before the slot does: a mapped slot was written whole, so nothing is zero-filled."""
-    while len(into):
-        try:
-            count = os.preadv(descriptor, [into], offset)
-        except OSError as error:
-            raise Corruption(
-                f"the pool's data cannot be read at {offset}: {error.strerror}",
-                next_step="check the array's disk; the backup stopped, earlier images are not affected",
-            ) from error
-        if count == 0:
-            raise Corruption(
-                f"the pool's data file ends before {offset}",
-                next_step="check the pool; the backup stopped, earlier images are not affected",
-            )
-        offset, into = offset + count, into[count:]
+        self.bytes_read += self._reader.read(item.slots, buffer)
 
 
 assert GRANULES_PER_SPAN * GRANULE_BYTES == SPAN_BYTES

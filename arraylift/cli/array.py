@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import typer
 
-from arraylift.cli import array_check, exports, peers, snapshots, volumes
+from arraylift.cli import array_check, exports, gateway, peers, snapshots, volumes
 from arraylift.cli.command import group
 
 
@@ -18,5 +18,6 @@ def register(app: typer.Typer) -> None:
     volumes.register(noun)
     snapshots.register(noun)
     exports.register(noun)
+    gateway.register(noun)
     array_check.register(noun)
     app.add_typer(noun, name="array")

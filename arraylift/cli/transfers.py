@@ -62,29 +62,51 @@ def send_snapshot(
     ``diff_base_id``: the snapshot that the last image was taken from; what differs is found by comparing
     the two.
     """
-    transfer_id = random_id()
-    grant = target.call(
-        target.admin.CreateGrant,
-        target_admin_pb2.CreateGrantRequest(
-            transfer_id=transfer_id,
-            array=array.identity().name,
-            image_name=image_name,
-            no_base=full,
-            tenant=tenant,
-        ),
-    )
     request = backup_logic_pb2.SendSnapshotRequest(
-        snapshot_id=snapshot_id,
-        target_address=target.address,
-        transfer_id=transfer_id,
-        grant=grant.grant,
-        bytes_per_second_max=bytes_per_second_max,
+        snapshot_id=snapshot_id, bytes_per_second_max=bytes_per_second_max
     )
     if diff_base_id:
         request.change_source = backup_logic_pb2.CHANGE_SOURCE_DIFF
         request.diff_base_snapshot_id = diff_base_id
+    wanted = target_admin_pb2.CreateGrantRequest(image_name=image_name, no_base=full, tenant=tenant)
+    return _send_granted(array, target, array.backup_logic.SendSnapshot, request, wanted, on_spans)
+
+
+def send_foreign_disk(
+    array: Connection,
+    target: Connection,
+    request: backup_logic_pb2.SendForeignDiskRequest,
+    *,
+    image_name: str,
+    base_image_id: str,
+    on_spans: OnSpans,
+    tenant: str = "",
+) -> Receipt:
+    """Have the array read a foreign disk and send it as the next image named ``image_name``.
+
+    ``base_image_id`` empty: on no base. Transfer, grant and target are put into the request here.
+    """
+    wanted = target_admin_pb2.CreateGrantRequest(
+        image_name=image_name, base_image_id=base_image_id, no_base=not base_image_id, tenant=tenant
+    )
+    return _send_granted(array, target, array.backup_logic.SendForeignDisk, request, wanted, on_spans)
+
+
+def _send_granted(
+    array: Connection,
+    target: Connection,
+    method: Callable[..., Any],
+    request: Any,
+    wanted: target_admin_pb2.CreateGrantRequest,
+    on_spans: OnSpans,
+) -> Receipt:
+    """Get the grant that is wanted, run the transfer, give the grant up if that fails."""
+    wanted.transfer_id = transfer_id = random_id()
+    wanted.array = array.identity().name
+    grant = target.call(target.admin.CreateGrant, wanted)
+    request.target_address, request.transfer_id, request.grant = target.address, transfer_id, grant.grant
     try:
-        last = _follow(array.stream(array.backup_logic.SendSnapshot, request), array.label, on_spans)
+        last = _follow(array.stream(method, request), array.label, on_spans)
     except BaseException:
         with contextlib.suppress(ArrayliftError):  # its lease lapses anyway
             target.call(

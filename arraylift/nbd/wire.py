@@ -32,6 +32,8 @@ REP_ACK: Final = 1
 REP_SERVER: Final = 2
 REP_INFO: Final = 3
 REP_META_CONTEXT: Final = 4
+REP_ERROR: Final = 1 << 31
+"""Set in every reply that refuses."""
 REP_ERR_UNSUP: Final = 0x80000001
 REP_ERR_POLICY: Final = 0x80000002
 REP_ERR_INVALID: Final = 0x80000003
@@ -82,12 +84,14 @@ CHUNK_NONE: Final = 0
 CHUNK_DATA: Final = 1
 CHUNK_HOLE: Final = 2
 CHUNK_STATUS: Final = 5
+CHUNK_IS_ERROR: Final = 1 << 15
 CHUNK_ERROR: Final = 0x8001
 CHUNK_ERROR_OFFSET: Final = 0x8002
 
 STATE_HOLE: Final = 1
 STATE_ZERO: Final = 2
 STATE_CHANGED: Final = 1
+"""Of our own contexts, and dirty in those of QEMU's bitmaps."""
 
 EPERM: Final = 1
 EIO: Final = 5

@@ -25,33 +25,41 @@ _sym_db = _symbol_database.Default()
 from arraylift.v1 import common_pb2 as arraylift_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x61rraylift/v1/backup_logic.proto\x12\x0c\x61rraylift.v1\x1a\x19\x61rraylift/v1/common.proto\"\xa1\x02\n\x13SendSnapshotRequest\x12\x13\n\x0bsnapshot_id\x18\x01 \x01(\t\x12\x16\n\x0etarget_address\x18\x02 \x01(\t\x12\x13\n\x0btransfer_id\x18\x03 \x01(\t\x12\r\n\x05grant\x18\x04 \x01(\x0c\x12\x31\n\rchange_source\x18\x05 \x01(\x0e\x32\x1a.arraylift.v1.ChangeSource\x12\x18\n\x10patience_seconds\x18\x06 \x01(\r\x12\x1d\n\x15\x64iff_base_snapshot_id\x18\x07 \x01(\t\x12/\n\x08supplied\x18\x08 \x01(\x0b\x32\x1d.arraylift.v1.SuppliedChanges\x12\x1c\n\x14\x62ytes_per_second_max\x18\t \x01(\x04\"]\n\x0fSuppliedChanges\x12(\n\x05since\x18\x01 \x01(\x0b\x32\x19.arraylift.v1.SourceState\x12\x0f\n\x07offsets\x18\x02 \x01(\x0c\x12\x0f\n\x07lengths\x18\x03 \x01(\x0c\"\xaf\x01\n\x14SendSnapshotResponse\x12\x12\n\nspans_done\x18\x01 \x01(\x04\x12.\n\x07\x66igures\x18\x02 \x01(\x0b\x32\x1d.arraylift.v1.TransferFigures\x12\x12\n\nreceipt_id\x18\x03 \x01(\t\x12\x0c\n\x04root\x18\x04 \x01(\x0c\x12\x31\n\rchange_source\x18\x05 \x01(\x0e\x32\x1a.arraylift.v1.ChangeSource\"E\n\x14\x44iffSnapshotsRequest\x12\x13\n\x0bsnapshot_id\x18\x01 \x01(\t\x12\x18\n\x10\x62\x61se_snapshot_id\x18\x02 \x01(\t\"9\n\x15\x44iffSnapshotsResponse\x12\x0f\n\x07offsets\x18\x01 \x01(\x0c\x12\x0f\n\x07lengths\x18\x02 \x01(\x0c\",\n\x15\x43\x61ncelTransferRequest\x12\x13\n\x0btransfer_id\x18\x01 \x01(\t\"\x18\n\x16\x43\x61ncelTransferResponse\"K\n\x16SetTransferRateRequest\x12\x13\n\x0btransfer_id\x18\x01 \x01(\t\x12\x1c\n\x14\x62ytes_per_second_max\x18\x02 \x01(\x04\"\x19\n\x17SetTransferRateResponse*\x98\x01\n\x0c\x43hangeSource\x12\x1d\n\x19\x43HANGE_SOURCE_UNSPECIFIED\x10\x00\x12\x18\n\x14\x43HANGE_SOURCE_BIRTHS\x10\x01\x12\x1b\n\x17\x43HANGE_SOURCE_FULL_READ\x10\x02\x12\x16\n\x12\x43HANGE_SOURCE_DIFF\x10\x03\x12\x1a\n\x16\x43HANGE_SOURCE_SUPPLIED\x10\x04\x32\x86\x03\n\x12\x42\x61\x63kupLogicService\x12W\n\x0cSendSnapshot\x12!.arraylift.v1.SendSnapshotRequest\x1a\".arraylift.v1.SendSnapshotResponse0\x01\x12Z\n\rDiffSnapshots\x12\".arraylift.v1.DiffSnapshotsRequest\x1a#.arraylift.v1.DiffSnapshotsResponse0\x01\x12[\n\x0e\x43\x61ncelTransfer\x12#.arraylift.v1.CancelTransferRequest\x1a$.arraylift.v1.CancelTransferResponse\x12^\n\x0fSetTransferRate\x12$.arraylift.v1.SetTransferRateRequest\x1a%.arraylift.v1.SetTransferRateResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x61rraylift/v1/backup_logic.proto\x12\x0c\x61rraylift.v1\x1a\x19\x61rraylift/v1/common.proto\"\xa1\x02\n\x13SendSnapshotRequest\x12\x13\n\x0bsnapshot_id\x18\x01 \x01(\t\x12\x16\n\x0etarget_address\x18\x02 \x01(\t\x12\x13\n\x0btransfer_id\x18\x03 \x01(\t\x12\r\n\x05grant\x18\x04 \x01(\x0c\x12\x31\n\rchange_source\x18\x05 \x01(\x0e\x32\x1a.arraylift.v1.ChangeSource\x12\x18\n\x10patience_seconds\x18\x06 \x01(\r\x12\x1d\n\x15\x64iff_base_snapshot_id\x18\x07 \x01(\t\x12/\n\x08supplied\x18\x08 \x01(\x0b\x32\x1d.arraylift.v1.SuppliedChanges\x12\x1c\n\x14\x62ytes_per_second_max\x18\t \x01(\x04\"]\n\x0fSuppliedChanges\x12(\n\x05since\x18\x01 \x01(\x0b\x32\x19.arraylift.v1.SourceState\x12\x0f\n\x07offsets\x18\x02 \x01(\x0c\x12\x0f\n\x07lengths\x18\x03 \x01(\x0c\"\xaf\x01\n\x14SendSnapshotResponse\x12\x12\n\nspans_done\x18\x01 \x01(\x04\x12.\n\x07\x66igures\x18\x02 \x01(\x0b\x32\x1d.arraylift.v1.TransferFigures\x12\x12\n\nreceipt_id\x18\x03 \x01(\t\x12\x0c\n\x04root\x18\x04 \x01(\x0c\x12\x31\n\rchange_source\x18\x05 \x01(\x0e\x32\x1a.arraylift.v1.ChangeSource\"\xa1\x02\n\x16SendForeignDiskRequest\x12\x0b\n\x03uri\x18\x01 \x01(\t\x12\x16\n\x0etarget_address\x18\x02 \x01(\t\x12\x13\n\x0btransfer_id\x18\x03 \x01(\t\x12\r\n\x05grant\x18\x04 \x01(\x0c\x12(\n\x05state\x18\x05 \x01(\x0b\x32\x19.arraylift.v1.SourceState\x12)\n\x06\x62itmap\x18\x06 \x01(\x0b\x32\x19.arraylift.v1.DirtyBitmap\x12\x18\n\x10patience_seconds\x18\x07 \x01(\r\x12\x1c\n\x14\x62ytes_per_second_max\x18\x08 \x01(\x04\x12\x31\n\x0b\x63redentials\x18\t \x01(\x0b\x32\x1c.arraylift.v1.NbdCredentials\"E\n\x0b\x44irtyBitmap\x12\x0c\n\x04name\x18\x01 \x01(\t\x12(\n\x05since\x18\x02 \x01(\x0b\x32\x19.arraylift.v1.SourceState\"J\n\x0eNbdCredentials\x12\x0e\n\x06\x63\x61_pem\x18\x01 \x01(\x0c\x12\x17\n\x0f\x63\x65rtificate_pem\x18\x02 \x01(\x0c\x12\x0f\n\x07key_pem\x18\x03 \x01(\x0c\"\xb2\x01\n\x17SendForeignDiskResponse\x12\x12\n\nspans_done\x18\x01 \x01(\x04\x12.\n\x07\x66igures\x18\x02 \x01(\x0b\x32\x1d.arraylift.v1.TransferFigures\x12\x12\n\nreceipt_id\x18\x03 \x01(\t\x12\x0c\n\x04root\x18\x04 \x01(\x0c\x12\x31\n\rchange_source\x18\x05 \x01(\x0e\x32\x1a.arraylift.v1.ChangeSource\"E\n\x14\x44iffSnapshotsRequest\x12\x13\n\x0bsnapshot_id\x18\x01 \x01(\t\x12\x18\n\x10\x62\x61se_snapshot_id\x18\x02 \x01(\t\"9\n\x15\x44iffSnapshotsResponse\x12\x0f\n\x07offsets\x18\x01 \x01(\x0c\x12\x0f\n\x07lengths\x18\x02 \x01(\x0c\",\n\x15\x43\x61ncelTransferRequest\x12\x13\n\x0btransfer_id\x18\x01 \x01(\t\"\x18\n\x16\x43\x61ncelTransferResponse\"K\n\x16SetTransferRateRequest\x12\x13\n\x0btransfer_id\x18\x01 \x01(\t\x12\x1c\n\x14\x62ytes_per_second_max\x18\x02 \x01(\x04\"\x19\n\x17SetTransferRateResponse*\xb2\x01\n\x0c\x43hangeSource\x12\x1d\n\x19\x43HANGE_SOURCE_UNSPECIFIED\x10\x00\x12\x18\n\x14\x43HANGE_SOURCE_BIRTHS\x10\x01\x12\x1b\n\x17\x43HANGE_SOURCE_FULL_READ\x10\x02\x12\x16\n\x12\x43HANGE_SOURCE_DIFF\x10\x03\x12\x1a\n\x16\x43HANGE_SOURCE_SUPPLIED\x10\x04\x12\x18\n\x14\x43HANGE_SOURCE_BITMAP\x10\x05\x32\xe8\x03\n\x12\x42\x61\x63kupLogicService\x12W\n\x0cSendSnapshot\x12!.arraylift.v1.SendSnapshotRequest\x1a\".arraylift.v1.SendSnapshotResponse0\x01\x12`\n\x0fSendForeignDisk\x12$.arraylift.v1.SendForeignDiskRequest\x1a%.arraylift.v1.SendForeignDiskResponse0\x01\x12Z\n\rDiffSnapshots\x12\".arraylift.v1.DiffSnapshotsRequest\x1a#.arraylift.v1.DiffSnapshotsResponse0\x01\x12[\n\x0e\x43\x61ncelTransfer\x12#.arraylift.v1.CancelTransferRequest\x1a$.arraylift.v1.CancelTransferResponse\x12^\n\x0fSetTransferRate\x12$.arraylift.v1.SetTransferRateRequest\x1a%.arraylift.v1.SetTransferRateResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'arraylift.v1.backup_logic_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_CHANGESOURCE']._serialized_start=948
-  _globals['_CHANGESOURCE']._serialized_end=1100
+  _globals['_CHANGESOURCE']._serialized_start=1568
+  _globals['_CHANGESOURCE']._serialized_end=1746
   _globals['_SENDSNAPSHOTREQUEST']._serialized_start=77
   _globals['_SENDSNAPSHOTREQUEST']._serialized_end=366
   _globals['_SUPPLIEDCHANGES']._serialized_start=368
   _globals['_SUPPLIEDCHANGES']._serialized_end=461
   _globals['_SENDSNAPSHOTRESPONSE']._serialized_start=464
   _globals['_SENDSNAPSHOTRESPONSE']._serialized_end=639
-  _globals['_DIFFSNAPSHOTSREQUEST']._serialized_start=641
-  _globals['_DIFFSNAPSHOTSREQUEST']._serialized_end=710
-  _globals['_DIFFSNAPSHOTSRESPONSE']._serialized_start=712
-  _globals['_DIFFSNAPSHOTSRESPONSE']._serialized_end=769
-  _globals['_CANCELTRANSFERREQUEST']._serialized_start=771
-  _globals['_CANCELTRANSFERREQUEST']._serialized_end=815
-  _globals['_CANCELTRANSFERRESPONSE']._serialized_start=817
-  _globals['_CANCELTRANSFERRESPONSE']._serialized_end=841
-  _globals['_SETTRANSFERRATEREQUEST']._serialized_start=843
-  _globals['_SETTRANSFERRATEREQUEST']._serialized_end=918
-  _globals['_SETTRANSFERRATERESPONSE']._serialized_start=920
-  _globals['_SETTRANSFERRATERESPONSE']._serialized_end=945
-  _globals['_BACKUPLOGICSERVICE']._serialized_start=1103
-  _globals['_BACKUPLOGICSERVICE']._serialized_end=1493
+  _globals['_SENDFOREIGNDISKREQUEST']._serialized_start=642
+  _globals['_SENDFOREIGNDISKREQUEST']._serialized_end=931
+  _globals['_DIRTYBITMAP']._serialized_start=933
+  _globals['_DIRTYBITMAP']._serialized_end=1002
+  _globals['_NBDCREDENTIALS']._serialized_start=1004
+  _globals['_NBDCREDENTIALS']._serialized_end=1078
+  _globals['_SENDFOREIGNDISKRESPONSE']._serialized_start=1081
+  _globals['_SENDFOREIGNDISKRESPONSE']._serialized_end=1259
+  _globals['_DIFFSNAPSHOTSREQUEST']._serialized_start=1261
+  _globals['_DIFFSNAPSHOTSREQUEST']._serialized_end=1330
+  _globals['_DIFFSNAPSHOTSRESPONSE']._serialized_start=1332
+  _globals['_DIFFSNAPSHOTSRESPONSE']._serialized_end=1389
+  _globals['_CANCELTRANSFERREQUEST']._serialized_start=1391
+  _globals['_CANCELTRANSFERREQUEST']._serialized_end=1435
+  _globals['_CANCELTRANSFERRESPONSE']._serialized_start=1437
+  _globals['_CANCELTRANSFERRESPONSE']._serialized_end=1461
+  _globals['_SETTRANSFERRATEREQUEST']._serialized_start=1463
+  _globals['_SETTRANSFERRATEREQUEST']._serialized_end=1538
+  _globals['_SETTRANSFERRATERESPONSE']._serialized_start=1540
+  _globals['_SETTRANSFERRATERESPONSE']._serialized_end=1565
+  _globals['_BACKUPLOGICSERVICE']._serialized_start=1749
+  _globals['_BACKUPLOGICSERVICE']._serialized_end=2237
 # @@protoc_insertion_point(module_scope)

@@ -14,11 +14,13 @@ class ChangeSource(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     CHANGE_SOURCE_FULL_READ: _ClassVar[ChangeSource]
     CHANGE_SOURCE_DIFF: _ClassVar[ChangeSource]
     CHANGE_SOURCE_SUPPLIED: _ClassVar[ChangeSource]
+    CHANGE_SOURCE_BITMAP: _ClassVar[ChangeSource]
 CHANGE_SOURCE_UNSPECIFIED: ChangeSource
 CHANGE_SOURCE_BIRTHS: ChangeSource
 CHANGE_SOURCE_FULL_READ: ChangeSource
 CHANGE_SOURCE_DIFF: ChangeSource
 CHANGE_SOURCE_SUPPLIED: ChangeSource
+CHANGE_SOURCE_BITMAP: ChangeSource
 
 class SendSnapshotRequest(_message.Message):
     __slots__ = ("snapshot_id", "target_address", "transfer_id", "grant", "change_source", "patience_seconds", "diff_base_snapshot_id", "supplied", "bytes_per_second_max")
@@ -53,6 +55,60 @@ class SuppliedChanges(_message.Message):
     def __init__(self, since: _Optional[_Union[_common_pb2.SourceState, _Mapping]] = ..., offsets: _Optional[bytes] = ..., lengths: _Optional[bytes] = ...) -> None: ...
 
 class SendSnapshotResponse(_message.Message):
+    __slots__ = ("spans_done", "figures", "receipt_id", "root", "change_source")
+    SPANS_DONE_FIELD_NUMBER: _ClassVar[int]
+    FIGURES_FIELD_NUMBER: _ClassVar[int]
+    RECEIPT_ID_FIELD_NUMBER: _ClassVar[int]
+    ROOT_FIELD_NUMBER: _ClassVar[int]
+    CHANGE_SOURCE_FIELD_NUMBER: _ClassVar[int]
+    spans_done: int
+    figures: _common_pb2.TransferFigures
+    receipt_id: str
+    root: bytes
+    change_source: ChangeSource
+    def __init__(self, spans_done: _Optional[int] = ..., figures: _Optional[_Union[_common_pb2.TransferFigures, _Mapping]] = ..., receipt_id: _Optional[str] = ..., root: _Optional[bytes] = ..., change_source: _Optional[_Union[ChangeSource, str]] = ...) -> None: ...
+
+class SendForeignDiskRequest(_message.Message):
+    __slots__ = ("uri", "target_address", "transfer_id", "grant", "state", "bitmap", "patience_seconds", "bytes_per_second_max", "credentials")
+    URI_FIELD_NUMBER: _ClassVar[int]
+    TARGET_ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    TRANSFER_ID_FIELD_NUMBER: _ClassVar[int]
+    GRANT_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    BITMAP_FIELD_NUMBER: _ClassVar[int]
+    PATIENCE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    BYTES_PER_SECOND_MAX_FIELD_NUMBER: _ClassVar[int]
+    CREDENTIALS_FIELD_NUMBER: _ClassVar[int]
+    uri: str
+    target_address: str
+    transfer_id: str
+    grant: bytes
+    state: _common_pb2.SourceState
+    bitmap: DirtyBitmap
+    patience_seconds: int
+    bytes_per_second_max: int
+    credentials: NbdCredentials
+    def __init__(self, uri: _Optional[str] = ..., target_address: _Optional[str] = ..., transfer_id: _Optional[str] = ..., grant: _Optional[bytes] = ..., state: _Optional[_Union[_common_pb2.SourceState, _Mapping]] = ..., bitmap: _Optional[_Union[DirtyBitmap, _Mapping]] = ..., patience_seconds: _Optional[int] = ..., bytes_per_second_max: _Optional[int] = ..., credentials: _Optional[_Union[NbdCredentials, _Mapping]] = ...) -> None: ...
+
+class DirtyBitmap(_message.Message):
+    __slots__ = ("name", "since")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    SINCE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    since: _common_pb2.SourceState
+    def __init__(self, name: _Optional[str] = ..., since: _Optional[_Union[_common_pb2.SourceState, _Mapping]] = ...) -> None: ...
+
+class NbdCredentials(_message.Message):
+    __slots__ = ("ca_pem", "certificate_pem", "key_pem")
+    CA_PEM_FIELD_NUMBER: _ClassVar[int]
+    CERTIFICATE_PEM_FIELD_NUMBER: _ClassVar[int]
+    KEY_PEM_FIELD_NUMBER: _ClassVar[int]
+    ca_pem: bytes
+    certificate_pem: bytes
+    key_pem: bytes
+    def __init__(self, ca_pem: _Optional[bytes] = ..., certificate_pem: _Optional[bytes] = ..., key_pem: _Optional[bytes] = ...) -> None: ...
+
+class SendForeignDiskResponse(_message.Message):
     __slots__ = ("spans_done", "figures", "receipt_id", "root", "change_source")
     SPANS_DONE_FIELD_NUMBER: _ClassVar[int]
     FIGURES_FIELD_NUMBER: _ClassVar[int]

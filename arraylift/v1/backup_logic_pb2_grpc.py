@@ -39,6 +39,11 @@ class BackupLogicServiceStub:
                 request_serializer=arraylift_dot_v1_dot_backup__logic__pb2.SendSnapshotRequest.SerializeToString,
                 response_deserializer=arraylift_dot_v1_dot_backup__logic__pb2.SendSnapshotResponse.FromString,
                 _registered_method=True)
+        self.SendForeignDisk = channel.unary_stream(
+                '/arraylift.v1.BackupLogicService/SendForeignDisk',
+                request_serializer=arraylift_dot_v1_dot_backup__logic__pb2.SendForeignDiskRequest.SerializeToString,
+                response_deserializer=arraylift_dot_v1_dot_backup__logic__pb2.SendForeignDiskResponse.FromString,
+                _registered_method=True)
         self.DiffSnapshots = channel.unary_stream(
                 '/arraylift.v1.BackupLogicService/DiffSnapshots',
                 request_serializer=arraylift_dot_v1_dot_backup__logic__pb2.DiffSnapshotsRequest.SerializeToString,
@@ -68,6 +73,22 @@ class BackupLogicServiceServicer:
         Limits: 16 transfers at once an array. Errors: NOT_FOUND (snapshot), ABORTED (already
         being sent; a sampled span differed from the base, in which case the volume's tracker is
         no longer believed and the next run reads everything), UNAVAILABLE, and those of Exchange.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SendForeignDisk(self, request, context):
+        """Sends a disk of a storage system that cannot speak the exchange: what its NBD export shows, read by this
+        array. The export must show one state of the disk until the call has ended; it is read over up to four
+        connections if the server says that it takes several. Ranges that it says read as zeros are not read. With
+        a bitmap whose `since` is the state of the base at the target, only what is dirty is read, and a sample of
+        the rest; else everything. Progress, receipt, retries, resuming and limits: as SendSnapshot; a server that goes away
+        is retried likewise. The bytes read are never guessed: an error of the server ends the transfer.
+        Errors: INVALID_ARGUMENT (URI, certificates), NOT_FOUND (export), UNAVAILABLE (server), PERMISSION_DENIED
+        (server, TLS), FAILED_PRECONDITION (old server; the disk's size changed), DATA_LOSS (unreadable; the server breaks the
+        protocol), ABORTED (already being sent; a sampled span differed: the next run since that state reads everything), and
+        those of Exchange.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -104,6 +125,11 @@ def add_BackupLogicServiceServicer_to_server(servicer, server):
                     servicer.SendSnapshot,
                     request_deserializer=arraylift_dot_v1_dot_backup__logic__pb2.SendSnapshotRequest.FromString,
                     response_serializer=arraylift_dot_v1_dot_backup__logic__pb2.SendSnapshotResponse.SerializeToString,
+            ),
+            'SendForeignDisk': grpc.unary_stream_rpc_method_handler(
+                    servicer.SendForeignDisk,
+                    request_deserializer=arraylift_dot_v1_dot_backup__logic__pb2.SendForeignDiskRequest.FromString,
+                    response_serializer=arraylift_dot_v1_dot_backup__logic__pb2.SendForeignDiskResponse.SerializeToString,
             ),
             'DiffSnapshots': grpc.unary_stream_rpc_method_handler(
                     servicer.DiffSnapshots,
@@ -148,6 +174,33 @@ class BackupLogicService:
             '/arraylift.v1.BackupLogicService/SendSnapshot',
             arraylift_dot_v1_dot_backup__logic__pb2.SendSnapshotRequest.SerializeToString,
             arraylift_dot_v1_dot_backup__logic__pb2.SendSnapshotResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SendForeignDisk(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/arraylift.v1.BackupLogicService/SendForeignDisk',
+            arraylift_dot_v1_dot_backup__logic__pb2.SendForeignDiskRequest.SerializeToString,
+            arraylift_dot_v1_dot_backup__logic__pb2.SendForeignDiskResponse.FromString,
             options,
             channel_credentials,
             insecure,

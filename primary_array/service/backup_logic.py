@@ -4,58 +4,66 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import grpc
-import numpy as np
 
-from arraylift.errors import Conflict, InvalidRequest, NotFound, Overloaded, WrongState
+from arraylift.errors import Conflict, NotFound, Overloaded, WrongState
 from arraylift.exchange import convert as shared
 from arraylift.ids import SnapshotId, TransferId, check_id
+from arraylift.pki import TlsMaterial
 from arraylift.rpc.long_call import stream_long_call
 from arraylift.v1 import backup_logic_pb2 as pb
 from arraylift.v1 import backup_logic_pb2_grpc as pb_grpc
-from primary_array.change_sources import ChangeRequest, ChangeSource, Supplied
+from primary_array.foreign_disk import Doubts
 from primary_array.pool import Pool
 from primary_array.send import Sender, SendProgress, SendRequest
+from primary_array.sent_disk import DiskSource
+from primary_array.service.send_requests import TOLD, foreign_source, send_request, snapshot_source
 from primary_array.transfer_control import RateLimit, TransferControl, check_rate
 
 TRANSFERS_MAX = 16
 RANGES_PER_MESSAGE = 4096
 
-_ASKED = {
-    pb.ChangeSource.CHANGE_SOURCE_UNSPECIFIED: ChangeSource.ANY,
-    pb.ChangeSource.CHANGE_SOURCE_BIRTHS: ChangeSource.BIRTHS,
-    pb.ChangeSource.CHANGE_SOURCE_FULL_READ: ChangeSource.FULL_READ,
-    pb.ChangeSource.CHANGE_SOURCE_DIFF: ChangeSource.DIFF,
-    pb.ChangeSource.CHANGE_SOURCE_SUPPLIED: ChangeSource.SUPPLIED,
-}
-_TOLD = {source: number for number, source in _ASKED.items()}
-
 
 class BackupLogicEdge(pb_grpc.BackupLogicServiceServicer):
     """Serves one Sender."""
 
-    def __init__(self, sender: Sender, pool: Pool) -> None:
+    def __init__(self, sender: Sender, pool: Pool, tls: TlsMaterial) -> None:
         self._sender = sender
         self._pool = pool
+        self._tls = tls
+        self._doubts = Doubts()
         self._lock = threading.Lock()
         self._running: dict[TransferId, TransferControl] = {}
 
     def SendSnapshot(
         self, request: pb.SendSnapshotRequest, context: grpc.ServicerContext
     ) -> Iterator[pb.SendSnapshotResponse]:
-        asked = _request(request)
-        control = self._admit(asked.transfer_id, check_rate(request.bytes_per_second_max))
+        source = snapshot_source(request, self._pool)
+        for news in self._send(send_request(request), source, request.bytes_per_second_max, context):
+            yield pb.SendSnapshotResponse(**_news(news))
+
+    def SendForeignDisk(
+        self, request: pb.SendForeignDiskRequest, context: grpc.ServicerContext
+    ) -> Iterator[pb.SendForeignDiskResponse]:
+        source = foreign_source(request, self._tls, self._doubts)
+        for news in self._send(send_request(request), source, request.bytes_per_second_max, context):
+            yield pb.SendForeignDiskResponse(**_news(news))
+
+    def _send(
+        self, asked: SendRequest, source: DiskSource, bytes_per_second: int, context: grpc.ServicerContext
+    ) -> Iterator[SendProgress]:
+        control = self._admit(asked.transfer_id, check_rate(bytes_per_second))
 
         def run(report: Callable[[SendProgress], None]) -> SendProgress:
             try:
-                return self._sender.send(asked, control=control, report=report)
+                return self._sender.send(asked, source, control=control, report=report)
             finally:
                 with self._lock:
                     del self._running[asked.transfer_id]
 
-        news = stream_long_call(context, run, cancelled=control.cancelled, what=f"send {asked.transfer_id}")
-        yield from map(_response, news)
+        return stream_long_call(context, run, cancelled=control.cancelled, what=f"send {asked.transfer_id}")
 
     def _admit(self, transfer_id: TransferId, bytes_per_second: int) -> TransferControl:
         with self._lock:
@@ -117,49 +125,13 @@ class BackupLogicEdge(pb_grpc.BackupLogicServiceServicer):
                 control.cancelled.set()
 
 
-def _request(request: pb.SendSnapshotRequest) -> SendRequest:
-    if len(request.grant) != 32:
-        raise InvalidRequest("a grant has 32 bytes", next_step="get one by TargetAdminService.CreateGrant")
-    if request.change_source not in _ASKED:
-        raise InvalidRequest(f"change source {request.change_source} is unknown")
-    return SendRequest(
-        snapshot_id=SnapshotId(check_id(request.snapshot_id, "snapshot id")),
-        transfer_id=TransferId(check_id(request.transfer_id, "transfer id")),
-        target_address=request.target_address,
-        grant=request.grant,
-        changes=_changes(request),
-        patience_seconds=shared.patience_from_pb(request.patience_seconds),
-    )
-
-
-def _response(news: SendProgress) -> pb.SendSnapshotResponse:
+def _news(news: SendProgress) -> dict[str, Any]:
+    """The fields that both kinds of sending answer with."""
     receipt = news.receipt
-    return pb.SendSnapshotResponse(
-        spans_done=news.spans_done,
-        figures=shared.figures_to_pb(news.figures),
-        receipt_id=receipt.image_id if receipt else "",
-        root=receipt.root if receipt else b"",
-        change_source=_TOLD[news.source],
-    )
-
-
-def _changes(request: pb.SendSnapshotRequest) -> ChangeRequest:
-    diff_base = request.diff_base_snapshot_id
-    supplied = None
-    if request.HasField("supplied"):
-        since = shared.state_from_pb(request.supplied.since)
-        if since is None:
-            raise InvalidRequest("say since which state the supplied changes hold")
-        packed = [np.frombuffer(part, "<u8") for part in _whole(request.supplied)]
-        supplied = Supplied(since, *(part.astype(np.uint64) for part in packed))
-    return ChangeRequest(
-        _ASKED[request.change_source],
-        SnapshotId(check_id(diff_base, "diff base")) if diff_base else None,
-        supplied,
-    )
-
-
-def _whole(supplied: pb.SuppliedChanges) -> tuple[bytes, bytes]:
-    if len(supplied.offsets) % 8 or len(supplied.lengths) % 8:
-        raise InvalidRequest("offsets and lengths are packed 8 bytes each")
-    return supplied.offsets, supplied.lengths
+    return {
+        "spans_done": news.spans_done,
+        "figures": shared.figures_to_pb(news.figures),
+        "receipt_id": receipt.image_id if receipt else "",
+        "root": receipt.root if receipt else b"",
+        "change_source": TOLD[news.source],
+    }

@@ -174,6 +174,7 @@ class FakeBackupLogic(backup_logic_pb2_grpc.BackupLogicServiceServicer):
     """Answers two messages of progress; the second carries the receipt unless ``error`` is set."""
 
     received: list[backup_logic_pb2.SendSnapshotRequest] = field(default_factory=list)
+    foreign: list[backup_logic_pb2.SendForeignDiskRequest] = field(default_factory=list)
     error: ArrayliftError | None = None
     has_receipt: bool = True
 
@@ -191,6 +192,19 @@ class FakeBackupLogic(backup_logic_pb2_grpc.BackupLogicServiceServicer):
             receipt_id=hex_id(77) if self.has_receipt else "",
             root=b"r" * 32,
             change_source=backup_logic_pb2.CHANGE_SOURCE_BIRTHS,
+        )
+
+    def SendForeignDisk(
+        self, request: backup_logic_pb2.SendForeignDiskRequest, context: Context
+    ) -> Iterator[backup_logic_pb2.SendForeignDiskResponse]:
+        self.foreign.append(request)
+        if self.error is not None:
+            raise self.error
+        yield backup_logic_pb2.SendForeignDiskResponse(
+            spans_done=2,
+            receipt_id=hex_id(78),
+            root=b"r" * 32,
+            change_source=backup_logic_pb2.CHANGE_SOURCE_BITMAP,
         )
 
 

@@ -13,10 +13,10 @@ from arraylift.sizes import GRANULE_BYTES, MIB
 from primary_array.change_sources import (
     SUPPLIED_RANGES_MAX,
     ChangeRequest,
-    ChangeSource,
     Supplied,
     changed_since,
 )
+from primary_array.change_types import ChangeSource
 from primary_array.pool import Pool
 from primary_array.pool_types import SnapshotInfo
 from primary_array.volume_ops import Swap

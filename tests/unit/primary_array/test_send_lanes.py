@@ -16,6 +16,7 @@ from arraylift.ids import TransferId
 from arraylift.segments.segmentation import DEFAULT_SEGMENTATION
 from arraylift.sizes import MIB
 from primary_array import send_lanes
+from primary_array.pool_reader import PoolFile
 from primary_array.send_lanes import LaneRun, run_lanes
 from primary_array.send_plan import GRANULES_PER_SPAN, ReadItem
 from primary_array.send_worker import Cancel, Credit, Failed, Finished, LaneTask, Progress
@@ -130,7 +131,7 @@ def items(count: int) -> Iterator[ReadItem]:
 
 def task(name: str) -> LaneTask:
     opening = Open(TransferId(name), b"", 1, 0, MIB, DEFAULT_SEGMENTATION, None)
-    return LaneTask(opening, 2, b"", "nowhere", None, "")  # type: ignore[arg-type]
+    return LaneTask(opening, 2, b"", "nowhere", None, PoolFile(""))  # type: ignore[arg-type]
 
 
 class Transfer(threading.Thread):

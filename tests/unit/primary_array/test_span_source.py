@@ -16,8 +16,9 @@ from arraylift.segments.codecs import decompress
 from arraylift.segments.fingerprint import FingerprintKey
 from arraylift.segments.segmentation import DEFAULT_SEGMENTATION
 from arraylift.sizes import GRANULE_BYTES, SPAN_BYTES
-from primary_array.send_plan import GRANULES_PER_SPAN, ReadItem
-from primary_array.span_source import SpanSource, slot_runs
+from primary_array.pool_reader import PoolReader
+from primary_array.send_plan import GRANULES_PER_SPAN, ReadItem, place_runs
+from primary_array.span_source import SpanSource
 
 KEY = FingerprintKey(bytes(range(32)))
 SLOTS = 64
@@ -50,7 +51,7 @@ def item(spans: list[int], slots: list[int], *, sample: bool = False) -> ReadIte
 def source(descriptor: int, items: list[ReadItem], *, buffers: int = 2) -> SpanSource:
     left = iter(items)
     return SpanSource(
-        descriptor,
+        PoolReader(descriptor),
         key=KEY,
         segmentation=DEFAULT_SEGMENTATION,
         image_bytes=IMAGE_BYTES,
@@ -144,8 +145,8 @@ def test_a_slot_past_the_end_of_the_file_is_damage_and_no_zeros(descriptor: int)
 
 
 def test_runs_of_slots() -> None:
-    assert list(slot_runs(np.array([0, 0], np.uint64))) == []
-    assert list(slot_runs(np.array([3, 4, 5, 0, 6, 9, 8], np.uint64))) == [
+    assert list(place_runs(np.array([0, 0], np.uint64))) == []
+    assert list(place_runs(np.array([3, 4, 5, 0, 6, 9, 8], np.uint64))) == [
         (0, 3, 3),
         (4, 6, 1),
         (5, 9, 1),

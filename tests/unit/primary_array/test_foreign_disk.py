@@ -1,0 +1,87 @@
+"""What a foreign disk's extents say of granules and spans, and when its bitmap may vouch."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from arraylift.errors import InvalidRequest, TrackerMismatch
+from arraylift.exchange.messages import Base
+from arraylift.ids import LineageId, PoolId, SourceState
+from arraylift.nbd.uri import parse_uri
+from arraylift.segments.segmentation import DEFAULT_SEGMENTATION
+from arraylift.sizes import MIB
+from primary_array.foreign_disk import DOUBTED_MAX, Bitmap, Doubts, ForeignDisk, ForeignSource, _mark
+
+URI = parse_uri("nbd://h/disk")
+
+
+def state(number: int) -> SourceState:
+    return SourceState(PoolId(f"{number:032x}"), LineageId(f"{number:032x}"), number)
+
+
+@given(
+    grain=st.integers(1, 9),
+    start=st.integers(0, 20),
+    extents=st.lists(st.tuples(st.integers(1, 12), st.booleans()), min_size=1, max_size=12),
+)
+def test_a_grain_is_marked_if_a_chosen_extent_touches_it(
+    grain: int, start: int, extents: list[tuple[int, bool]]
+) -> None:
+    marks = np.zeros(-(-60 // grain), np.bool_)
+    marks[0] = True  # what was marked stays
+    lengths = np.array([(length, 0) for length, _ in extents], np.uint64)
+    _mark(marks, grain, start, lengths, np.array([chosen for _, chosen in extents]))
+    expected, at = {0}, start
+    for length, chosen in extents:
+        if chosen:
+            expected |= {byte // grain for byte in range(at, at + length)}
+        at += length
+    assert set(np.flatnonzero(marks).tolist()) == {grain for grain in expected if grain < len(marks)}
+
+
+def surveyed(since: int, doubts: Doubts, *, exported: bool = True) -> ForeignDisk:
+    source = ForeignSource(URI, None, state(99), Bitmap("b", state(since)), doubts)
+    disk = ForeignDisk(source, threading.Event())
+    disk.size_bytes = 4 * MIB
+    disk._dirty = np.array([False, True, False, True]) if exported else None
+    return disk
+
+
+def base(number: int, size_bytes: int = 4 * MIB) -> Base:
+    return Base(b"r" * 32, size_bytes, DEFAULT_SEGMENTATION, state(number))
+
+
+def test_a_bitmap_vouches_for_its_own_state_and_no_other() -> None:
+    doubts = Doubts()
+    changed = surveyed(1, doubts).changed_since(base(1))
+    assert changed is not None
+    assert changed.spans.tolist() == [1, 3]
+    assert surveyed(1, doubts).changed_since(base(2)) is None, "another state"
+    assert surveyed(1, doubts).changed_since(base(1, 5 * MIB)) is None, "another size"
+    assert surveyed(1, doubts, exported=False).changed_since(base(1)) is None, "no such bitmap"
+    without = Base(b"r" * 32, 4 * MIB, DEFAULT_SEGMENTATION, None)
+    assert surveyed(1, doubts).changed_since(without) is None
+
+
+def test_a_bitmap_that_missed_a_write_is_doubted() -> None:
+    doubts = Doubts()
+    with pytest.raises(TrackerMismatch, match="'b'"):
+        surveyed(1, doubts).distrust()
+    assert surveyed(1, doubts).changed_since(base(1)) is None
+    assert surveyed(2, doubts).changed_since(base(2)) is not None, "another state is another matter"
+    for number in range(2, 2 + DOUBTED_MAX):
+        doubts.add(state(number))
+    assert state(1) not in doubts, "the oldest are forgotten"
+
+
+def test_names_that_say_nothing() -> None:
+    for name in ("", "x" * 1024, "a\n"):
+        with pytest.raises(InvalidRequest):
+            Bitmap(name, state(1))
+    with pytest.raises(InvalidRequest, match="of its own"):
+        ForeignSource(URI, None, state(1), Bitmap("b", state(1)), Doubts())
