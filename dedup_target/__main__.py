@@ -87,6 +87,7 @@ def _keep_units(
     collector: Collector,
     scrubs: Scrubs,
     mover: Mover,
+    rebuilder: UnitRebuilder,
 ) -> None:
     """Work on the units that comes round."""
 
@@ -104,7 +105,7 @@ def _keep_units(
 
     def mend(stopping: threading.Event) -> None:
         for unit in store.units.reachable():
-            unit.mend_index(stopping)
+            rebuilder.mend(unit, stopping)
 
     house.add("index", MEND_SECONDS, mend)
     house.add("garbage-collection", settings.gc_interval_hours * 3600.0, collect)
@@ -151,7 +152,8 @@ def build(settings: TargetSettings, tls: TlsMaterial) -> daemon.Built:
     house = Housekeeping()
     house.add("reserve", RESERVE_SECONDS, lambda _stopping: reserve.tend())
     house.add("lock-clock", LOCK_CLOCK_SECONDS, lambda _stopping: lock_clock.tick())
-    _keep_units(house, settings, store, collector=collector, scrubs=scrubs, mover=mover)
+    rebuilder = UnitRebuilder(store, images)
+    _keep_units(house, settings, store, collector=collector, scrubs=scrubs, mover=mover, rebuilder=rebuilder)
     house.start()
     house.run_soon("units")
 
@@ -180,7 +182,7 @@ def build(settings: TargetSettings, tls: TlsMaterial) -> daemon.Built:
                 surveyor=surveyor,
                 unit_admin=unit_admin,
                 mover=mover,
-                rebuilder=UnitRebuilder(store, images),
+                rebuilder=rebuilder,
             ),
         ),
         _exchange(transfers),

@@ -1,6 +1,6 @@
 """After a loss or a rebuild: look every image up, and end the doubt if all are whole.
 
-Callers: a thread of the composition root, once at start.
+Callers: a thread of the composition root, once at start; whoever began a doubt later.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ _log = get_logger("doubt")
 
 def settle_doubt(store: Store, images: ImageReader, stopping: threading.Event) -> None:
     """Return at once when there is no doubt; else check all images, stoppable between two."""
+    number = store.doubt_number
     if not store.in_doubt:
         return
-    damaged = 0
-    for manifest in store.unit.manifests.all():
+    unit, damaged = store.unit, 0
+    for manifest in unit.manifests.all():
         if stopping.is_set():
             return
         try:
@@ -35,7 +36,7 @@ def settle_doubt(store: Store, images: ImageReader, stopping: threading.Event) -
             _log.error("image_damaged", image=manifest.image_id, name=manifest.name, lost_spans=lost)
             damaged += 1
     try:
-        if not damaged and not store.unit.manifests.damaged:
-            store.end_doubt()
+        if not damaged and not unit.manifests.damaged:
+            store.end_doubt(number)
     except StoreFailed as error:
         _log.error("doubt_not_ended", error=str(error))

@@ -125,8 +125,10 @@ class ImageReader:
     def lost_spans(self, image: OpenImage) -> list[int]:
         """Look every node and segment of an image up; returns the spans that lack one.
 
-        For a store that is known to have lost something: costs a look-up a segment.
+        For a store that is known to have lost something: costs a look-up a segment. What was read of the
+        image before does not count. Raises Corruption for a node above the leaves.
         """
+        image = self.view(image.unit, image.manifest)
         lost: list[int] = []
         solid = np.flatnonzero(image.leaves.any(axis=1)).tolist()
         for start in range(0, len(solid), SPANS_AT_ONCE):

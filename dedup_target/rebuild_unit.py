@@ -47,3 +47,8 @@ class UnitRebuilder:
         if unit is self._store.unit:
             settle_doubt(self._store, self._images, cancelled)
         return RebuildNews(index, restored, done=True)
+
+    def mend(self, unit: StorageUnit, stopping: threading.Event) -> None:
+        """Make the unit's index anew if a read met damage in it. Raises as ``rebuild``."""
+        if unit.mend_index(stopping) and unit is self._store.unit:
+            settle_doubt(self._store, self._images, stopping)

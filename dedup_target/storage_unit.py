@@ -84,6 +84,7 @@ class StorageUnit:
         opener: IndexOpener | None = None,
         progress: Progress | None = None,
         reserve: Reserve | None = None,
+        before_rebuilt: Callable[[UnitId], None] = lambda _: None,
     ) -> None:
         """Open the unit that the superblock names; see ``report`` for what was found.
 
@@ -91,8 +92,9 @@ class StorageUnit:
         Raises Corruption (keys), WrongState (keys under another wrapping key),
         OutOfSpace, StoreFailed, PeerUnavailable. ``progress`` follows the rebuild of the index.
         The backend is closed with the unit, and where opening fails. ``reserve`` makes room for
-        what a full disk must not stop.
+        what a full disk must not stop. ``before_rebuilt`` is called when the index is about to be replaced.
         """
+        self._before_rebuilt = before_rebuilt
         self._reserve = reserve or Reserve(files, index_root)
         self.backend = backend
         self.superblock = superblock
@@ -181,6 +183,11 @@ class StorageUnit:
 
         Raises Conflict (other maintenance runs), Cancelled, OutOfSpace, StoreFailed: nothing changed then.
         """
+
+        def before_switch() -> None:
+            self.gc_state.void("the index was made anew")
+            self._before_rebuilt(self.unit_id)
+
         with self.maintenance.begin("rebuild"):
             done = rebuild_index(
                 self.index,
@@ -189,16 +196,18 @@ class StorageUnit:
                 self.quarantine,
                 report=report,
                 cancelled=cancelled,
-                before_switch=lambda: self.gc_state.void("the index was made anew"),
+                before_switch=before_switch,
             )
             self._mark.clear()
         report(done)
         return done
 
-    def mend_index(self, stopping: threading.Event) -> None:
-        """Make the index anew if a read met damage in it. Raises as ``rebuild_index``."""
-        if self._mark.is_set():
+    def mend_index(self, stopping: threading.Event) -> bool:
+        """Make the index anew if a read met damage in it; returns whether. Raises as ``rebuild_index``."""
+        is_damaged = self._mark.is_set()
+        if is_damaged:
             self.rebuild_index(report=lambda _: None, cancelled=stopping)
+        return is_damaged
 
     def condemn_records(
         self, container: ContainerId, tenant: TenantId, fingerprints: Sequence[bytes], why: str

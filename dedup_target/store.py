@@ -7,6 +7,7 @@ Invariants:
   H1 ``all_healthy`` is False from the moment anything of the active unit may be lost, over
      restarts, until every image was looked up and found whole. While it is True a
      committed root promises everything below it without looking (REF).
+  H2 a look that began before a doubt did does not end it.
 Transfer logs are opened by their ids, which are known from the start.
 Callers: the composition root opens and closes; use cases, any thread. Format: docs/formats/unit-v2.md
 """
@@ -69,6 +70,10 @@ class Store:
         Corruption (superblock, keys), OutOfSpace, StoreFailed. ``progress`` follows rebuilds of indexes.
         """
         self._files = files
+        self._doubt_path = f"{state_path}/doubt.ald"
+        self._doubting = threading.Lock()
+        self._doubt_number = 0
+        self._is_open = False
         self.reserve = reserve or Reserve(files, state_path)
         files.make_dirs(state_path)
         with contextlib.ExitStack() as undo:
@@ -88,6 +93,7 @@ class Store:
                 limits=limits,
                 opener_of=opener_of,
                 progress=progress,
+                before_rebuilt=self._before_rebuilt,
             )
             places = Places(state_path, files_for or (lambda: files))
             self.units = Units(files, state_path, registry, places, settings)
@@ -97,7 +103,6 @@ class Store:
             self.replicas = Replicas(self.units, journal, self.wrapping_key)
             self.replica_journal = journal
             self.replicas.begin()
-            self._doubt_path = f"{state_path}/doubt.ald"
             self._doubt = self._find_doubt()
             undo.pop_all()
         self.manifests = AllManifests(self.units)
@@ -110,6 +115,7 @@ class Store:
         )
         unit = self.unit
         self.seal_queue = SealQueue(unit.containers, unit.add_sealed, self.space.check_container)
+        self._is_open = True
 
     @staticmethod
     def _index_root(files: Files, state_path: str) -> str:
@@ -138,8 +144,10 @@ class Store:
         REQUIRES that no attempt changes anything meanwhile. What the roots of the new unit promise
         is in doubt until every image was looked up.
         """
-        self.begin_doubt(f"unit {name} is drained")
+        why = f"unit {name} is drained"
+        self.begin_doubt(why)
         self.units.mark_draining(name)
+        self.begin_doubt(why)  # once more: somebody may have begun to look the other unit's images up (H2)
         queue, unit = self.seal_queue, self.unit
         self.seal_queue = SealQueue(unit.containers, unit.add_sealed, self.space.check_container)
         queue.close()
@@ -161,18 +169,33 @@ class Store:
     def begin_doubt(self, why: str) -> None:
         """From now on, over restarts, roots promise nothing (H1)."""
         body = envelope.canonical_json({"why": why})
-        self._files.publish(self._doubt_path, [envelope.encode(DOUBT_MAGIC, body)], label="doubt")
-        self._doubt = True
+        with self._doubting:
+            self._files.publish(self._doubt_path, [envelope.encode(DOUBT_MAGIC, body)], label="doubt")
+            self._doubt = True
+            self._doubt_number += 1
+
+    def _before_rebuilt(self, unit_id: UnitId) -> None:
+        """The index of a unit is about to be replaced by one that may lack what the old one had."""
+        if self._is_open and unit_id == self.unit.unit_id:
+            self.begin_doubt("the index was made anew")
 
     @property
     def in_doubt(self) -> bool:
         """True until every image was looked up after a loss or a rebuild (H1)."""
         return self._doubt
 
-    def end_doubt(self) -> None:
-        """Every image was found whole."""
-        self._files.remove(self._doubt_path, label="doubt", missing_ok=True)
-        self._doubt = False
+    @property
+    def doubt_number(self) -> int:
+        """Which doubt is the present one: to be asked before images are looked up."""
+        return self._doubt_number
+
+    def end_doubt(self, number: int) -> None:
+        """Every image was found whole, since doubt ``number`` was the present one (H2)."""
+        with self._doubting:
+            if number != self._doubt_number:
+                return
+            self._files.remove(self._doubt_path, label="doubt", missing_ok=True)
+            self._doubt = False
         _log.info("doubt_ended")
 
     @property

@@ -93,6 +93,8 @@ class UnitSettings:
     limits: ContainerLimits | None = None
     opener_of: Callable[[UnitId], IndexOpener] | None = None
     progress: Progress | None = None
+    before_rebuilt: Callable[[UnitId], None] = lambda _: None
+    """Called when a unit's index is about to be replaced by one made anew."""
 
 
 class Units:
@@ -167,6 +169,7 @@ class Units:
             opener=settings.opener_of(entry.unit_id) if settings.opener_of else None,
             progress=settings.progress,
             reserve=settings.reserve,
+            before_rebuilt=settings.before_rebuilt,
         )
 
     def _backend(self, entry: UnitEntry) -> UnitBackend:

@@ -1,0 +1,104 @@
+"""Doubt: what ends it, and what does not. While there is none, roots are believed without a look."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from dedup_target.container_store import name_of
+from dedup_target.doubt import settle_doubt
+from dedup_target.image_reader import OpenImage
+from dedup_target.rebuild_unit import UnitRebuilder
+from dedup_target.superblock import Role
+from tests.unit.dedup_target.units_world import BACKUPS, UnitsWorld
+
+NEVER = threading.Event()
+
+
+@pytest.fixture
+def world() -> Iterator[UnitsWorld]:
+    made = UnitsWorld()
+    made.send(*BACKUPS[:2])
+    yield made
+    made.close()
+
+
+def _in_doubt(world: UnitsWorld) -> bool:
+    return world.store.in_doubt
+
+
+def _wear_out_nodes(world: UnitsWorld) -> None:
+    """Nothing of the container that holds the first image's root can be read any more."""
+    unit, image = world.store.unit, world.store.manifests.get(BACKUPS[0].image_id)
+    (found,) = unit.locate(image.tenant, [image.root])
+    name = name_of(found.container)
+    unit.backend.put(name, [bytes(unit.backend.size(name))], label="test")
+    unit.containers._directories.drop(found.container)
+
+
+def test_an_index_that_is_made_anew_for_damage_leaves_a_doubt(world: UnitsWorld) -> None:
+    rebuilder, unit = UnitRebuilder(world.store, world.images), world.store.unit
+    world.images.open(BACKUPS[0].image_id).leaves.any()  # its inner nodes are in memory
+    rebuilder.mend(unit, NEVER)
+    assert not _in_doubt(world)
+    unit._mark.set("a read met damage")
+    rebuilder.mend(unit, NEVER)
+    assert not _in_doubt(world), "every image is whole"
+    _wear_out_nodes(world)
+    unit._mark.set("a read met damage")
+    rebuilder.mend(unit, NEVER)
+    assert unit.quarantine.is_empty
+    assert _in_doubt(world), "also where what is lost was read before"
+    assert not world.store.all_healthy
+
+
+def test_the_doubt_is_there_before_the_index_is(world: UnitsWorld) -> None:
+    """An attempt that begins in between would believe its base."""
+    unit, healthy = world.store.unit, []
+    switch = unit._place.switch
+
+    def look() -> None:
+        healthy.append(world.store.all_healthy)
+        switch()
+
+    unit._place.switch = look  # type: ignore[method-assign]
+    unit.rebuild_index(report=lambda _: None, cancelled=NEVER)
+    assert healthy == [False]
+
+
+def test_a_look_that_began_before_a_doubt_does_not_end_it(
+    world: UnitsWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost_spans, store = world.images.lost_spans, world.store
+
+    def lose_meanwhile(image: OpenImage) -> list[int]:
+        found = lost_spans(image)
+        store.begin_doubt("of another loss")
+        return found
+
+    monkeypatch.setattr(world.images, "lost_spans", lose_meanwhile)
+    store.begin_doubt("of one loss")
+    settle_doubt(store, world.images, NEVER)
+    assert store.in_doubt
+    monkeypatch.undo()
+    settle_doubt(store, world.images, NEVER)
+    assert not store.in_doubt
+
+
+def test_the_images_of_one_unit_say_nothing_of_the_next(world: UnitsWorld) -> None:
+    """The look begins when the doubt is there, and the other unit does not receive yet."""
+    store = world.store
+    world.add("new", Role.ACTIVE, "/new")
+    mark_draining, numbers = store.units.mark_draining, []
+
+    def note(name: str) -> None:
+        numbers.append(store.doubt_number)
+        mark_draining(name)
+
+    store.units.mark_draining = note  # type: ignore[method-assign]
+    store.receive_elsewhere("active")
+    world.target.store.seal_queue.submit = world.target._seal_at_once  # type: ignore[method-assign]
+    store.end_doubt(numbers[0])
+    assert store.in_doubt
