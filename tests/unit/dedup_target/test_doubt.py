@@ -40,7 +40,6 @@ def _wear_out_nodes(world: UnitsWorld) -> None:
 
 def test_an_index_that_is_made_anew_for_damage_leaves_a_doubt(world: UnitsWorld) -> None:
     rebuilder, unit = UnitRebuilder(world.store, world.images), world.store.unit
-    world.images.open(BACKUPS[0].image_id).leaves.any()  # its inner nodes are in memory
     rebuilder.mend(unit, NEVER)
     assert not _in_doubt(world)
     unit._mark.set("a read met damage")
@@ -50,8 +49,18 @@ def test_an_index_that_is_made_anew_for_damage_leaves_a_doubt(world: UnitsWorld)
     unit._mark.set("a read met damage")
     rebuilder.mend(unit, NEVER)
     assert unit.quarantine.is_empty
-    assert _in_doubt(world), "also where what is lost was read before"
+    assert _in_doubt(world)
     assert not world.store.all_healthy
+
+
+def test_a_root_that_was_read_before_is_looked_up_all_the_same(world: UnitsWorld) -> None:
+    unit, image = world.store.unit, world.store.manifests.get(BACKUPS[0].image_id)
+    assert world.images.open(image.image_id).leaves.any()
+    (found,) = unit.locate(image.tenant, [image.root])
+    unit.index.forget_records(image.tenant, found.container, [image.root])
+    world.store.begin_doubt("the root is nowhere")
+    settle_doubt(world.store, world.images, NEVER)
+    assert _in_doubt(world)
 
 
 def test_the_doubt_is_there_before_the_index_is(world: UnitsWorld) -> None:
