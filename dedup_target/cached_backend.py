@@ -8,18 +8,20 @@ Invariants:
   C1 a change is made in the unit first and here when it is known to have happened, so that
      what is kept here is never ahead of the unit.
   C2 ``whole.mark`` is there only after everything was fetched once; ``open.mark`` from the
-     first change of a run until its clean end. With the second, or without the first, the next start
-     compares the listings and fetches what is missing.
+     first change of a run until its clean end: no change failed, so that all of them are known. With
+     the second, or without the first, the next start compares the listings and fetches what is missing;
+     nothing is served from here before that, since what was removed there would be taken to be there.
   C3 what is served from here is what the unit served: headers carry checksums, small objects too.
-A unit that cannot be reached still opens from a whole cache: its images are listed, and reading
-one raises PeerUnavailable.
+A unit that cannot be reached still opens from a whole cache that was left in order: its images are
+listed, and reading one raises PeerUnavailable.
 Limits: FETCHES_MAX requests at once. Callers: any thread. Format: docs/formats/unit-v2.md
 """
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from arraylift.durable import Buffer
@@ -41,27 +43,18 @@ class CachedBackend(ForwardingBackend):
     """See the module's invariants."""
 
     def __init__(self, inner: UnitBackend, local: UnitBackend, unit_id: UnitId) -> None:
-        """Bring the cache up. Raises PeerUnavailable if it is not whole and that unit not reached."""
+        """Bring the cache up. Raises PeerUnavailable if it must be compared and the unit is not reached."""
         super().__init__(inner)
         self._local = local
         self._unit_id = unit_id
         self._marking = threading.Lock()
-        self.is_behind = False
-        """The unit was not reached at start, after a run that did not end cleanly."""
+        self._is_unsure = False
+        """A change failed: the unit may have it, the cache has not."""
         for folder in {"", *(name.rpartition("/")[0] for name in walk(local))}:
             local.sweep(folder)
         self._is_open = local.exists(OPEN)
         if self._is_open or not local.exists(WHOLE):
-            self._refresh_at_start()
-
-    def _refresh_at_start(self) -> None:
-        try:
             self.refresh()
-        except PeerUnavailable as error:
-            if not self._local.exists(WHOLE):
-                raise
-            self.is_behind = True
-            _log.warning("cache_not_refreshed", unit=self.location, error=str(error))
 
     def refresh(self) -> int:
         """Compare the listings and fetch what is missing here; returns how many objects.
@@ -77,7 +70,7 @@ class CachedBackend(ForwardingBackend):
             list(pool.map(self._fetch, missing))
         self._local.put(WHOLE, [b"whole\n"], label="cache-mark")
         self._local.remove(OPEN, label="cache-mark", missing_ok=True)
-        self._is_open = self.is_behind = False
+        self._is_open = False
         if missing:
             _log.info("cache_refreshed", unit=self.location, fetched=len(missing))
         return len(missing)
@@ -145,24 +138,30 @@ class CachedBackend(ForwardingBackend):
     # -- changing (C1) ----------------------------------------------------------------------
 
     def put(self, name: str, parts: Sequence[Buffer], *, label: str) -> None:
-        self._begin_changes()
-        self.inner.put(name, parts, label=label)
-        if name.startswith(CONTAINERS):
-            self._local.put(name, _head_of(parts, name), label="cache")
-        else:
-            self._local.put(name, parts, label="cache")
+        with self._changing():
+            self.inner.put(name, parts, label=label)
+            kept = _head_of(parts, name) if name.startswith(CONTAINERS) else parts
+            self._local.put(name, kept, label="cache")
 
     def remove(self, name: str, *, label: str, missing_ok: bool = False) -> None:
-        self._begin_changes()
-        # Here, what a removal left that broke off may still be listed: taking it away is no error.
-        self.inner.remove(name, label=label, missing_ok=missing_ok or self._local.exists(name))
-        self._local.remove(name, label="cache-remove", missing_ok=True)
+        with self._changing():
+            # Here, what a removal left that broke off may still be listed: taking it away is no error.
+            self.inner.remove(name, label=label, missing_ok=missing_ok or self._local.exists(name))
+            self._local.remove(name, label="cache-remove", missing_ok=True)
 
-    def _begin_changes(self) -> None:
+    @contextlib.contextmanager
+    def _changing(self) -> Iterator[None]:
         with self._marking:
             if not self._is_open:
                 self._local.put(OPEN, [b"open\n"], label="cache-mark")
                 self._is_open = True
+        try:
+            yield
+        except NotFound:
+            raise
+        except BaseException:
+            self._is_unsure = True
+            raise
 
     def sweep(self, folder: str) -> int:
         try:
@@ -178,7 +177,7 @@ class CachedBackend(ForwardingBackend):
 
     def close(self) -> None:
         with self._marking:
-            if self._is_open and not self.is_behind:
+            if self._is_open and not self._is_unsure:
                 self._local.remove(OPEN, label="cache-mark", missing_ok=True)
                 self._is_open = False
         self._local.close()

@@ -204,12 +204,16 @@ class ContainerStore:
         self._slots.release()
 
     def remove(self, container_id: ContainerId) -> None:
-        """Delete a container that no index entry and no root needs. Raises NotFound."""
-        self._backend.remove(name_of(container_id), label="container-remove")
+        """Delete a container that no index entry and no root needs. Raises NotFound.
+
+        It is none of ours from now on: where the removal fails it may be there, or not, and whoever
+        makes the index anew must not take it in; the next start looks.
+        """
         with self._lock:
             self._ids.discard(container_id)
         self._cache.drop(container_id)
         self._directories.drop(container_id)
+        self._backend.remove(name_of(container_id), label="container-remove")
 
     # -- reading ----------------------------------------------------------------------------
 

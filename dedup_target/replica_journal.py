@@ -3,7 +3,8 @@
 Owns: ``<state>/replicas/<unit id>/``: one empty file for each object that is about to be removed.
 Invariants:
   J1 a removal is marked durably before it happens, until no replica has the object any more. So a
-     replica drops only what was removed on purpose, never what was lost.
+     replica drops only what was removed on purpose, never what was lost. The mark goes when an
+     object of that name is put again.
 Callers: any thread. Format: docs/formats/units-v1.md
 """
 
@@ -30,6 +31,12 @@ class ReplicaJournal:
         """Whether there is more than one unit; with one there are no replicas."""
         self.wake: Callable[[], None] = lambda: None
         """Called after each change, to have the replicas caught up soon."""
+
+    def put(self, unit_id: UnitId, name: str) -> None:
+        """An object is there, whatever was removed before."""
+        if self.is_kept and self._files.exists(f"{self._root}/{unit_id}/{_flat(name)}"):
+            self.forget(unit_id, name)
+        self.changed(unit_id, name)
 
     def changed(self, unit_id: UnitId, name: str) -> None:
         """An object was put or removed."""
@@ -73,7 +80,7 @@ class WatchedBackend(ForwardingBackend):
     def put(self, name: str, parts: Sequence[Buffer], *, label: str) -> None:
         self.inner.put(name, parts, label=label)
         if _is_replicated(name):
-            self._journal.changed(self._unit_id, name)
+            self._journal.put(self._unit_id, name)
 
     def remove(self, name: str, *, label: str, missing_ok: bool = False) -> None:
         if not _is_replicated(name):

@@ -61,9 +61,8 @@ class ReplicaBackend(ForwardingBackend):
 
 
 class ReplicaView:
-    """What a replica knows of a unit that cannot be opened."""
+    """What a replica, or a cache, knows of a unit that cannot be opened."""
 
-    def __init__(self, holder: UnitBackend, unit_id: UnitId, sealer: Sealer) -> None:
-        backend = ReplicaBackend(holder, unit_id)
-        self.manifests = ManifestStore(backend, sealer)
-        self.backups = BackupManifestStore(backend, sealer)
+    def __init__(self, kept: UnitBackend, sealer: Sealer) -> None:
+        self.manifests = ManifestStore(kept, sealer)
+        self.backups = BackupManifestStore(kept, sealer)

@@ -6,6 +6,8 @@ Invariants:
   C2 a copy is dropped only for an object that was removed on purpose (replica_journal.py J1): what a
      unit lost, its replicas keep.
   C3 restoring replaces nothing that can be read, and makes no image whose root is nowhere in the unit.
+  C4 of several copies the one that is locked longest is restored: locks only grow, and a copy in a unit
+     that was away may be older than one in another.
 Callers: ``catch_up`` from housekeeping, ``restore`` under the unit's maintenance. Decision:
 docs/decisions/0044-replicas-of-metadata.md
 """
@@ -19,11 +21,16 @@ from arraylift.errors import ArrayliftError, Corruption, NotFound
 from arraylift.ids import UnitId
 from arraylift.logs import get_logger
 from dedup_target import backup_manifest_format, key_store, manifest_format, superblock
+from dedup_target.backup_manifest_format import BackupManifest
+from dedup_target.key_store import TenantKey
+from dedup_target.manifest_format import ImageManifest
 from dedup_target.replica_journal import ReplicaJournal
-from dedup_target.replica_view import REPLICATED, ReplicaBackend
+from dedup_target.replica_view import FOLDER, REPLICATED, ReplicaBackend
 from dedup_target.storage_unit import StorageUnit
 from dedup_target.unit_backend import UnitBackend, walk
 from dedup_target.units import Units
+
+Copy = TenantKey | ImageManifest | BackupManifest
 
 _log = get_logger("replicas")
 
@@ -99,6 +106,16 @@ class Replicas:
             if data != known:
                 replica.put(name, [data], label="replica")
 
+    def leave(self, unit: StorageUnit) -> None:
+        """A unit is about to be retired: drop what it keeps of the others. If it is added again later, it
+        would know images that were deleted in between, and nothing says that they were."""
+        self._level = {pair for pair in self._level if pair[1] != unit.unit_id}
+        try:
+            for name in list(walk(unit.backend, FOLDER)):
+                unit.backend.remove(name, label="replica-remove", missing_ok=True)
+        except ArrayliftError as error:
+            _log.warning("replica_not_dropped", holder=unit.name, why=str(error))
+
     def forget(self, unit_id: UnitId) -> None:
         """A unit was retired: drop what the others keep of it, where they can be reached."""
         for holder in self._units.reachable():
@@ -119,36 +136,46 @@ class Replicas:
         Raises OutOfSpace, StoreFailed, PeerUnavailable (the unit).
         """
         removed = self._journal.removed(unit.unit_id)
+        replicas = [
+            ReplicaBackend(holder.backend, unit.unit_id)
+            for holder in self._units.reachable()
+            if holder is not unit
+        ]
         restored = 0
-        for holder in self._units.reachable():
-            if holder is unit:
-                continue
-            replica = ReplicaBackend(holder.backend, unit.unit_id)
-            for folder in ("keys", "manifests", "backups"):
-                for name in replica.list(folder):
-                    path = f"{folder}/{name}"
-                    if path not in removed and self._restore_one(unit, path, replica.get(path)):
-                        restored += 1
+        for folder in ("keys", "manifests", "backups"):
+            names = {f"{folder}/{name}" for replica in replicas for name in replica.list(folder)}
+            restored += sum(self._restore_one(unit, path, replicas) for path in sorted(names - removed))
         if restored:
             _log.warning("metadata_restored", unit=unit.name, count=restored)
         return restored
 
-    def _restore_one(self, unit: StorageUnit, path: str, data: bytes) -> bool:
+    def _restore_one(self, unit: StorageUnit, path: str, replicas: list[ReplicaBackend]) -> bool:
         """Whether the object was missing, and is there now."""
-        try:
-            if path.startswith("keys/"):
-                return unit.keys.restore(key_store.decode_key(data, self._wrapping_key, what=path))
-            if path.startswith("manifests/"):
-                return self._restore_image(unit, path, data)
-            backup = backup_manifest_format.decode(data, unit.seal_manifest, what=path)
-            return unit.backups.restore(backup)
-        except (Corruption, NotFound) as error:
-            _log.error("replica_unreadable", unit=unit.name, name=path, why=str(error))
+        copies: list[Copy] = []
+        for replica in replicas:
+            try:
+                if replica.exists(path):
+                    copies.append(self._decode(unit, path, replica.get(path)))
+            except (Corruption, NotFound) as error:
+                _log.error("replica_unreadable", unit=unit.name, name=path, why=str(error))
+        if not copies:
             return False
+        copy = max(copies, key=lambda one: 0 if isinstance(one, TenantKey) else one.lock_until_ns or 0)  # C4
+        if isinstance(copy, TenantKey):
+            return unit.keys.restore(copy)
+        return (
+            self._restore_image(unit, copy) if isinstance(copy, ImageManifest) else unit.backups.restore(copy)
+        )
+
+    def _decode(self, unit: StorageUnit, path: str, data: bytes) -> Copy:
+        if path.startswith("keys/"):
+            return key_store.decode_key(data, self._wrapping_key, what=path)
+        if path.startswith("manifests/"):
+            return manifest_format.decode(data, unit.seal_manifest, what=path)
+        return backup_manifest_format.decode(data, unit.seal_manifest, what=path)
 
     @staticmethod
-    def _restore_image(unit: StorageUnit, path: str, data: bytes) -> bool:
-        image = manifest_format.decode(data, unit.seal_manifest, what=path)
+    def _restore_image(unit: StorageUnit, image: ImageManifest) -> bool:
         if unit.manifests.has(image.image_id):
             return False
         if not unit.contains(image.tenant, image.root).all():

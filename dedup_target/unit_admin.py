@@ -10,6 +10,7 @@ Callers: any thread; one change at a time. Decision: docs/decisions/0043-units-c
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable
 
@@ -134,9 +135,11 @@ class UnitAdmin:
     # -- retire ---------------------------------------------------------------------------------
 
     def retire(self, name: str, *, lose_images: bool) -> None:
-        """Forget a unit (D1). Raises NotFound, WrongState."""
-        with self._changing:
+        """Forget a unit (D1). Raises NotFound, WrongState, Conflict (an image may be on its way there)."""
+        with self._changing, contextlib.ExitStack() as alone:
             member = self._store.units.member(name)
+            if member.unit is not None:
+                alone.enter_context(member.unit.maintenance.begin("retiring it"))
             subject = f"unit {name}"
             if member.unit is self._store.unit:
                 raise WrongState(
@@ -160,6 +163,8 @@ class UnitAdmin:
                 )
             for image in member.manifests.all():
                 self._lock_clock.check_unlocked(f"image {image.image_id}", image.lock_until_ns)
+            if member.unit is not None:
+                self._store.replicas.leave(member.unit)
             self._store.units.drop(name)
             self._store.replicas.forget(member.entry.unit_id)
 

@@ -24,14 +24,14 @@ from arraylift.ids import UnitId
 from arraylift.logs import get_logger
 from arraylift.sizes import MIB
 from dedup_target.backup_manifest_store import BackupManifestStore
-from dedup_target.cached_backend import CachedBackend
+from dedup_target.cached_backend import WHOLE, CachedBackend
 from dedup_target.container_store import FOLDER as CONTAINERS
 from dedup_target.container_store import ContainerLimits
 from dedup_target.directory_backend import DirectoryBackend
 from dedup_target.manifest_store import ManifestStore
 from dedup_target.rebuild import IndexOpener, Progress
 from dedup_target.replica_journal import ReplicaJournal, WatchedBackend
-from dedup_target.replica_view import ReplicaView
+from dedup_target.replica_view import ReplicaBackend, ReplicaView
 from dedup_target.reserve import Reserve
 from dedup_target.s3_backend import SCHEME
 from dedup_target.storage_unit import StorageUnit
@@ -141,12 +141,17 @@ class Units:
             unit = self._open(entry)
         except ArrayliftError as error:
             _log.error("unit_absent", unit=entry.name, why=str(error))
-            holder = self.receiving
-            view = ReplicaView(holder.backend, entry.unit_id, holder.seal_manifest)
+            view = ReplicaView(self._kept_of(entry), self.receiving.seal_manifest)
             return Member(entry, None, view, error.message)
         # A store that does not answer must not hold the start up: ``look_after`` asks it right after.
         is_far = entry.location.startswith(SCHEME)
         return Member(entry, unit, unit, "" if is_far else self._probe(entry, unit))
+
+    def _kept_of(self, entry: UnitEntry) -> UnitBackend:
+        """What is known of a unit that cannot be opened: its cache, which lacks nothing that was answered, or
+        its replica, which may be a moment behind."""
+        cache = DirectoryBackend(self._files, self._cache_path(entry.unit_id), make=False)
+        return cache if cache.exists(WHOLE) else ReplicaBackend(self.receiving.backend, entry.unit_id)
 
     def _open(self, entry: UnitEntry) -> StorageUnit:
         """Raises as StorageUnit, and PeerUnavailable if another unit, or none, lies there (N2)."""
@@ -252,6 +257,7 @@ class Units:
                     next_step=f"add it as {found.role}",
                 )
             entry = UnitEntry(name, found.unit_id, role, location, endpoint)
+            self._drop_cache(found.unit_id)  # of an earlier stay; others may have had the unit since
             unit = self._open(entry)
             undo.callback(unit.close)
             for key in unit.keys.all():
@@ -326,9 +332,12 @@ class Units:
             else:
                 fresh = replace(member, problem=self._probe(member.entry, member.unit))
             with self.lock:
-                if member in self._members and fresh != member:
+                is_listed = member in self._members
+                if is_listed and fresh != member:
                     self._members = tuple(fresh if one is member else one for one in self._members)
                     self._tell(member, fresh)
+            if fresh.unit is not None and not is_listed and member.unit is None:
+                fresh.unit.close()  # retired while it was opened
         with self.lock:
             self._gather_keys()
 

@@ -74,9 +74,10 @@ def test_a_lost_cache_is_made_anew_from_heads_alone(there: MemoryBackend, tmp_pa
         assert found.read_directory(one.container_id).directory.tobytes() == one.directory.tobytes()
 
 
+@pytest.mark.parametrize("killed", [True, False])
 @pytest.mark.parametrize("call", ["put", "remove"])
 def test_what_happened_unseen_is_seen_after_the_next_start(
-    there: MemoryBackend, tmp_path: Path, call: str
+    there: MemoryBackend, tmp_path: Path, call: str, killed: bool
 ) -> None:
     backend = _open(there, tmp_path)
     backend.put("manifests/old.alm", [b"old"], label="t")
@@ -88,7 +89,9 @@ def test_what_happened_unseen_is_seen_after_the_next_start(
     with pytest.raises(PeerUnavailable):
         change()
     assert backend.list("manifests") == ["old.alm"], "it may or may not have happened"
-    again = _open(there, tmp_path)  # the process was killed: nobody closed
+    if not killed:
+        backend.close()
+    again = _open(there, tmp_path)
     assert again.list("manifests") == (["new.alm", "old.alm"] if call == "put" else [])
 
 
@@ -108,9 +111,9 @@ def test_a_unit_that_is_away_opens_from_its_cache(there: MemoryBackend, tmp_path
     backend = _open(there, tmp_path)
     sealed = fill(ContainerStore(backend, UNIT), [make_segments(5)])
     backend.put("manifests/a.alm", [b"manifest"], label="t")
+    backend.close()
     there.is_down = True
-    again = _open(there, tmp_path)  # not even cleanly ended
-    assert again.is_behind
+    again = _open(there, tmp_path)
     assert again.get("manifests/a.alm") == b"manifest"
     assert again.sweep("manifests") == 0
     store = ContainerStore(again, UNIT)
@@ -120,8 +123,24 @@ def test_a_unit_that_is_away_opens_from_its_cache(there: MemoryBackend, tmp_path
     with pytest.raises(PeerUnavailable):
         again.put("manifests/b.alm", [b"x"], label="t")
     again.close()
+    with pytest.raises(PeerUnavailable):
+        _open(there, tmp_path)  # that put may have happened
     there.is_down = False
-    assert not _open(there, tmp_path).is_behind
+    assert _open(there, tmp_path).list("manifests") == ["a.alm"]
+
+
+def test_a_cache_that_may_name_what_is_gone_serves_nothing(there: MemoryBackend, tmp_path: Path) -> None:
+    """Killed while it was removed: a container that is gone would count as present."""
+    backend = _open(there, tmp_path)
+    sealed = fill(ContainerStore(backend, UNIT), [make_segments(5)])
+    there.fail("remove", PeerUnavailable("killed right after"), effect=True)
+    with pytest.raises(PeerUnavailable):
+        backend.remove(name_of(sealed.container_id), label="t")
+    there.is_down = True
+    with pytest.raises(PeerUnavailable):
+        _open(there, tmp_path)
+    there.is_down = False
+    assert ContainerStore(_open(there, tmp_path), UNIT).containers() == []
 
 
 def test_without_a_whole_cache_a_unit_that_is_away_does_not_open(
@@ -135,9 +154,9 @@ def test_without_a_whole_cache_a_unit_that_is_away_does_not_open(
 def test_an_empty_place_does_not_empty_the_cache(there: MemoryBackend, tmp_path: Path) -> None:
     _open(there, tmp_path).put("manifests/a.alm", [b"manifest"], label="t")
     there.objects.clear()
-    again = _open(there, tmp_path)
-    assert again.is_behind
-    assert again.get("manifests/a.alm") == b"manifest"
+    with pytest.raises(PeerUnavailable, match="no storage unit"):
+        _open(there, tmp_path)
+    assert (tmp_path / "cache/manifests/a.alm").read_bytes() == b"manifest"
 
 
 @pytest.mark.parametrize("whole", [True, False])
@@ -150,14 +169,10 @@ def test_another_units_place_does_not_change_the_cache(
     other.objects[superblock.NAME] = superblock.encode(
         Superblock(UnitId("f" * 32), "other", Role.ARCHIVE, 32 << 20)
     )
-    if whole:
-        again = _open(other, tmp_path)
-        assert again.is_behind
-        assert again.get("manifests/a.alm") == b"manifest"
-    else:
-        with pytest.raises(PeerUnavailable, match="another unit, other"):
-            _open(other, tmp_path)
-        assert not (tmp_path / "cache/unit.alu").exists()
+    with pytest.raises(PeerUnavailable, match="another unit, other"):
+        _open(other, tmp_path)
+    assert (tmp_path / "cache/unit.alu").exists() == whole
+    assert (tmp_path / "cache/manifests/a.alm").exists() == whole
 
 
 def test_a_container_with_a_damaged_header_is_asked_of_the_unit(there: MemoryBackend, tmp_path: Path) -> None:

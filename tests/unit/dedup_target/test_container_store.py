@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 
 from arraylift.durable import RealFiles
-from arraylift.errors import Corruption, NotFound, OutOfSpace, Overloaded
+from arraylift.errors import Corruption, NotFound, OutOfSpace, Overloaded, PeerUnavailable
 from arraylift.ids import ContainerId
 from arraylift.sizes import CONTAINER_BYTES
 from dedup_target.container_format import HEADER_BYTES, RECORDS_MAX, Kind
 from dedup_target.container_store import IDS_SKIPPED_WITHOUT_MARK, ContainerLimits, ContainerStore, name_of
 from dedup_target.directory_backend import DirectoryBackend
 from dedup_target.segment_index import Locator
+from tests.fakes.backend import MemoryBackend
 from tests.fakes.disk import FakeFiles
 from tests.unit.dedup_target.material import KEY_ID, TENANT, UNIT, Segment, append, fill, make_segments
 
@@ -214,3 +215,15 @@ def test_concurrent_fillers_get_containers_of_their_own(tmp_path: Path) -> None:
     assert sorted(done) == store.containers()
     assert len(set(done)) == 12
     assert all(store.verify(ContainerId(container)) == [] for container in done)
+
+
+def test_a_container_whose_removal_failed_is_none_of_ours() -> None:
+    """It may be gone: an index made anew must not say that what it held is present."""
+    there = MemoryBackend()
+    store = ContainerStore(there, UNIT)
+    sealed = fill(store, [make_segments(3)])
+    there.fail("remove", PeerUnavailable("the answer was lost"), effect=True)
+    with pytest.raises(PeerUnavailable):
+        store.remove(sealed.container_id)
+    assert store.containers() == []
+    assert not store.holds(sealed.container_id)

@@ -9,12 +9,13 @@ from dataclasses import replace
 import pytest
 
 from arraylift.errors import OutOfSpace
+from dedup_target.directory_backend import DirectoryBackend
 from dedup_target.rebuild_unit import RebuildNews, UnitRebuilder
 from dedup_target.replica_view import ReplicaBackend
 from dedup_target.superblock import Role
 from dedup_target.unit_backend import UnitBackend, walk
 from tests.unit.dedup_target.material import backup
-from tests.unit.dedup_target.units_world import BACKUPS, UnitsWorld
+from tests.unit.dedup_target.units_world import ARCHIVE, BACKUPS, UnitsWorld
 
 ONE, TWO, THREE, FOUR = (one.image_id for one in BACKUPS)
 
@@ -235,3 +236,47 @@ def test_a_retired_unit_leaves_no_replica(world: UnitsWorld) -> None:
     _keep(world)
     world.admin.retire("archive", lose_images=False)
     assert _content(replica) == {}
+
+
+def test_a_retired_unit_keeps_no_replicas_either(world: UnitsWorld) -> None:
+    """Added again, it would bring back what was deleted while it was not one of ours."""
+    _keep(world)
+    world.admin.drain("archive")
+    world.admin.retire("archive", lose_images=False)
+    assert list(walk(DirectoryBackend(world.files, ARCHIVE), "replicas")) == []
+
+
+def test_an_image_that_came_back_is_kept_by_replicas_when_it_is_lost(world: UnitsWorld) -> None:
+    """It was removed on purpose once: moved away."""
+    world.admin.drain("archive")
+    unit_id = world.store.unit.unit_id
+    assert not world.store.replica_journal.removed(unit_id)
+    _keep(world)
+    world.close()
+    files = world.files.after_kill()
+    files.move(f"/state/units/active/manifests/{ONE}.alm", "/lost", label="test")
+    world.restart(files)
+    _keep(world)
+    assert _rebuild(world, "active").manifests_restored == 1
+    assert sorted(world.places()) == [1, 2, 3, 4]
+
+
+def test_of_two_copies_the_longer_lock_is_restored(world: UnitsWorld) -> None:
+    """One holder was away when the lock grew."""
+    world.add("second", path="/second")
+    _keep(world)
+    older = {by: _content(_replica(world, "active", by)) for by in ("archive", "second")}
+    until = world.lock_clock.now().time_ns + 10**15
+    world.backups.lock_backup(backup(1).backup_id, until)
+    _keep(world)
+    names = (f"manifests/{FOUR}.alm", f"backups/{backup(1).backup_id}.alb")
+    for name, by in zip(names, older, strict=True):
+        _replica(world, "active", by).put(name, [older[by][name]], label="test")
+    world.close()
+    files = world.files.after_kill()
+    for name in names:
+        files.corrupt(f"/state/units/active/{name}", 40)
+    world.restart(files)
+    assert _rebuild(world, "active").manifests_restored == 2
+    assert world.store.manifests.get(FOUR).lock_until_ns == until
+    assert world.store.backups.key(backup(1).backup_id).lock_until_ns == until

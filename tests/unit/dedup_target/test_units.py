@@ -23,7 +23,8 @@ from dedup_target.seal_queue import SealJob, SealQueue, Ticket
 from dedup_target.superblock import Role
 from dedup_target.transfers import GrantRequest
 from dedup_target.unit_backend import walk
-from dedup_target.unit_registry import UNITS_MAX
+from dedup_target.unit_registry import UNITS_MAX, UnitEntry
+from dedup_target.units import Member
 from tests.property.test_commit_states import PEER, Backup
 from tests.unit.dedup_target.material import backup
 from tests.unit.dedup_target.units_world import ARCHIVE, BACKUPS, DISKS, UnitsWorld
@@ -345,6 +346,58 @@ def test_a_drain_that_is_repeated_takes_no_lock_from_a_backup(world: UnitsWorld)
     world.admin.drain("active")
     assert new.backups.key(one).lock_until_ns == until
     assert not old.backups.has(one)
+
+
+def test_a_unit_to_which_an_image_is_moved_is_not_retired(world: UnitsWorld) -> None:
+    """It looks empty until the image is published there, and is removed here a moment later."""
+    unit = world.add()
+    with unit.maintenance.begin("move"), pytest.raises(Conflict, match="move of unit"):
+        world.admin.retire("archive", lose_images=False)
+    world.admin.retire("archive", lose_images=False)
+
+
+def test_a_unit_that_is_retired_while_it_is_opened_again_is_closed(
+    world: UnitsWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.add()
+    world.send()
+    world.archive()
+    world.close()
+    world.unmount()
+    world.restart()
+    units = world.store.units
+    opened, fresh = units._opened_or_absent, []
+
+    def retire_meanwhile(entry: UnitEntry) -> Member:
+        fresh.append(opened(entry))
+        world.admin.retire("archive", lose_images=True)
+        return fresh[0]
+
+    world.mount()
+    monkeypatch.setattr(units, "_opened_or_absent", retire_meanwhile)
+    units.look_after()
+    assert _states(world) == {"active": ""}
+    assert fresh[0].unit is not None
+    with pytest.raises(WrongState, match="closed"):
+        fresh[0].unit.index.add_containers([])
+
+
+def test_a_unit_that_is_added_brings_no_cache_of_an_earlier_stay(world: UnitsWorld) -> None:
+    """A removal of the cache that broke off leaves it with its mark of being whole."""
+    unit_id = world.add().unit_id
+    world.send()
+    world.archive()
+    kept = {name: world.files.read(f"/state/cache/{unit_id}/{name}") for name in ("whole.mark", "unit.alu")}
+    world.close()
+    world.unmount()
+    world.restart()
+    world.admin.retire("archive", lose_images=True)
+    for name, data in kept.items():
+        world.files.publish(f"/state/cache/{unit_id}/{name}", [data], label="test")
+    world.mount()
+    world.admin.add("archive", Role.ARCHIVE, ARCHIVE, "")
+    assert sorted(world.places()) == [1, 2, 3, 4]
+    world.check()
 
 
 def test_an_absent_unit_is_given_up_only_on_demand_and_unlocked(world: UnitsWorld) -> None:
