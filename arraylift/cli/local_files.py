@@ -40,9 +40,13 @@ _OTHER_FORMATS = {b"QFI\xfb": "a qcow2", b"KDMV": "a VMDK", b"vhdxfile": "a VHDX
 class SourceImage:
     """A raw disk image, or a block device, opened to be read. A context manager."""
 
-    def __init__(self, path: Path) -> None:
-        """Raises NotFound, NotPermitted, InvalidRequest (a directory, not raw, size)."""
+    def __init__(self, path: Path, *, any_content: bool = False) -> None:
+        """With ``any_content`` it is raw whatever it begins with.
+
+        Raises NotFound, NotPermitted, InvalidRequest (a directory, not raw, size).
+        """
         self.path = path
+        self._any_content = any_content
         # A pipe would make open wait for its writer.
         self._descriptor = _open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
@@ -64,7 +68,7 @@ class SourceImage:
         size = self._size_of_file("a raw disk image")
         head = os.pread(self._descriptor, 8, 0)
         for magic, name in _OTHER_FORMATS.items():
-            if head.startswith(magic):
+            if head.startswith(magic) and not self._any_content:
                 raise InvalidRequest(
                     f"{self.path} is {name} image, not a raw one",
                     subject=subject,
@@ -191,9 +195,9 @@ class NewFile:
                 raise _taken(path)
             if not path.is_file() or path.is_symlink():
                 raise InvalidRequest(f"{path} is not a regular file, so it is not overwritten")
-        self._temporary = path.with_name(f".{path.name[:200]}.{secrets.token_hex(4)}.tmp")
+        self.temporary = path.with_name(f".{path.name[:200]}.{secrets.token_hex(4)}.tmp")
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        self._descriptor = _open(self._temporary, flags)
+        self._descriptor = _open(self.temporary, flags)
         self._committed = False
 
     def __enter__(self) -> Self:
@@ -205,7 +209,7 @@ class NewFile:
         os.close(self._descriptor)
         if not self._committed:
             with contextlib.suppress(OSError):
-                os.unlink(self._temporary)
+                os.unlink(self.temporary)
 
     def write(self, offset: int, data: bytes) -> None:
         """Write all of ``data``; what is never written reads as zero and takes no space."""
@@ -227,17 +231,30 @@ class NewFile:
                 os.utime(self._descriptor, ns=(modified_at_ns, modified_at_ns))
             os.fsync(self._descriptor)
             if self._overwrite:
-                os.replace(self._temporary, self.path)
+                os.replace(self.temporary, self.path)
             else:
                 self._claim()
         self._committed = True
 
     def _claim(self) -> None:
         try:
-            os.link(self._temporary, self.path)
+            os.link(self.temporary, self.path)
         except FileExistsError:
             raise _taken(self.path) from None
-        os.unlink(self._temporary)
+        os.unlink(self.temporary)
+
+
+def read_head(path: Path, count: int) -> bytes:
+    """Return the first bytes of a file or block device; fewer where it is shorter, none of what is neither.
+
+    Raises NotFound, NotPermitted.
+    """
+    descriptor = _open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        mode = os.fstat(descriptor).st_mode
+        return os.pread(descriptor, count, 0) if stat.S_ISREG(mode) or stat.S_ISBLK(mode) else b""
+    finally:
+        os.close(descriptor)
 
 
 def open_log(path: Path) -> int:

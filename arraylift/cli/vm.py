@@ -15,7 +15,7 @@ from rich.table import Table
 
 from arraylift.cli import vm_calls, vm_files
 from arraylift.cli.command import command, group
-from arraylift.cli.local_files import SourceImage
+from arraylift.cli.disk_files import open_disk
 from arraylift.cli.session import Session
 from arraylift.cli.show import pairs, plain, row, short_name, size_bytes, table
 from arraylift.errors import NotFound
@@ -49,7 +49,9 @@ def create(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Of the new VM.")],
     disk: Annotated[
         list[Path],
-        typer.Option(metavar="FILE", help="A raw disk image; becomes volume NAME-disk<n>. May repeat."),
+        typer.Option(
+            metavar="FILE", help="Raw, qcow2, VMDK or VHDX; becomes volume NAME-disk<n>. May repeat."
+        ),
     ],
     memory: Annotated[str, typer.Option(help="E.g. 512M, 4G.")] = "512M",
     cpus: Annotated[int, typer.Option(min=1, help="Virtual CPUs.")] = 1,
@@ -70,7 +72,7 @@ def create(
         tags=vm_calls.parse_tags(tag or []),
     )
     with contextlib.ExitStack() as stack:
-        sources = [stack.enter_context(SourceImage(path)) for path in disk]
+        sources = [stack.enter_context(open_disk(path)) for path in disk]
         on = vm_calls.array_named(session, array)
         made = vm_calls.create_vm(session, session.vcenter, on, wanted, sources).vm
     if start:

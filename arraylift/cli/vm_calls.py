@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 
 from arraylift.cli import peers, volume_data
 from arraylift.cli.connection import Connection
+from arraylift.cli.disk_files import DiskFile
 from arraylift.cli.interrupts import shielded
-from arraylift.cli.local_files import SourceFile, SourceImage
+from arraylift.cli.local_files import SourceFile
 from arraylift.cli.session import Session
 from arraylift.errors import (
     AlreadyExists,
@@ -108,7 +109,7 @@ def check_no_disk(session: Session, array: Connection, volume: str) -> None:
 
 
 def create_vm(
-    session: Session, center: Connection, array: Connection, wanted: NewVm, sources: Sequence[SourceImage]
+    session: Session, center: Connection, array: Connection, wanted: NewVm, sources: Sequence[DiskFile]
 ) -> virtual_center_pb2.ProvisionVmResponse:
     """Import each image as volume ``<name>-disk<n>``, and make a VM of them (V1).
 

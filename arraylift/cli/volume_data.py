@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from arraylift.cli.connection import Connection
-from arraylift.cli.local_files import NewFile, SourceImage
+from arraylift.cli.disk_files import DiskFile, NewDisk
 from arraylift.errors import Corruption, InvalidRequest, NotFound
 from arraylift.sizes import EXTENT_BYTES_MAX, GRANULE_BYTES
 from arraylift.v1 import volume_pb2
@@ -59,7 +59,7 @@ def get_volume(array: Connection, name: str) -> volume_pb2.Volume:
 
 
 def import_volume(
-    array: Connection, source: SourceImage, name: str, on_bytes: OnBytes
+    array: Connection, source: DiskFile, name: str, on_bytes: OnBytes
 ) -> volume_pb2.ImportVolumeResponse:
     """Make a volume of a file's content; holes and zero granules do not travel."""
 
@@ -105,7 +105,7 @@ def export(
     array: Connection,
     request: volume_pb2.ReadExtentsRequest,
     size_bytes: int,
-    destination: NewFile,
+    destination: NewDisk,
     on_bytes: OnBytes,
 ) -> None:
     """Write a volume or snapshot into a sparse file and commit it."""
@@ -118,7 +118,7 @@ def export(
 
 
 def differences(
-    array: Connection, volume: volume_pb2.Volume, source: SourceImage, on_bytes: OnBytes
+    array: Connection, volume: volume_pb2.Volume, source: DiskFile, on_bytes: OnBytes
 ) -> Difference:
     """Compare every byte of a volume with a file of the same size. Raises InvalidRequest (size)."""
     if source.size_bytes != volume.size_bytes:
@@ -131,7 +131,7 @@ def differences(
     return differing(read_pieces(array, request, volume.size_bytes), source, on_bytes)
 
 
-def differing(pieces: Iterable[Piece], source: SourceImage, on_bytes: OnBytes) -> Difference:
+def differing(pieces: Iterable[Piece], source: DiskFile, on_bytes: OnBytes) -> Difference:
     """Compare all bytes of a disk, which come in order, with a file of the same size."""
     differs = np.zeros(-(-source.size_bytes // GRANULE_BYTES), dtype=np.bool_)
     for piece in pieces:
@@ -144,7 +144,7 @@ def differing(pieces: Iterable[Piece], source: SourceImage, on_bytes: OnBytes) -
 
 
 def write_differences(
-    array: Connection, name: str, source: SourceImage, difference: Difference, on_bytes: OnBytes
+    array: Connection, name: str, source: DiskFile, difference: Difference, on_bytes: OnBytes
 ) -> volume_pb2.WriteExtentsResponse:
     """Overwrite those ranges of a volume with the file's bytes; zero granules are trimmed."""
 
@@ -176,7 +176,7 @@ def any_set(data: bytes) -> bool:
     return data != bytes(len(data))
 
 
-def data_extents(source: SourceImage, start: int, end: int, on_bytes: OnBytes) -> Iterator[volume_pb2.Extent]:
+def data_extents(source: DiskFile, start: int, end: int, on_bytes: OnBytes) -> Iterator[volume_pb2.Extent]:
     """Data of a file in pieces that lie in whole EXTENT_BYTES_MAX windows."""
     for begin, stop in source.data_ranges(start, end):
         offset = begin
@@ -202,14 +202,14 @@ def _writes(offset: int, data: bytes) -> Iterator[volume_pb2.WriteExtentsRequest
         cursor = end
 
 
-def _compare_hole(source: SourceImage, piece: Piece, differs: npt.NDArray[np.bool_]) -> None:
+def _compare_hole(source: DiskFile, piece: Piece, differs: npt.NDArray[np.bool_]) -> None:
     for begin, end in source.data_ranges(piece.offset, piece.offset + piece.length):
         for offset in range(begin, end, EXTENT_BYTES_MAX):
             data = source.read(offset, min(EXTENT_BYTES_MAX, end - offset))
             _mark(offset, data, bytes(len(data)), differs)
 
 
-def _compare_data(source: SourceImage, piece: Piece, differs: npt.NDArray[np.bool_]) -> None:
+def _compare_data(source: DiskFile, piece: Piece, differs: npt.NDArray[np.bool_]) -> None:
     assert piece.data is not None
     _mark(piece.offset, piece.data, source.read(piece.offset, piece.length), differs)
 

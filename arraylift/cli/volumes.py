@@ -14,7 +14,7 @@ from rich.table import Table
 
 from arraylift.cli import transfers, vm_calls, volume_data
 from arraylift.cli.command import command, group
-from arraylift.cli.local_files import NewFile, SourceImage
+from arraylift.cli.disk_files import new_disk, open_disk, parse_format
 from arraylift.cli.session import Session
 from arraylift.cli.show import pairs, plain, row, size_bytes, table
 from arraylift.errors import InvalidRequest, NotFound
@@ -31,7 +31,12 @@ def register(app: typer.Typer) -> None:
     command(noun, "ls", examples="arraylift array volumes ls --json")(ls)
     command(noun, "create", examples="arraylift array volumes create web1 10G")(create)
     command(noun, "rm", examples="arraylift array volumes rm web1 --cascade")(rm)
-    command(noun, "import", examples="arraylift array volumes import web1 disk.img")(import_)
+    command(
+        noun,
+        "import",
+        examples="arraylift array volumes import web1 disk.img\n"
+        "arraylift array volumes import web2 disk.qcow2",
+    )(import_)
     command(noun, "resize", examples="arraylift array volumes resize web1 20G")(resize)
     command(noun, "clone", examples="arraylift array volumes clone web1@monday web1-test")(clone)
     command(
@@ -44,7 +49,7 @@ def register(app: typer.Typer) -> None:
         noun,
         "export",
         examples="arraylift array volumes export web1 disk.img\n"
-        "arraylift array volumes export web1@monday disk.img --force",
+        "arraylift array volumes export web1@monday disk.qcow2 --format qcow2 --force",
     )(export)
     command(noun, "write", examples="arraylift array volumes write web1 disk.img")(write)
     app.add_typer(noun, name="volumes")
@@ -145,10 +150,11 @@ def rollback(
 def import_(
     session: Session,
     name: VolumeName,
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A raw disk image or block device.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Raw, qcow2, VMDK, VHDX, or a block device.")],
+    format: Annotated[str, typer.Option(help="raw, qcow2, vmdk or vhdx. [default: as FILE begins]")] = "",
 ) -> None:
-    """Make a volume of a raw disk image; its holes are not read."""
-    with SourceImage(file) as source, session.progress(f"import {name}", source.size_bytes) as bar:
+    """Make a volume of a disk image; its holes are not read."""
+    with open_disk(file, format) as source, session.progress(f"import {name}", source.size_bytes) as bar:
         answer = volume_data.import_volume(session.array, source, name, bar.update)
     document = {"volume": plain(answer.volume), "bytes_written": answer.bytes_written}
     session.emit(
@@ -160,16 +166,20 @@ def import_(
 def export(
     session: Session,
     name: Annotated[str, typer.Argument(metavar="VOLUME|VOLUME@SNAPSHOT|ID", help="What to read.")],
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="Raw disk image to write, sparse.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Disk image to write, sparse.")],
+    format: Annotated[str, typer.Option(help="raw, qcow2, vmdk or vhdx.")] = "raw",
     force: Annotated[bool, typer.Option("--force", help="Replace FILE if it exists.")] = False,
 ) -> None:
     """Write a volume or a snapshot into a sparse file, which appears when it is whole."""
-    with NewFile(file, overwrite=force) as destination:
-        request, total_bytes = _readable(session, name)
-        with session.progress(f"export {name}", total_bytes) as bar:
-            volume_data.export(session.array, request, total_bytes, destination, bar.update)
+    wanted = parse_format(format)
+    request, total_bytes = _readable(session, name)
+    with (
+        new_disk(file, wanted, total_bytes, overwrite=force) as destination,
+        session.progress(f"export {name}", total_bytes) as bar,
+    ):
+        volume_data.export(session.array, request, total_bytes, destination, bar.update)
     session.emit(
-        {"source": name, "file": str(file), "size_bytes": total_bytes},
+        {"source": name, "file": str(file), "format": wanted.value, "size_bytes": total_bytes},
         f"{file}: {human(total_bytes)} of {name}",
     )
 
@@ -177,11 +187,11 @@ def export(
 def write(
     session: Session,
     name: VolumeName,
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A raw disk image of the same size.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A disk image of the same size.")],
 ) -> None:
     """Make a volume equal to a file, writing only the granules (64 KiB) that differ."""
     array = session.array
-    with SourceImage(file) as source:
+    with open_disk(file) as source:
         volume = volume_data.get_volume(array, name)
         with session.progress(f"compare {name}", volume.size_bytes) as bar:
             difference = volume_data.differences(array, volume, source, bar.update)

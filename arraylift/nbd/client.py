@@ -1,4 +1,4 @@
-"""Read disks that other NBD servers export: the machines of the client, over a socket.
+"""Read, and write, disks that other NBD servers export: the machines of the client, over a socket.
 
 Invariants:
   C1 every wait ends: the negotiation after CONNECT_SECONDS, later after SILENCE_SECONDS without a byte
@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import Self
 
 from arraylift.clock import SYSTEM_CLOCK, Clock
+from arraylift.durable import Buffer
 from arraylift.errors import Cancelled, InvalidRequest, PeerUnavailable, WrongState
 from arraylift.nbd import client_tls, wire
 from arraylift.nbd.client_handshake import ClientHandshake, Negotiated, broken
@@ -115,15 +116,43 @@ class NbdClient:
         while start < self.size_bytes:
             length = min(STATUS_RANGE_BYTES, self.size_bytes - start)
             self._send(self._machine.status(start, length))
-            while not self._machine.finished:
-                self._receive()
-            asked = self._machine.finished.popleft()
-            _raise_failure(asked)
+            asked = self._wait_for_one()
             told += sum(len(extents) for extents in asked.states.values())
             if told > EXTENTS_MAX:
                 raise broken("it tells of more extents than a disk has")
             yield start, asked.states
             start += min(length, *(int(extents[:, 0].sum()) for extents in asked.states.values()))
+
+    # -- writing --------------------------------------------------------------------------------
+
+    @property
+    def writable(self) -> bool:
+        return not self.export.flags & wire.READ_ONLY
+
+    def write(self, offset: int, data: Buffer) -> None:
+        """Write all of ``data``; kept once ``flush`` has returned. Raises like ``read``, and OutOfSpace."""
+        assert self.writable
+        view = memoryview(data)
+        most = min(REQUEST_BYTES_MAX, self.export.payload_bytes_max)
+        for start in range(0, len(view), most):
+            piece = view[start : start + most]
+            self._send(self._machine.write(offset + start, len(piece)))
+            self._send(piece)
+            self._wait_for_one()
+
+    def flush(self) -> None:
+        """Have the server keep what was written."""
+        if self.export.flags & wire.SEND_FLUSH:
+            self._send(self._machine.flush())
+            self._wait_for_one()
+
+    def _wait_for_one(self) -> Asked:
+        """Wait for the only request on its way. Raises what became of it."""
+        while not self._machine.finished:
+            self._receive()
+        asked = self._machine.finished.popleft()
+        _raise_failure(asked)
+        return asked
 
     def close(self) -> None:
         """Say goodbye, if that can be said at once."""
@@ -185,12 +214,12 @@ class NbdClient:
             )
         return export
 
-    def _send(self, data: bytes) -> None:
+    def _send(self, data: Buffer) -> None:
         if not data:
             return
         self._check_cancelled()
         try:
-            # Requests are small, and few: a server that does not take them reads nothing at all.
+            # One that does not take a request reads nothing at all.
             self._socket.settimeout(SILENCE_SECONDS)
             self._socket.sendall(data)
         except OSError as error:

@@ -1,4 +1,4 @@
-"""The client's side of the transmission, sans I/O: reads and block status, several on their way at once.
+"""The client's side of the transmission, sans I/O: reads, writes, block status, several at once.
 
 Owns: where each byte that comes goes, and what a reply must be to be believed.
 Invariants:
@@ -7,7 +7,7 @@ Invariants:
   M2 no length that the server names is believed beyond what was asked: memory is bounded by our requests
      and STATUS_BYTES_MAX, time by CHUNKS of a request.
   M3 after a breach of the protocol nothing more is believed: the caller drops the connection.
-Callers: client, one thread: send what ``read`` and ``status`` return, fill ``window``, say ``filled``, take
+Callers: client, one thread: send what the requests return, fill ``window``, say ``filled``, take
 ``finished``. Protocol: docs/protocols/nbd.md
 """
 
@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from arraylift.errors import ArrayliftError, Corruption, NotPermitted, PeerUnavailable
+from arraylift.errors import ArrayliftError, Corruption, NotPermitted, OutOfSpace, PeerUnavailable
 from arraylift.nbd import wire
 from arraylift.nbd.client_handshake import Negotiated, broken, said
 from arraylift.sizes import MIB
@@ -40,8 +40,9 @@ class Asked:
 
     offset: int
     length: int
-    into: memoryview | None
-    """Of a read; None for a block status."""
+    into: memoryview | None = None
+    """Of a read."""
+    is_status: bool = False
     error: ArrayliftError | None = None
     states: dict[str, Extents] = field(default_factory=dict)
     starts: list[int] = field(default_factory=list)
@@ -98,10 +99,18 @@ class ClientMachine:
 
     def status(self, offset: int, length: int) -> bytes:
         """Return the request for what the contexts say of a range."""
-        return self._ask(wire.CMD_BLOCK_STATUS, Asked(offset, length, None))
+        return self._ask(wire.CMD_BLOCK_STATUS, Asked(offset, length, is_status=True))
+
+    def write(self, offset: int, length: int) -> bytes:
+        """Return the head of a write, whose bytes are to follow it."""
+        return self._ask(wire.CMD_WRITE, Asked(offset, length))
+
+    def flush(self) -> bytes:
+        """Return the request that keeps what was written."""
+        return self._ask(wire.CMD_FLUSH, Asked(0, 0))
 
     def _ask(self, command: int, asked: Asked, flags: int = 0) -> bytes:
-        assert 0 < asked.length < 1 << 32
+        assert 0 < asked.length < 1 << 32 or command == wire.CMD_FLUSH
         assert asked.offset + asked.length <= self._export.size_bytes
         self._cookie += 1
         self._asked[self._cookie] = asked
@@ -149,6 +158,8 @@ class ClientMachine:
         if error:
             asked.error = failure(asked, error, "")
             self._finish(cookie)
+        elif asked.into is None and not asked.is_status:
+            self._finish(cookie)
         elif asked.into is None or self._export.structured:
             raise broken("a simple reply where a structured one is due")
         else:
@@ -159,7 +170,7 @@ class ClientMachine:
         if asked.error is None:
             if asked.into is not None and not asked.whole:
                 raise broken("it ends a read before all of its bytes came")  # M1
-            if asked.into is None and asked.states.keys() != set(self._export.contexts.values()):
+            if asked.is_status and asked.states.keys() != set(self._export.contexts.values()):
                 raise broken("it leaves contexts out of a block status")
         self.finished.append(asked)
         self._next_head()
@@ -218,7 +229,7 @@ class ClientMachine:
     def _on_status(self, asked: Asked, done: Callable[[], None]) -> None:
         context = self._export.contexts.get(int.from_bytes(self._whole[:4], "big"))
         payload = self._whole[4:]
-        if asked.into is not None or context is None or context in asked.states or len(payload) % 8:
+        if not asked.is_status or context is None or context in asked.states or len(payload) % 8:
             raise broken("a block status that was not asked for")
         extents = np.frombuffer(payload, ">u4").reshape(-1, 2).astype(np.uint64)
         lengths = extents[:, 0]
@@ -238,12 +249,15 @@ class ClientMachine:
 def failure(asked: Asked, number: int, told: str) -> ArrayliftError:
     """What a caller is told of a request that the server could not carry out."""
     why = told or f"error {number}"
-    where = f"bytes {asked.offset:,} to {asked.offset + asked.length:,} of the foreign disk"
+    where = f"bytes {asked.offset:,} to {asked.offset + asked.length:,}"
     if number in {wire.ESHUTDOWN, wire.ENOMEM}:
-        return PeerUnavailable(f"the NBD server does not give {where} now: {why}", next_step="retry")
+        return PeerUnavailable(f"the NBD server does not serve {where} now: {why}", next_step="retry")
     if number == wire.EPERM:
         return NotPermitted(f"the NBD server refuses {where}: {why}")
+    if number == wire.ENOSPC:
+        return OutOfSpace(f"the NBD server has no room for {where}: {why}", next_step="free space there")
+    doing = "write" if asked.into is None and not asked.is_status else "read"
     return Corruption(
-        f"the NBD server cannot read {where}: {why}",
+        f"the NBD server cannot {doing} {where}: {why}",
         next_step="look at the disk behind it; nothing was filled in",
     )

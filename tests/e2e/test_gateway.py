@@ -264,10 +264,10 @@ def _read(running: Running) -> int:
 
 
 def test_another_disk_behind_the_same_name_is_not_mixed_in(shared: Cluster, tmp_path: Path) -> None:
-    server = QemuNbd(tmp_path, random_disk(32 * MIB, seed=72))
+    server = QemuNbd(tmp_path, random_disk(64 * MIB, seed=72))
     server.start()
     other = tmp_path / "other.raw"
-    other.write_bytes(random_disk(33 * MIB, seed=73))
+    other.write_bytes(random_disk(65 * MIB, seed=73))
     try:
         transfer = shared.grant("mixed")
         running = in_thread(
