@@ -5,16 +5,19 @@ Invariants:
   Q1 a ticket is ``sealed`` only when its container is durable and its index batch synced.
   Q2 containers of one lane are sealed in the order in which they were filled.
   Q3 a job that fails fails its attempt; the queue goes on with the next.
-  Q4 what ``admit`` refuses is not written: a tenant's quota and the target's reserve (law 17).
+  Q4 what ``admit`` refuses is not written: a tenant's quota and the target's reserve (law 17). What other
+     threads are about to write for the same tenant counts.
 Limits: as many jobs as the container store has buffers. Callers: submit from any
 thread; jobs run on the queue's own.
 """
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -58,6 +61,8 @@ class SealQueue:
         """``add`` indexes a sealed container. ``admit`` gets tenant and bytes of each; raises OutOfSpace
         to refuse it."""
         self._admit = admit
+        self._admitting = threading.Lock()
+        self._under_way: Counter[TenantId] = Counter()
         self._containers = containers
         self._add = add
         self._jobs: queue.Queue[SealJob | None] = queue.Queue()  # bounded by the store's buffers
@@ -78,9 +83,9 @@ class SealQueue:
     def seal_now(self, buffer: ContainerBuffer) -> SealedContainer:
         """Seal and index in the caller's thread, with the same order and the same errors."""
         try:
-            self._admit(buffer.tenant, buffer.file_bytes)
-            sealed = self._containers.seal(buffer)
-            self._add(sealed)
+            with self._admitted(buffer.tenant, buffer.file_bytes):
+                sealed = self._containers.seal(buffer)
+                self._add(sealed)
         finally:
             self._containers.release(buffer)
         _log.info(
@@ -91,6 +96,18 @@ class SealQueue:
             file_bytes=sealed.file_bytes,
         )
         return sealed
+
+    @contextlib.contextmanager
+    def _admitted(self, tenant: TenantId, file_bytes: int) -> Iterator[None]:
+        """Have so much admitted, and counted until it is indexed (Q4). Raises OutOfSpace."""
+        with self._admitting:
+            self._admit(tenant, self._under_way[tenant] + file_bytes)
+            self._under_way[tenant] += file_bytes
+        try:
+            yield
+        finally:
+            with self._admitting:
+                self._under_way[tenant] -= file_bytes
 
     def _run(self) -> None:
         while (job := self._jobs.get()) is not None:

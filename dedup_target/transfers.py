@@ -27,6 +27,7 @@ from arraylift.errors import (
     LeaseLost,
     NotFound,
     NotPermitted,
+    OutOfSpace,
     Overloaded,
     WrongState,
 )
@@ -304,7 +305,14 @@ class Transfers:
             _note_committed(log, image)
         transfer = self._transfers[transfer_id] = self._transfer(log)
         if self._store.in_doubt and log.state.committed is None:
-            transfer.void_lost()  # before the doubt ends: it ends with the images, not with the logs
+            self._recheck(transfer)  # before the doubt ends: it ends with the images, not with the logs
+
+    def _recheck(self, transfer: Transfer) -> None:
+        try:
+            self._store.reserve.with_room(transfer.void_lost)
+        except (OutOfSpace, Overloaded) as error:  # a start needs no room: begun anew, nothing is lost
+            _log.warning("transfer_dropped", transfer=transfer.transfer_id, error=str(error))
+            self._forget(transfer)
 
     def _reap_for_ever(self) -> None:
         while not self._stop.wait(REAP_SECONDS):

@@ -10,10 +10,14 @@ from arraylift.durable import RealFiles
 from arraylift.errors import InvalidRequest, OutOfSpace
 from arraylift.ids import TenantId
 from arraylift.sizes import GIB, KIB, MIB, TIB
+from dedup_target.container_buffer import ContainerBuffer
+from dedup_target.container_format import Kind, SealedContainer
 from dedup_target.quotas import Quotas
 from dedup_target.reserve import BALLAST_BYTES_MAX, Reserve
 from dedup_target.space import Space
 from tests.fakes.disk import FakeFiles
+from tests.unit.dedup_target.material import append, make_segments
+from tests.unit.dedup_target.test_storage_unit import Stage
 
 STATE = "/state"
 BALLAST = f"{STATE}/ballast"
@@ -138,3 +142,26 @@ def test_a_quota_bounds_its_tenant_alone() -> None:
     stored[TenantId(1)] = 100
     with pytest.raises(OutOfSpace):
         space.check_transfer(TenantId(1))
+
+
+def test_two_threads_together_pass_no_quota(tmp_path: Path) -> None:
+    """Each alone would fit: commits write their nodes beside the thread that writes containers."""
+    stage = Stage(tmp_path / "state")
+    store, containers, tenant = stage.target, stage.unit.containers, stage.key.tenant
+    one, other = (containers.acquire(tenant=tenant, key_id=stage.key.key_id, kind=Kind.DATA) for _ in "ab")
+    for seed, buffer in enumerate((one, other)):
+        append(buffer, make_segments(20, seed=seed))
+    store.space.quotas.set(tenant, one.file_bytes + other.file_bytes - 1)
+    seal = containers.seal
+
+    def meanwhile(buffer: ContainerBuffer) -> SealedContainer:
+        if buffer is one:
+            with pytest.raises(OutOfSpace, match="quota"):
+                store.seal_queue.seal_now(other)
+        return seal(buffer)
+
+    containers.seal = meanwhile  # type: ignore[method-assign]
+    store.seal_queue.seal_now(one)
+    assert containers.containers() == [one.container_id]
+    assert containers.stats().buffers_in_use == 0
+    stage.close()

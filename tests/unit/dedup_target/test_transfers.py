@@ -16,6 +16,7 @@ from arraylift.errors import (
     Corruption,
     LeaseLost,
     NotFound,
+    OutOfSpace,
     Overloaded,
     WrongState,
 )
@@ -184,6 +185,25 @@ def test_what_was_lost_between_two_attempts_is_offered_again(target: Target) -> 
     assert target.store.all_healthy
     durable = Coverage.from_bitmap(transfer.open(opening).durable_spans, transfer.log.state.covered.size)
     assert durable.flags.tolist() == [True, False, False, False], "the hole"
+
+
+def test_a_full_disk_stops_no_start_that_has_to_take_spans_back(
+    target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transfer, opening = _opened(target)
+    lane = _offer_all(transfer, opening)
+    lane.close(cut_short())
+    for container in target.store.containers.containers():
+        target.store.unit.remove_container(container)
+    target.store.begin_doubt("of what was removed")
+
+    def full(*_: object) -> None:
+        raise OutOfSpace("the disk is full")
+
+    monkeypatch.setattr(transfer_log.TransferLog, "append_voided", full)
+    again = registry(target, HandClock())
+    assert again.open_count == 0
+    assert target.store.transfers.list() == []
 
 
 def test_more_lost_spans_than_one_record_holds(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
