@@ -91,8 +91,8 @@ class Transfer:
         """It was given up; its log is closed."""
         self._attempt: Attempt | None = None
         self._opened: Open | None = None
-        self._sound_at = store.generation
-        """The store's generation when all that is logged was there (X4)."""
+        self._sound_at = store.unit.unit_id, store.generation
+        """The unit, and its generation, where all that is logged was there (X4)."""
         self._lease_seconds = lease_seconds
         self._clock = clock
         self._lease_until = clock.monotonic() + lease_seconds
@@ -201,9 +201,10 @@ class Transfer:
         self.store.space.check_transfer(self.tenant)
         self.fence(LeaseLost(f"attempt {number} of transfer {self.transfer_id} took over"))
         generation = self.store.generation
-        if logged is not None and not (self.store.all_healthy and generation == self._sound_at):
+        now = self.store.unit.unit_id, generation
+        if logged is not None and not (self.store.all_healthy and now == self._sound_at):
             self.void_lost()
-        self._sound_at = generation
+        self._sound_at = now
         self.base = self._open_base() if self.grant.base_image_id is not None else None
         self.log.append_attempt(
             LoggedAttempt(number, message.image_bytes, message.segmentation, message.source_state)

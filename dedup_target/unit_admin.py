@@ -115,16 +115,10 @@ class UnitAdmin:
     def _goal_for(self, member: Member) -> StorageUnit:
         others = [one for one in self._store.units.members if one is not member and not one.entry.draining]
         able = [one.unit for one in others if one.unit is not None and not one.problem]
-        actives = [unit for unit in able if unit.superblock.role is Role.ACTIVE]
-        if not actives:
-            raise WrongState(
-                f"unit {member.entry.name} is the only active one",
-                subject=f"unit {member.entry.name}",
-                next_step="add another active unit first: arraylift target units add NAME --role active",
-            )
+        following = self._store.units.next_receiving(member.entry.name)
         if member.entry.role is Role.ARCHIVE:
-            return next((unit for unit in able if unit.superblock.role is Role.ARCHIVE), actives[0])
-        return actives[0]
+            return next((unit for unit in able if unit.superblock.role is Role.ARCHIVE), following)
+        return following
 
     def _receive_elsewhere(self, name: str, stopping: threading.Event) -> None:
         """Have the next active unit take backups (D2)."""

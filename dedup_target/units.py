@@ -2,7 +2,8 @@
 
 Invariants:
   N1 the receiving unit is the first active one that is not draining; without it the target does
-     not start. Any other unit may be absent: the rest is served.
+     not start. Any other unit may be absent: the rest is served. It changes by a drain alone, never
+     because a unit goes or comes back.
   N2 a unit is opened only if the superblock at its place is the one that the registry names.
   N3 a tenant's key is the same in all units: the receiving one has every key that any unit has.
 Members never change; the tuple of them is replaced, so readers need no lock.
@@ -205,10 +206,10 @@ class Units:
     @property
     def receiving(self) -> StorageUnit:
         """The unit that takes backups (N1)."""
-        for member in self._members:
-            if member.entry.role is Role.ACTIVE and not member.entry.draining and member.unit is not None:
-                return member.unit
-        raise AssertionError("N1")
+        able = (one for one in self._members if one.entry.role is Role.ACTIVE and not one.entry.draining)
+        first = next(able)
+        assert first.unit is not None, "N1"
+        return first.unit
 
     def open_units(self) -> Iterator[StorageUnit]:
         """Those that were opened, the receiving one first; one of them may be out of reach now."""
@@ -287,9 +288,27 @@ class Units:
             )
         return True
 
+    def next_receiving(self, name: str) -> StorageUnit:
+        """The unit that takes backups once ``name`` drains. Raises WrongState if there is none,
+        PeerUnavailable if it is absent: it would take over when it comes back (N1)."""
+        able = (one for one in self._members if one.entry.role is Role.ACTIVE and not one.entry.draining)
+        found = next((one for one in able if one.entry.name != name), None)
+        if found is None:
+            raise WrongState(
+                f"unit {name} is the only active one",
+                subject=f"unit {name}",
+                next_step="add another active unit first: arraylift target units add NAME --role active",
+            )
+        return found.opened()
+
     def mark_draining(self, name: str) -> None:
-        """From now on nothing new comes into that unit; durable. REQUIRES another receiving unit."""
-        self._replace_entry(replace(self.member(name).entry, draining=True))
+        """From now on nothing new comes into that unit; durable. Raises as ``next_receiving``."""
+        following = self.next_receiving(name)
+        with self.lock:
+            for unit in self.open_units():
+                for key in unit.keys.all():
+                    following.keys.adopt(key)  # N3, before anybody makes a tenant's key anew there
+            self._replace_entry(replace(self.member(name).entry, draining=True))
 
     def drop(self, name: str) -> None:
         """Forget a unit; its data stay. What this machine keeps of it goes."""

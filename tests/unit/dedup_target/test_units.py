@@ -303,6 +303,38 @@ def test_the_unit_that_takes_backups_gives_way_to_another(world: UnitsWorld) -> 
     assert world.target.read(Backup(5, DISKS[4], None)) == DISKS[4]
 
 
+def test_an_absent_unit_takes_over_from_nobody_when_it_comes_back(world: UnitsWorld) -> None:
+    """It is the next in turn: were the one after it receiving, its return would change that in mid-backup,
+    and no promise would be looked up."""
+    world.add("b", Role.ACTIVE, "/b")
+    world.add("c", Role.ACTIVE, "/c")
+    world.send(BACKUPS[0])
+    world.close()
+    world.unmount("/b")
+    world.restart()
+    with pytest.raises(PeerUnavailable, match="unit b is absent"):
+        world.admin.drain("active")
+    assert world.store.unit.name == "active"
+    assert not world.store.units.member("active").entry.draining
+    world.mount("/b")
+    world.store.units.look_after()
+    world.admin.drain("active")
+    assert world.store.unit.name == "b"
+    world.check()
+
+
+def test_the_next_unit_has_every_key_before_it_takes_backups(world: UnitsWorld) -> None:
+    """Else the first backup there would make a tenant a second key, and no start would bear that."""
+    world.send(BACKUPS[0])
+    world.store.keys.get_or_create("other")
+    known = world.store.keys.all()
+    new = world.add("new", Role.ACTIVE, "/new")
+    world.store.receive_elsewhere("active")
+    assert world.store.unit is new
+    assert new.keys.all() == known
+    world.store.seal_queue.submit = world.target._seal_at_once  # type: ignore[method-assign]
+
+
 def test_an_attempt_is_fenced_when_another_unit_takes_over(world: UnitsWorld) -> None:
     world.send(BACKUPS[0])
     queue = world.store.seal_queue
