@@ -20,7 +20,7 @@ from arraylift.exchange.coverage import Coverage
 from arraylift.exchange.messages import NO_RUNS, Commit, Committed, Figures, Limits, Offer, Open, Segments
 from arraylift.exchange.receiver import Arrived, Batch
 from arraylift.exchange.serve_lane import cut_short
-from arraylift.ids import ImageId, LineageId, PoolId, SourceState, TenantId, TransferId
+from arraylift.ids import ImageId, LineageId, PoolId, SourceState, TenantId, TransferId, UnitId
 from arraylift.segments.fingerprint import FingerprintKey
 from arraylift.segments.segmentation import DEFAULT_SEGMENTATION
 from arraylift.sizes import MIB
@@ -115,11 +115,13 @@ class Sending:
 class GcWorld:
     """See the module. ``where`` tells the history in messages of failing asserts."""
 
-    def __init__(self, draw: random.Random, *, lease_seconds: int = LEASE_SECONDS) -> None:
+    def __init__(
+        self, draw: random.Random, *, lease_seconds: int = LEASE_SECONDS, clock: HandClock | None = None
+    ) -> None:
         self.draw = draw
         self.files = FakeFiles()
         self.disk = IndexDisk()
-        self.clock = HandClock()
+        self.clock = clock or HandClock()
         self.images: dict[ImageId, tuple[str, Content]] = {}
         """Committed and acknowledged: tenant and content."""
         self.deleting: dict[ImageId, tuple[str, Content]] = {}
@@ -143,7 +145,7 @@ class GcWorld:
     def open_store(self) -> None:
         whole_from_bytes = 0 if self.draw.random() < 0.8 else 4 * MIB  # containers are read whole, or by runs
         limits = ContainerLimits(whole_from_bytes=whole_from_bytes)
-        self.store = Store(self.files, "/state", opener_of=lambda _: self.disk, limits=limits)
+        self.store = Store(self.files, "/state", opener_of=self.index_of, limits=limits)
         self.store.seal_queue.submit = self._seal_at_once  # type: ignore[method-assign]
         self.store.containers.container_bytes = CONTAINER_BYTES
         self.reader = ImageReader(self.store)
@@ -157,6 +159,10 @@ class GcWorld:
                 self._keys[name] = key = FingerprintKey(tenant.key)
                 packed = key.segments(POOL)
                 self._prints[name] = [packed[32 * at : 32 * at + 32] for at in range(len(POOL))]
+
+    def index_of(self, _unit_id: UnitId) -> IndexDisk:
+        """Where a unit's index is kept."""
+        return self.disk
 
     def _seal_at_once(self, job: SealJob) -> None:
         try:
