@@ -8,7 +8,8 @@ Invariants:
   G2 a batch is logged, and then called Durable, only when every segment of it lies in a
      sealed container whose index batch is synced, its own copies or others' (law 7).
   G3 spans equal to the base's need no look-up: the base's root promises them (REF).
-Limits: one container buffer a lane; ``Limits`` of the exchange.
+Limits: one container buffer a lane; ``Limits`` of the exchange; OFFERS_BYTES_MAX of offers that wait
+to become durable, which the exchange leaves to the sender.
 Callers: the lane's handler thread; ``rotate`` also from other lanes' threads.
 Source: US 2016/0170666 [0040], [0055].
 """
@@ -42,6 +43,10 @@ CONTAINER_SECONDS_MAX = 2.0
 LOG_BATCHES, LOG_SECONDS = 32, 0.25
 """Durable batches are logged together: one sync for this many, or this often."""
 FLUSH_SECONDS_MAX = 120.0
+OFFERS_BYTES_MAX = 32 << 20
+"""Of a lane: 3 GiB of image and more, which no sender is ahead that sends what it is asked for."""
+OFFER_BYTES = 1024
+"""What an offer costs besides its arrays."""
 
 
 @dataclass(slots=True)
@@ -55,6 +60,12 @@ class _Open:
     """Copies that others asked for."""
     own: Ticket | None = None
     """The last container that holds segments of this batch."""
+
+    @property
+    def held_bytes(self) -> int:
+        offer = self.batch.offer
+        arrays = offer.spans.nbytes + offer.lengths.nbytes + offer.hole_runs.nbytes
+        return OFFER_BYTES + arrays + len(offer.fingerprints) + 64 * len(self.leaves)
 
     def durable(self) -> bool:
         if not self.batch.complete or not (self.own is None or self.own.sealed):
@@ -102,6 +113,7 @@ class LaneIngest:
         self._buffer_keys: list[bytes] = []
         self._buffer_since = 0.0
         self._open: deque[_Open] = deque()
+        self._held_bytes = 0  # of the offers in _open
         self._logged_at = clock.monotonic()
         self.durable_batch = 0
 
@@ -120,9 +132,19 @@ class LaneIngest:
         with self._attempt.changed:
             self._attempt.coverage.claim(offer)
         entry = _Open(batch, leaves)
+        self._hold(entry)
         wanted = self._wanted(offer, same, entry)
         self._open.append(entry)
         return wanted, None
+
+    def _hold(self, entry: _Open) -> None:
+        """Count an offer until it is durable. Raises Overloaded."""
+        self._held_bytes += entry.held_bytes
+        if self._held_bytes > OFFERS_BYTES_MAX:
+            raise Overloaded(
+                f"{self._held_bytes} bytes of offers wait for segments of batch {self.durable_batch + 1}",
+                next_step="open the transfer again, and send what is asked for",
+            )
 
     def _leaves_of(self, offer: Offer) -> list[bytes]:
         node, at = self._transfer.key.node, 0
@@ -254,6 +276,7 @@ class LaneIngest:
         ready: list[_Open] = []
         while self._open and self._open[0].durable():
             ready.append(self._open.popleft())
+        self._held_bytes -= sum(entry.held_bytes for entry in ready)
         if ready:
             self._transfer.log_leaves(self._attempt, [_logged(entry) for entry in ready])
             self.durable_batch = ready[-1].batch.number

@@ -27,8 +27,9 @@ from arraylift.exchange.receiver import Arrived, Batch, ReceiverLane
 from arraylift.exchange.serve_lane import cut_short
 from arraylift.ids import Fingerprint, ImageId, TransferId
 from arraylift.segments.segmentation import DEFAULT_SEGMENTATION
-from arraylift.sizes import IMAGE_BYTES_MAX, spans_of
+from arraylift.sizes import IMAGE_BYTES_MAX, MIB, SPAN_BYTES, spans_of
 from dedup_target import commit as commit_module
+from dedup_target import ingest as ingest_module
 from dedup_target import transfer_log
 from dedup_target import transfers as transfers_module
 from dedup_target.ingest import Ingest, LaneIngest
@@ -325,6 +326,32 @@ def test_a_node_lost_right_after_it_was_written_is_written_again(
     lane.commit(Commit(inherit_base=False, figures=Figures()))
     assert len(roots) == 2
     assert target.read(Backup(1, FIRST, None)) == FIRST
+
+
+def test_a_sender_that_never_sends_what_is_asked_of_it_holds_little(
+    target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its other offers want nothing, so they do not count in the window, and cannot be logged either."""
+    transfer, opening = _opened(target)
+    opening = replace(opening, image_bytes=200 * SPAN_BYTES)
+    ingest = Ingest(transfer, target.clock)
+    ingest.open(opening)
+    machine, lane = ReceiverLane(transfer.limits), ingest.lane(0)
+    machine.receive(opening)
+    block = FIRST[MIB : 2 * MIB] * 200
+    monkeypatch.setattr(ingest_module, "OFFERS_BYTES_MAX", 64 * ingest_module.OFFER_BYTES)
+
+    def offer_all() -> None:
+        for number in range(200):
+            offer, _ = make_offer(number + 1, number, block, transfer.key)
+            batch = machine.receive(offer)
+            assert isinstance(batch, Batch)
+            machine.answer(batch, lane.offered(batch)[0])
+            lane.advance(now=True)
+
+    with pytest.raises(Overloaded, match="segments of batch 1"):
+        offer_all()
+    lane.close(cut_short())
 
 
 def _opening(transfer_id: TransferId) -> Open:
