@@ -127,13 +127,7 @@ class Transfers:
                 next_step="let some commit or lapse, or revoke their grants",
             )
         made = self._made(request, tenant.tenant)
-        base = None
-        if request.base_image_id is not None:
-            base = self._store.manifests.get(request.base_image_id)
-            if base.tenant != tenant.tenant:
-                raise NotFound(f"there is no image {request.base_image_id}", next_step="list the images")
-        elif not request.no_base:
-            base = self._store.unit.manifests.newest(tenant.tenant, request.image_name)
+        base = self._base_for(request, tenant.tenant) if made is None else None
         log = self._store.transfers.create(
             GrantParameters(
                 transfer_id=request.transfer_id,
@@ -141,7 +135,7 @@ class Transfers:
                 tenant=tenant.tenant,
                 tenant_name=tenant.name,
                 image_name=request.image_name,
-                base_image_id=base.image_id if base else None,
+                base_image_id=base.image_id if base else request.base_image_id,
                 base_root=base.root if base else None,
             )
         )
@@ -149,6 +143,16 @@ class Transfers:
             _note_committed(log, made)  # R3
         transfer = self._transfers[request.transfer_id] = self._transfer(log)
         return transfer
+
+    def _base_for(self, request: GrantRequest, tenant: TenantId) -> ImageManifest | None:
+        """Raises NotFound."""
+        if request.base_image_id is None:
+            newest = self._store.unit.manifests.newest(tenant, request.image_name)
+            return None if request.no_base else newest
+        base = self._store.manifests.get(request.base_image_id)
+        if base.tenant != tenant:
+            raise NotFound(f"there is no image {request.base_image_id}", next_step="list the images")
+        return base
 
     def _made(self, request: GrantRequest, tenant: TenantId) -> ImageManifest | None:
         """The image that this transfer made before it was forgotten. Raises AlreadyExists (another's)."""

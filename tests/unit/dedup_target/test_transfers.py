@@ -287,6 +287,10 @@ def test_a_transfer_asked_for_again_when_it_is_long_forgotten_has_its_image(targ
     target.transfers._forget(target.transfers._transfers[done.transfer_id])
     assert target.send(done) == receipt
     target.transfers._forget(target.transfers._transfers[done.transfer_id])
+    based = replace(ASKED, transfer_id=done.transfer_id, base_image_id=ImageId("e" * 32), no_base=False)
+    grant = target.transfers.create_grant(based)
+    assert target.transfers.create_grant(based) == grant, "also where its base is gone by now"
+    target.transfers._forget(target.transfers._transfers[done.transfer_id])
     with pytest.raises(AlreadyExists):
         target.transfers.create_grant(replace(ASKED, transfer_id=done.transfer_id, image_name="other"))
     assert len(target.store.manifests.all()) == 1
