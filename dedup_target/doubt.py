@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 
-from arraylift.errors import Corruption, NotFound, StoreFailed
+from arraylift.errors import Cancelled, Corruption, NotFound, StoreFailed
 from arraylift.logs import get_logger
 from dedup_target.image_reader import ImageReader
 from dedup_target.store import Store
@@ -16,16 +16,22 @@ _log = get_logger("doubt")
 
 
 def settle_doubt(store: Store, images: ImageReader, stopping: threading.Event) -> None:
-    """Return at once when there is no doubt; else check all images, stoppable between two."""
+    """Return at once when there is no doubt; else check all images, stoppable within seconds."""
+
+    def check() -> None:
+        if stopping.is_set():
+            raise Cancelled("the target is stopping")
+
     number = store.doubt_number
     if not store.in_doubt:
         return
     unit, damaged = store.unit, 0
     for manifest in unit.manifests.all():
-        if stopping.is_set():
-            return
         try:
-            lost = len(images.lost_spans(images.open(manifest.image_id)))
+            check()
+            lost = len(images.lost_spans(images.open(manifest.image_id), between=check))
+        except Cancelled:
+            return
         except NotFound:
             continue
         except Corruption as error:

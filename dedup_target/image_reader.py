@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -122,16 +122,18 @@ class ImageReader:
         }
         return [found.get(span) for span in spans]
 
-    def lost_spans(self, image: OpenImage) -> list[int]:
+    def lost_spans(self, image: OpenImage, *, between: Callable[[], None] = lambda: None) -> list[int]:
         """Look every node and segment of an image up; returns the spans that lack one.
 
         For a store that is known to have lost something: costs a look-up a segment. What was read of the
-        image before does not count. Raises Corruption for a node above the leaves.
+        image before does not count. ``between`` is called often; what it raises ends the look. Raises
+        Corruption for a node above the leaves.
         """
         image = self.view(image.unit, image.manifest)
         lost: list[int] = []
         solid = np.flatnonzero(image.leaves.any(axis=1)).tolist()
         for start in range(0, len(solid), SPANS_AT_ONCE):
+            between()
             spans = solid[start : start + SPANS_AT_ONCE]
             present = image.unit.contains(image.tenant, image.leaves[spans].tobytes())
             lost.extend(span for span, here in zip(spans, present, strict=True) if not here)

@@ -7,6 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from arraylift.durable import Buffer
+from arraylift.ids import TenantId
+from dedup_target import image_reader
 from dedup_target.container_store import name_of
 from dedup_target.doubt import settle_doubt
 from dedup_target.image_reader import OpenImage
@@ -82,7 +85,7 @@ def test_a_look_that_began_before_a_doubt_does_not_end_it(
 ) -> None:
     lost_spans, store = world.images.lost_spans, world.store
 
-    def lose_meanwhile(image: OpenImage) -> list[int]:
+    def lose_meanwhile(image: OpenImage, **_: object) -> list[int]:
         found = lost_spans(image)
         store.begin_doubt("of another loss")
         return found
@@ -94,6 +97,22 @@ def test_a_look_that_began_before_a_doubt_does_not_end_it(
     monkeypatch.undo()
     settle_doubt(store, world.images, NEVER)
     assert not store.in_doubt
+
+
+def test_a_look_at_a_large_image_holds_no_stop_up(world: UnitsWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(image_reader, "SPANS_AT_ONCE", 1)
+    stopping, asked, contains = threading.Event(), [], world.store.unit.contains
+
+    def stop_at_once(tenant: TenantId, packed: Buffer) -> object:
+        asked.append(tenant)
+        stopping.set()
+        return contains(tenant, packed)
+
+    monkeypatch.setattr(world.store.unit, "contains", stop_at_once)
+    world.store.begin_doubt("of a loss")
+    settle_doubt(world.store, world.images, stopping)
+    assert len(asked) <= 2, "one span, of four, and its segments"
+    assert world.store.in_doubt
 
 
 def test_the_images_of_one_unit_say_nothing_of_the_next(world: UnitsWorld) -> None:

@@ -253,7 +253,7 @@ def test_a_lock_that_comes_while_an_image_is_copied_back_holds_at_every_moment(w
             refused.append(ONE)
         return lost_spans(image)
 
-    world.images.lost_spans = lock_and_delete  # type: ignore[method-assign]
+    world.images.lost_spans = lock_and_delete  # type: ignore[method-assign, assignment]
     world.mover.empty(archive, active)
     assert refused == [ONE]
     assert world.places()[1] == ["active"]
