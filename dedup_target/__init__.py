@@ -23,8 +23,8 @@ seal + look-up     a record is present only after its container's index batch: l
                    that answer "missing", which costs a second copy and nothing else (I2)
 seal + commit      the commit comes after the index batch of all its containers (law 1)
 seal + condemn     new records are in no quarantine; the index writes one batch at a time (I3)
-look-up + condemn  the look-up may answer "present" just before; the commit sees that
-                   ``generation`` has grown, and checks again under the lock (Q2)
+look-up + condemn  the look-up may answer "present" until it is over; the commit sees that
+                   ``generation`` has grown at its end, and checks again under the lock (Q2)
 look-up + removal  an answer "present" pins its containers, under the lock and only if nothing was
                    removed since the look-up; whoever removes looks at the pins first (P1)
 look-up + reopen   nobody closes a handle while anybody reads (E1); look-ups then wait for the new
@@ -33,6 +33,7 @@ rebuild + look-up  the fresh index takes over at one instant, when it has all th
                    promises (O1)
 rebuild + seal     containers sealed meanwhile are added before the switch, the last of them while index
                    batches wait; what is indexed later goes into the fresh one
+rebuild + base     a doubt is there before the fresh index is (H1), and no look that began before ends it (H2)
 rebuild + condemn  the switch holds the lock, and quarantined records were taken out before it
 commit + condemn   the lock: either the commit publishes first and the condemned record is a
                    damaged one of its image, or the commit sees it absent and asks again
@@ -60,8 +61,10 @@ move + ingest      the newest image of a disk and every base stay (V3); a base t
                    read as none, as it lies in another unit (transfer.py X2)
 move + read        a reader holds the image's root where it found it; who opens it later finds the
                    other copy (all_manifests.py)
-move + delete      the manifest here decides, under the lock: if it is gone, the copy goes too (V2)
+move + delete      one at a time publishes or removes (all_manifests.py L4); the manifest here decides, under
+                   the lock: if it is gone, the copy goes too (V2)
 move + lock        likewise: a lock that grew meanwhile is carried over before the manifest here goes
+move + retire      retiring is maintenance of the unit, as a move is (A1)
 move + crash       the image is whole in one unit, or in both, which is one image (V1)
 absence + read     PeerUnavailable, never NotFound, so nothing is condemned (anchored_backend.py A1)
 drain + ingest     all attempts are fenced before another unit receives; what they logged is looked up
