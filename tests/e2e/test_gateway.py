@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -70,6 +72,12 @@ def send(
     return last_of(list(messages(cluster, uri, cluster.grant(image), state or fresh_state(), **more)))
 
 
+def arraylift(cluster: Cluster, *words: object) -> Any:
+    """Run the command against these daemons; returns its document."""
+    where = ["--pki", cluster.pki, "--array", cluster.array.address, "--target", cluster.target.address]
+    return json.loads(run(sys.executable, "-m", "arraylift.cli", *words, *where, "--json") or "null")
+
+
 def restored(cluster: Cluster, image_id: str, volume: str) -> bytearray:
     cluster.restore(image_id, volume)
     return cluster.volume_bytes(volume)
@@ -125,8 +133,14 @@ def test_a_running_qemu_is_backed_up_in_full_and_by_its_bitmap(
     assert differing_spans(restored(shared, incremental.image_id, "qemu-2"), frozen) == []
     image = shared.image_list("vm/full")[0]
     assert (image.image_id, image.source_state) == (incremental.image_id, second)
+
+    # And as an operator does it: the command takes the newest image's state for that of the bitmap.
+    uri, frozen = qemu.freeze(begin_bitmap="since-3", end_bitmap="since-2"), bytes(disk)
+    sent = arraylift(shared, "array", "gateway", "send", uri, "--image", "vm/full", "--bitmap", "since-2")
+    qemu.release(uri)
+    assert (sent["change_source"], sent["base_image_id"]) == ("bitmap", incremental.image_id)
     raw = tmp_path / "restored.raw"
-    raw.write_bytes(shared.image_bytes(incremental.image_id))
+    arraylift(shared, "target", "images", "read", "vm/full", "--to", raw)
     assert raw.read_bytes() == frozen
 
 
