@@ -95,6 +95,10 @@ class ForeignSource:
         if self.bitmap is not None and self.bitmap.since == self.state:
             raise InvalidRequest("a state that differs from another has a name of its own")
 
+    @property
+    def label(self) -> str:
+        return f"foreign disk {self.uri}"
+
     @contextmanager
     def open(self, cancelled: threading.Event) -> Iterator[ForeignDisk]:
         """Raises what NbdClient raises."""
@@ -114,7 +118,7 @@ class ForeignDisk:
         self._fresh = False
         self._places: Slots = np.empty(0, np.uint64)
         self._dirty: Flags | None = None
-        self.label = f"foreign disk {source.uri}"
+        self.label = source.label
         self.state = source.state
         self.size_bytes = 0
         self.readers_max = 1

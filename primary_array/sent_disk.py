@@ -89,6 +89,11 @@ class SentDisk(Protocol):
 class DiskSource(Protocol):
     """Opens one disk for one transfer."""
 
+    @property
+    def label(self) -> str:
+        """As that of the disk."""
+        ...
+
     def open(self, cancelled: threading.Event) -> AbstractContextManager[SentDisk]:
         """Raises NotFound, PeerUnavailable, and what a source of that kind can meet."""
         ...

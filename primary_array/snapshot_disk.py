@@ -29,6 +29,7 @@ class SnapshotSource:
         self._pool = pool
         self._snapshot_id = snapshot_id
         self._changes = changes
+        self.label = f"snapshot {snapshot_id}"
 
     @contextmanager
     def open(self, cancelled: threading.Event) -> Iterator[SnapshotDisk]:  # noqa: ARG002 - never waits

@@ -26,7 +26,7 @@ from primary_array.sent_disk import GranuleReader
 NextItem = Callable[[bool], ReadItem | None]
 """Takes the next item, None at the end. With False it does not wait: queue.Empty where there is none yet."""
 
-ITEMS_READ_AHEAD = 2
+ITEMS_READ_AHEAD = 3
 """Items that the kernel reads while one is worked on."""
 
 

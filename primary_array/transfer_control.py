@@ -41,6 +41,11 @@ class RateLimit:
         self._balance = bytes_per_second * BURST_SECONDS
         self._counted_at = clock.monotonic()
 
+    @property
+    def bytes_per_second(self) -> int:
+        """What is allowed now; 0: no limit."""
+        return self._rate
+
     def change(self, bytes_per_second: int) -> None:
         """From now on this many bytes a second; 0: no limit (R2)."""
         with self._lock:

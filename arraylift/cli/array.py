@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import typer
 
-from arraylift.cli import array_check, exports, gateway, peers, snapshots, volumes
+from arraylift.cli import array_check, array_transfers, exports, gateway, peers, snapshots, volumes
 from arraylift.cli.command import group
 
 
@@ -19,5 +19,6 @@ def register(app: typer.Typer) -> None:
     snapshots.register(noun)
     exports.register(noun)
     gateway.register(noun)
+    array_transfers.register(noun)
     array_check.register(noun)
     app.add_typer(noun, name="array")

@@ -32,7 +32,7 @@ def _rules() -> dict[str, frozenset[str]]:
         "arraylift.v1.VolumeService": (VOLUME_USERS, volume_methods),
         "arraylift.v1.BackupLogicService": (
             MANAGEMENT,
-            "SendSnapshot SendForeignDisk CancelTransfer SetTransferRate DiffSnapshots",
+            "SendSnapshot SendForeignDisk CancelTransfer SetTransferRate ListTransfers DiffSnapshots",
         ),
         "arraylift.v1.SegmentExchangeService": (MOVERS, "Exchange"),
         "arraylift.v1.ImageService": (

@@ -1,8 +1,9 @@
 from arraylift.v1 import common_pb2 as _common_pb2
+from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
-from collections.abc import Mapping as _Mapping
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
 from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
@@ -147,6 +148,32 @@ class CancelTransferRequest(_message.Message):
 class CancelTransferResponse(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
+
+class ListTransfersRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ListTransfersResponse(_message.Message):
+    __slots__ = ("transfers",)
+    TRANSFERS_FIELD_NUMBER: _ClassVar[int]
+    transfers: _containers.RepeatedCompositeFieldContainer[Transfer]
+    def __init__(self, transfers: _Optional[_Iterable[_Union[Transfer, _Mapping]]] = ...) -> None: ...
+
+class Transfer(_message.Message):
+    __slots__ = ("transfer_id", "source", "target_address", "spans_done", "figures", "bytes_per_second_max")
+    TRANSFER_ID_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    TARGET_ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    SPANS_DONE_FIELD_NUMBER: _ClassVar[int]
+    FIGURES_FIELD_NUMBER: _ClassVar[int]
+    BYTES_PER_SECOND_MAX_FIELD_NUMBER: _ClassVar[int]
+    transfer_id: str
+    source: str
+    target_address: str
+    spans_done: int
+    figures: _common_pb2.TransferFigures
+    bytes_per_second_max: int
+    def __init__(self, transfer_id: _Optional[str] = ..., source: _Optional[str] = ..., target_address: _Optional[str] = ..., spans_done: _Optional[int] = ..., figures: _Optional[_Union[_common_pb2.TransferFigures, _Mapping]] = ..., bytes_per_second_max: _Optional[int] = ...) -> None: ...
 
 class SetTransferRateRequest(_message.Message):
     __slots__ = ("transfer_id", "bytes_per_second_max")

@@ -49,6 +49,11 @@ class BackupLogicServiceStub:
                 request_serializer=arraylift_dot_v1_dot_backup__logic__pb2.DiffSnapshotsRequest.SerializeToString,
                 response_deserializer=arraylift_dot_v1_dot_backup__logic__pb2.DiffSnapshotsResponse.FromString,
                 _registered_method=True)
+        self.ListTransfers = channel.unary_unary(
+                '/arraylift.v1.BackupLogicService/ListTransfers',
+                request_serializer=arraylift_dot_v1_dot_backup__logic__pb2.ListTransfersRequest.SerializeToString,
+                response_deserializer=arraylift_dot_v1_dot_backup__logic__pb2.ListTransfersResponse.FromString,
+                _registered_method=True)
         self.CancelTransfer = channel.unary_unary(
                 '/arraylift.v1.BackupLogicService/CancelTransfer',
                 request_serializer=arraylift_dot_v1_dot_backup__logic__pb2.CancelTransferRequest.SerializeToString,
@@ -103,6 +108,13 @@ class BackupLogicServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListTransfers(self, request, context):
+        """The transfers that this array is sending now. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def CancelTransfer(self, request, context):
         """Stops a running transfer. Idempotent. Errors: NOT_FOUND.
         """
@@ -135,6 +147,11 @@ def add_BackupLogicServiceServicer_to_server(servicer, server):
                     servicer.DiffSnapshots,
                     request_deserializer=arraylift_dot_v1_dot_backup__logic__pb2.DiffSnapshotsRequest.FromString,
                     response_serializer=arraylift_dot_v1_dot_backup__logic__pb2.DiffSnapshotsResponse.SerializeToString,
+            ),
+            'ListTransfers': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListTransfers,
+                    request_deserializer=arraylift_dot_v1_dot_backup__logic__pb2.ListTransfersRequest.FromString,
+                    response_serializer=arraylift_dot_v1_dot_backup__logic__pb2.ListTransfersResponse.SerializeToString,
             ),
             'CancelTransfer': grpc.unary_unary_rpc_method_handler(
                     servicer.CancelTransfer,
@@ -228,6 +245,33 @@ class BackupLogicService:
             '/arraylift.v1.BackupLogicService/DiffSnapshots',
             arraylift_dot_v1_dot_backup__logic__pb2.DiffSnapshotsRequest.SerializeToString,
             arraylift_dot_v1_dot_backup__logic__pb2.DiffSnapshotsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListTransfers(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/arraylift.v1.BackupLogicService/ListTransfers',
+            arraylift_dot_v1_dot_backup__logic__pb2.ListTransfersRequest.SerializeToString,
+            arraylift_dot_v1_dot_backup__logic__pb2.ListTransfersResponse.FromString,
             options,
             channel_credentials,
             insecure,

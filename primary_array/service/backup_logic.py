@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
@@ -26,6 +27,16 @@ TRANSFERS_MAX = 16
 RANGES_PER_MESSAGE = 4096
 
 
+@dataclass(slots=True)
+class _Running:
+    """A transfer, and what was last heard of it."""
+
+    asked: SendRequest
+    label: str
+    control: TransferControl
+    news: SendProgress | None = None
+
+
 class BackupLogicEdge(pb_grpc.BackupLogicServiceServicer):
     """Serves one Sender."""
 
@@ -35,7 +46,7 @@ class BackupLogicEdge(pb_grpc.BackupLogicServiceServicer):
         self._tls = tls
         self._doubts = Doubts()
         self._lock = threading.Lock()
-        self._running: dict[TransferId, TransferControl] = {}
+        self._running: dict[TransferId, _Running] = {}
 
     def SendSnapshot(
         self, request: pb.SendSnapshotRequest, context: grpc.ServicerContext
@@ -54,29 +65,41 @@ class BackupLogicEdge(pb_grpc.BackupLogicServiceServicer):
     def _send(
         self, asked: SendRequest, source: DiskSource, bytes_per_second: int, context: grpc.ServicerContext
     ) -> Iterator[SendProgress]:
-        control = self._admit(asked.transfer_id, check_rate(bytes_per_second))
+        running = self._admit(asked, source, check_rate(bytes_per_second))
+        control = running.control
 
         def run(report: Callable[[SendProgress], None]) -> SendProgress:
+            def note(news: SendProgress) -> None:
+                running.news = news
+                report(news)
+
             try:
-                return self._sender.send(asked, source, control=control, report=report)
+                return self._sender.send(asked, source, control=control, report=note)
             finally:
                 with self._lock:
                     del self._running[asked.transfer_id]
 
         return stream_long_call(context, run, cancelled=control.cancelled, what=f"send {asked.transfer_id}")
 
-    def _admit(self, transfer_id: TransferId, bytes_per_second: int) -> TransferControl:
+    def _admit(self, asked: SendRequest, source: DiskSource, bytes_per_second: int) -> _Running:
         with self._lock:
-            if transfer_id in self._running:
+            if asked.transfer_id in self._running:
                 raise Conflict(
-                    f"transfer {transfer_id} is being sent already",
+                    f"transfer {asked.transfer_id} is being sent already",
                     next_step="wait for it, or cancel it first",
                 )
             if len(self._running) >= TRANSFERS_MAX:
                 raise Overloaded(f"{TRANSFERS_MAX} transfers are running", next_step="repeat later")
-            control = TransferControl(rate=RateLimit(bytes_per_second))
-            self._running[transfer_id] = control
-            return control
+            running = _Running(asked, source.label, TransferControl(rate=RateLimit(bytes_per_second)))
+            self._running[asked.transfer_id] = running
+            return running
+
+    def ListTransfers(
+        self, request: pb.ListTransfersRequest, context: grpc.ServicerContext
+    ) -> pb.ListTransfersResponse:
+        with self._lock:
+            running = list(self._running.values())
+        return pb.ListTransfersResponse(transfers=map(_transfer, running))
 
     def DiffSnapshots(
         self, request: pb.DiffSnapshotsRequest, context: grpc.ServicerContext
@@ -113,16 +136,28 @@ class BackupLogicEdge(pb_grpc.BackupLogicServiceServicer):
     def _control(self, text: str) -> TransferControl:
         transfer_id = TransferId(check_id(text, "transfer id"))
         with self._lock:
-            control = self._running.get(transfer_id)
-        if control is None:
+            running = self._running.get(transfer_id)
+        if running is None:
             raise NotFound(f"transfer {transfer_id} is not running here")
-        return control
+        return running.control
 
     def close(self) -> None:
         """Stop every transfer; they can be resumed."""
         with self._lock:
-            for control in self._running.values():
-                control.cancelled.set()
+            for running in self._running.values():
+                running.control.cancelled.set()
+
+
+def _transfer(running: _Running) -> pb.Transfer:
+    news = running.news
+    return pb.Transfer(
+        transfer_id=running.asked.transfer_id,
+        source=running.label,
+        target_address=running.asked.target_address,
+        spans_done=news.spans_done if news else 0,
+        figures=shared.figures_to_pb(news.figures) if news else None,
+        bytes_per_second_max=running.control.rate.bytes_per_second,
+    )
 
 
 def _news(news: SendProgress) -> dict[str, Any]:

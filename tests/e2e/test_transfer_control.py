@@ -56,6 +56,10 @@ def test_a_rate_is_kept_changed_and_lifted_while_a_transfer_runs(shared: Cluster
     before = bytes_read(running)
     time.sleep(1.0)
     assert bytes_read(running) - before <= 4 * MIB, "slower from now on"
+    (listed,) = call(shared.backup_logic.ListTransfers, pb.ListTransfersRequest(), peer=ARRAY).transfers
+    assert (listed.transfer_id, listed.bytes_per_second_max) == (transfer_id, 64 * KIB)
+    assert listed.figures.bytes_read == bytes_read(running)
+    assert listed.source.startswith("snapshot ")
     lifted = time.monotonic()
     set_rate(shared, transfer_id, 0)
     sent = last_of(running.wait())

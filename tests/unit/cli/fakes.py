@@ -174,6 +174,8 @@ class FakeBackupLogic(backup_logic_pb2_grpc.BackupLogicServiceServicer):
     """Answers two messages of progress; the second carries the receipt unless ``error`` is set."""
 
     received: list[backup_logic_pb2.SendSnapshotRequest] = field(default_factory=list)
+    rates: list[tuple[str, int]] = field(default_factory=list)
+    cancelled: list[str] = field(default_factory=list)
     foreign: list[backup_logic_pb2.SendForeignDiskRequest] = field(default_factory=list)
     error: ArrayliftError | None = None
     has_receipt: bool = True
@@ -193,6 +195,27 @@ class FakeBackupLogic(backup_logic_pb2_grpc.BackupLogicServiceServicer):
             root=b"r" * 32,
             change_source=backup_logic_pb2.CHANGE_SOURCE_BIRTHS,
         )
+
+    def ListTransfers(
+        self, request: backup_logic_pb2.ListTransfersRequest, context: Context
+    ) -> backup_logic_pb2.ListTransfersResponse:
+        figures = common_pb2.TransferFigures(spans_total=2, bytes_read=1 << 20)
+        transfer = backup_logic_pb2.Transfer(
+            transfer_id=hex_id(79), source="snapshot s", spans_done=1, figures=figures
+        )
+        return backup_logic_pb2.ListTransfersResponse(transfers=[transfer])
+
+    def SetTransferRate(
+        self, request: backup_logic_pb2.SetTransferRateRequest, context: Context
+    ) -> backup_logic_pb2.SetTransferRateResponse:
+        self.rates.append((request.transfer_id, request.bytes_per_second_max))
+        return backup_logic_pb2.SetTransferRateResponse()
+
+    def CancelTransfer(
+        self, request: backup_logic_pb2.CancelTransferRequest, context: Context
+    ) -> backup_logic_pb2.CancelTransferResponse:
+        self.cancelled.append(request.transfer_id)
+        return backup_logic_pb2.CancelTransferResponse()
 
     def SendForeignDisk(
         self, request: backup_logic_pb2.SendForeignDiskRequest, context: Context

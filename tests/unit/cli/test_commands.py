@@ -37,6 +37,7 @@ LEAVES = [
     *(["array", "exports", verb] for verb in ("ls", "rm")),
     *(["array", "snapshots", verb] for verb in ("ls", "create", "rm", "send")),
     ["array", "gateway", "send"],
+    *(["array", "transfers", verb] for verb in ("ls", "rate", "cancel")),
     *(["target", verb] for verb in ("stats", "gc", "space", "scrub", "heal")),
     *(["target", "tenants", verb] for verb in ("ls", "quota")),
     *(["target", "images", verb] for verb in ("ls", "show", "restore", "read", "verify", "lock")),

@@ -1,4 +1,4 @@
-"""``array gateway send``: which state is named, on which base, and which the bitmap is said to count from."""
+"""``array gateway send``: states, bases, bitmaps; ``array transfers``: seen, slowed, stopped."""
 
 from __future__ import annotations
 
@@ -94,3 +94,16 @@ def test_a_transfer_that_fails_is_given_up(arraylift: Arraylift, daemons: Daemon
     assert ended.code != 0
     assert "hung up" in ended.err
     assert daemons.admin.revoked == [daemons.admin.granted[0].transfer_id]
+
+
+def test_running_transfers_are_seen_slowed_and_stopped(arraylift: Arraylift, daemons: Daemons) -> None:
+    shown = arraylift("array", "transfers", "ls").out
+    assert hex_id(79) in shown
+    assert "1/2" in shown
+    (listed,) = arraylift("array", "transfers", "ls", "--json").document
+    assert listed["source"] == "snapshot s"
+    assert "20.0 MiB/s" in arraylift("array", "transfers", "rate", hex_id(79), "20M").out
+    assert "as fast" in arraylift("array", "transfers", "rate", hex_id(79), "0").out
+    assert daemons.backup_logic.rates == [(hex_id(79), 20 << 20), (hex_id(79), 0)]
+    assert arraylift("array", "transfers", "cancel", hex_id(79)).code == 0
+    assert daemons.backup_logic.cancelled == [hex_id(79)]
