@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -236,6 +237,36 @@ def test_every_byte_of_an_odd_disk_comes_through(shared: Cluster, tmp_path: Path
         )
         again = send(shared, server.uri, "odd")
         assert (again.change_source, again.figures.segments_sent, again.root) == (FULL_READ, 0, sent.root)
+    finally:
+        server.close()
+
+
+def test_qemu_nbd_is_read_through_tls(shared: Cluster, tmp_path: Path) -> None:
+    disk = random_disk(5 * MIB, seed=77)
+    shared.tls("host", "h1")
+    folder = tmp_path / "credentials"
+    folder.mkdir()
+    copies = {"ca-cert.pem": "ca.pem", "server-cert.pem": "host-h1.pem", "server-key.pem": "host-h1.key"}
+    for name, ours in copies.items():
+        shutil.copy(shared.pki / ours, folder / name)
+    secret = f"tls-creds-x509,id=tls,endpoint=server,verify-peer=on,dir={folder}"
+    server = QemuNbd(tmp_path, disk, "--object", secret, "--tls-creds", "tls")
+    server.start()
+    uri = server.uri.replace("nbd:", "nbds:")
+    try:
+        sent = send(shared, uri, "through-tls")  # as the array that it is
+        assert differing_spans(shared.image_bytes(sent.image_id), disk) == []
+        operator = shared.tls("operator", "admin")
+        given = pb.NbdCredentials(
+            ca_pem=operator.ca_pem, certificate_pem=operator.certificate_pem, key_pem=operator.key_pem
+        )
+        assert send(shared, uri, "through-tls", credentials=given).root == sent.root
+        given.ClearField("certificate_pem")
+        given.ClearField("key_pem")
+        with pytest.raises(ArrayliftError):  # it demands one
+            send(shared, uri, "through-tls", credentials=given, patience_seconds=1)
+        with pytest.raises(NotPermitted, match="demands TLS"):
+            send(shared, server.uri, "through-tls")
     finally:
         server.close()
 

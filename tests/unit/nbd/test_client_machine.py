@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable
 from itertools import pairwise
 
@@ -196,6 +197,32 @@ def test_a_reply_without_an_end_ends() -> None:
     client.read(0, memoryview(bytearray(100)))
     with pytest.raises(Corruption, match="no end"):
         feed(client, error(1, wire.EIO, done=False) * 1000)
+
+
+@given(
+    noise=st.lists(
+        st.one_of(
+            st.binary(max_size=40),
+            st.builds(
+                chunk,
+                st.sampled_from([0, 1, 2, 5, 0x8001, 0x8002, 0x9999]),
+                st.integers(0, 3),
+                st.binary(max_size=60),
+                done=st.booleans(),
+                length=st.one_of(st.none(), st.integers(0, 80)),
+            ),
+        ),
+        max_size=8,
+    )
+)
+def test_noise_is_refused_or_waited_on_and_nothing_worse(noise: list[bytes]) -> None:
+    client = machine()
+    client.read(0, memoryview(bytearray(32)))
+    client.status(0, 1000)
+    with contextlib.suppress(Corruption):
+        feed(client, b"".join(noise))
+    assert all(asked.error is not None or asked.is_status or asked.whole for asked in client.finished)
+    assert len(client.window) <= STATUS_BYTES_MAX
 
 
 # -- block status -------------------------------------------------------------------------------
