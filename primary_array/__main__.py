@@ -21,6 +21,7 @@ from arraylift.rpc.server import service_of
 from arraylift.sizes import MIB
 from arraylift.v1 import backup_logic_pb2_grpc, volume_pb2_grpc
 from primary_array.config import ArraySettings
+from primary_array.doubt_table import DoubtTable
 from primary_array.exports import ArrayExports
 from primary_array.nbd_service import NbdService
 from primary_array.pool import Pool
@@ -45,7 +46,9 @@ def build(settings: ArraySettings, tls: TlsMaterial) -> daemon.Built:
     peers = ExchangePeers(tls, "target")
     exports = ArrayExports(pool, files, state)
     nbd = NbdService(settings, tls, exports, files)
-    backup_logic = BackupLogicEdge(Sender(workers, tls=tls, open_stream=peers.open_stream), pool, tls)
+    backup_logic = BackupLogicEdge(
+        Sender(workers, tls=tls, open_stream=peers.open_stream), pool, tls, DoubtTable(files, state)
+    )
 
     def close() -> None:
         nbd.stop()

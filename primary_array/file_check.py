@@ -24,7 +24,7 @@ from primary_array.page_file import PAGE_BYTES, Home, checksum_of, read_places
 from primary_array.superblock import Layout
 
 KNOWN_FILES = frozenset({"pool.json", "slots.data", "map.pages", "reserve.bin", "lock", "damaged"})
-OTHERS_FILES = frozenset({"grant.secret", "exports.ale"})
+OTHERS_FILES = frozenset({"grant.secret", "exports.ale", "doubts.alf"})
 """What else an array keeps in the directory."""
 
 ANEW = "repair writes it anew from memory, and keeps the damaged one"

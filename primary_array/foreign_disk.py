@@ -7,15 +7,14 @@ Invariants:
   G1 only ranges that the server says read as zeros are left out; without block status everything is read.
   G2 a dirty bitmap vouches only if the base at the target is exactly the state at which it was cleared
      (``since``), if it is there under its name, and if the disk has the base's size; else all is read.
-  G3 a bitmap that a sample caught missing a write vouches for nothing that is based on that state, until the
-     daemon restarts.
+  G3 a bitmap that a sample caught missing a write vouches for nothing that is based on that state
+     (doubt_table).
 Limits: FOREIGN_BYTES_MAX of a disk: a byte of memory a granule. Callers: send, the transfer's thread.
 """
 
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,8 +31,10 @@ from arraylift.nbd.client import NbdClient
 from arraylift.nbd.client_tls import ClientCredentials
 from arraylift.nbd.device import BASE_ALLOCATION
 from arraylift.nbd.uri import NbdUri
+from arraylift.outcome import attempt
 from arraylift.sizes import GRANULE_BYTES, SPAN_BYTES, spans_of
 from primary_array.change_types import Changed, ChangeSource
+from primary_array.doubt_table import DoubtTable
 from primary_array.foreign_reader import NbdExport, other_disk
 from primary_array.send_plan import Slots
 
@@ -41,7 +42,6 @@ READERS_MAX = 4
 """Connections of one transfer: what a server must take at once, where it says that it takes several."""
 BITMAP_CHARS_MAX = 1023
 """QEMU's own limit for a bitmap's name."""
-DOUBTED_MAX = 1024
 
 _log = get_logger("foreign_disk")
 
@@ -62,24 +62,6 @@ class Bitmap:
         return f"qemu:dirty-bitmap:{self.name}"
 
 
-class Doubts:
-    """States since which some bitmap is known to have missed a write (G3). Any thread."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._states: OrderedDict[SourceState, None] = OrderedDict()
-
-    def add(self, state: SourceState) -> None:
-        with self._lock:
-            self._states[state] = None
-            while len(self._states) > DOUBTED_MAX:
-                self._states.popitem(last=False)
-
-    def __contains__(self, state: SourceState) -> bool:
-        with self._lock:
-            return state in self._states
-
-
 @dataclass(frozen=True, slots=True)
 class ForeignSource:
     """A DiskSource of one export."""
@@ -89,7 +71,7 @@ class ForeignSource:
     state: SourceState
     """What the caller calls the state that the export shows."""
     bitmap: Bitmap | None
-    doubts: Doubts
+    doubts: DoubtTable
 
     def __post_init__(self) -> None:
         if self.bitmap is not None and self.bitmap.since == self.state:
@@ -179,7 +161,9 @@ class ForeignDisk:
         """Raises TrackerMismatch, which says what to do here."""
         bitmap = self._source.bitmap
         assert bitmap is not None, "nothing is sampled without a bitmap"
-        self._source.doubts.add(bitmap.since)
+        _, error = attempt(lambda: self._source.doubts.add(bitmap.since), "to note a doubt")
+        if error is not None:
+            _log.error("doubt_not_kept", bitmap=bitmap.name, error=str(error))
         raise TrackerMismatch(
             f"bitmap {bitmap.name!r} does not know of a write that came after the last backup",
             subject=self.label,

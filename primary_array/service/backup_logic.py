@@ -16,7 +16,7 @@ from arraylift.pki import TlsMaterial
 from arraylift.rpc.long_call import stream_long_call
 from arraylift.v1 import backup_logic_pb2 as pb
 from arraylift.v1 import backup_logic_pb2_grpc as pb_grpc
-from primary_array.foreign_disk import Doubts
+from primary_array.doubt_table import DoubtTable
 from primary_array.pool import Pool
 from primary_array.send import Sender, SendProgress, SendRequest
 from primary_array.sent_disk import DiskSource
@@ -40,11 +40,11 @@ class _Running:
 class BackupLogicEdge(pb_grpc.BackupLogicServiceServicer):
     """Serves one Sender."""
 
-    def __init__(self, sender: Sender, pool: Pool, tls: TlsMaterial) -> None:
+    def __init__(self, sender: Sender, pool: Pool, tls: TlsMaterial, doubts: DoubtTable) -> None:
         self._sender = sender
         self._pool = pool
         self._tls = tls
-        self._doubts = Doubts()
+        self._doubts = doubts
         self._lock = threading.Lock()
         self._running: dict[TransferId, _Running] = {}
 

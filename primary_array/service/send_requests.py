@@ -17,7 +17,8 @@ from arraylift.rpc.address import split_address
 from arraylift.v1 import backup_logic_pb2 as pb
 from primary_array.change_sources import ChangeRequest, Supplied
 from primary_array.change_types import ChangeSource
-from primary_array.foreign_disk import Bitmap, Doubts, ForeignSource
+from primary_array.doubt_table import DoubtTable
+from primary_array.foreign_disk import Bitmap, ForeignSource
 from primary_array.pool import Pool
 from primary_array.send import SendRequest
 from primary_array.snapshot_disk import SnapshotSource
@@ -58,7 +59,7 @@ def snapshot_source(request: pb.SendSnapshotRequest, pool: Pool) -> SnapshotSour
     return SnapshotSource(pool, snapshot_id, _changes(request))
 
 
-def foreign_source(request: pb.SendForeignDiskRequest, tls: TlsMaterial, doubts: Doubts) -> ForeignSource:
+def foreign_source(request: pb.SendForeignDiskRequest, tls: TlsMaterial, doubts: DoubtTable) -> ForeignSource:
     """A disk behind somebody else's NBD server."""
     state = shared.state_from_pb(request.state)
     if state is None:

@@ -165,22 +165,24 @@ def test_a_bitmap_that_cannot_vouch_makes_everything_be_read(shared: Cluster, qe
     assert differing_spans(shared.image_bytes(sent.image_id), disk) == []
 
 
-def test_a_bitmap_that_lies_is_caught_and_no_longer_believed(shared: Cluster, qemu: Qemu) -> None:
+def test_a_bitmap_that_lies_is_caught_and_no_longer_believed(cluster: Cluster, qemu: Qemu) -> None:
     disk = bytearray(SIZE)
     for span in range(SAMPLE_SPANS):  # all of it is in the sample
         qemu.write(span * MIB, random_disk(MIB, seed=span), disk)
     uri, first = qemu.freeze(begin_bitmap="b1"), fresh_state()
-    send(shared, uri, "vm/lie", first)
+    send(cluster, uri, "vm/lie", first)
     qemu.release(uri)
     qemu.write(2 * MIB, b"unseen", disk)
     qemu.ask("block-dirty-bitmap-clear", node="disk", name="b1")  # at another instant than the backup's
     uri = qemu.freeze(begin_bitmap="b2", end_bitmap="b1")
     with pytest.raises(TrackerMismatch, match="b1"):
-        send(shared, uri, "vm/lie", bitmap="b1", since=first)
-    assert len(shared.image_list("vm/lie")) == 1
-    healed = send(shared, uri, "vm/lie", bitmap="b1", since=first)
+        send(cluster, uri, "vm/lie", bitmap="b1", since=first)
+    assert len(cluster.image_list("vm/lie")) == 1
+    cluster.array.kill()
+    cluster.array.start()  # the doubt is durable
+    healed = send(cluster, uri, "vm/lie", bitmap="b1", since=first)
     assert healed.change_source == FULL_READ
-    assert differing_spans(shared.image_bytes(healed.image_id), disk) == []
+    assert differing_spans(cluster.image_bytes(healed.image_id), disk) == []
 
 
 # -- qemu-nbd -----------------------------------------------------------------------------------

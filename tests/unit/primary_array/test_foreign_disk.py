@@ -15,7 +15,9 @@ from arraylift.ids import LineageId, PoolId, SourceState
 from arraylift.nbd.uri import parse_uri
 from arraylift.segments.segmentation import DEFAULT_SEGMENTATION
 from arraylift.sizes import MIB
-from primary_array.foreign_disk import DOUBTED_MAX, Bitmap, Doubts, ForeignDisk, ForeignSource, _mark
+from primary_array.doubt_table import DoubtTable
+from primary_array.foreign_disk import Bitmap, ForeignDisk, ForeignSource, _mark
+from tests.fakes.disk import FakeFiles
 
 URI = parse_uri("nbd://h/disk")
 
@@ -44,7 +46,13 @@ def test_a_grain_is_marked_if_a_chosen_extent_touches_it(
     assert set(np.flatnonzero(marks).tolist()) == {grain for grain in expected if grain < len(marks)}
 
 
-def surveyed(since: int, doubts: Doubts, *, exported: bool = True) -> ForeignDisk:
+def no_doubts() -> DoubtTable:
+    files = FakeFiles()
+    files.make_dirs("/pool")
+    return DoubtTable(files, "/pool")
+
+
+def surveyed(since: int, doubts: DoubtTable, *, exported: bool = True) -> ForeignDisk:
     source = ForeignSource(URI, None, state(99), Bitmap("b", state(since)), doubts)
     disk = ForeignDisk(source, threading.Event())
     disk.size_bytes = 4 * MIB
@@ -57,7 +65,7 @@ def base(number: int, size_bytes: int = 4 * MIB) -> Base:
 
 
 def test_a_bitmap_vouches_for_its_own_state_and_no_other() -> None:
-    doubts = Doubts()
+    doubts = no_doubts()
     changed = surveyed(1, doubts).changed_since(base(1))
     assert changed is not None
     assert changed.spans.tolist() == [1, 3]
@@ -69,14 +77,11 @@ def test_a_bitmap_vouches_for_its_own_state_and_no_other() -> None:
 
 
 def test_a_bitmap_that_missed_a_write_is_doubted() -> None:
-    doubts = Doubts()
+    doubts = no_doubts()
     with pytest.raises(TrackerMismatch, match="'b'"):
         surveyed(1, doubts).distrust()
     assert surveyed(1, doubts).changed_since(base(1)) is None
     assert surveyed(2, doubts).changed_since(base(2)) is not None, "another state is another matter"
-    for number in range(2, 2 + DOUBTED_MAX):
-        doubts.add(state(number))
-    assert state(1) not in doubts, "the oldest are forgotten"
 
 
 def test_names_that_say_nothing() -> None:
@@ -84,4 +89,4 @@ def test_names_that_say_nothing() -> None:
         with pytest.raises(InvalidRequest):
             Bitmap(name, state(1))
     with pytest.raises(InvalidRequest, match="of its own"):
-        ForeignSource(URI, None, state(1), Bitmap("b", state(1)), Doubts())
+        ForeignSource(URI, None, state(1), Bitmap("b", state(1)), no_doubts())
