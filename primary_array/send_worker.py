@@ -32,7 +32,7 @@ from arraylift.rpc.channel import connect
 from arraylift.segments.fingerprint import FingerprintKey
 from arraylift.tuning import tune_process
 from primary_array.send_plan import ReadItem
-from primary_array.sent_disk import DiskReader
+from primary_array.sent_disk import DiskReader, GranuleReader
 from primary_array.span_source import NextItem, SpanSource
 
 ITEMS_AHEAD = 3
@@ -145,10 +145,11 @@ class _LaneRun:
     def run(self, send: Callable[[Progress], None]) -> None:
         """Read, cut, offer and send until the items end. Raises what ended it early."""
         task = self._task
-        disk = task.reader.open(self._cancelled)
         channel = connect(task.target_address, task.tls, "target")
         stream = GrpcLaneStream(channel, f"target {task.target_address}")
+        disk: GranuleReader | None = None
         try:
+            disk = task.reader.open(self._cancelled)
             opened = open_lane(stream, self._lane, task.open)
             self._lane.use_lanes(task.lane_count)
             self._source = SpanSource(
@@ -169,7 +170,8 @@ class _LaneRun:
         finally:
             stream.cancel()
             channel.close()
-            disk.close()
+            if disk is not None:
+                disk.close()
 
     def figures(self) -> Figures:
         """What this lane has done so far."""
