@@ -136,6 +136,8 @@ class TargetModel(GcWorld):
 
         def verify_then_stop(goal: StorageUnit, manifest: ImageManifest) -> None:
             verify(goal, manifest)
+            if manifest.image_id in self.images:
+                self._check_looked_up(goal, manifest.image_id)
             self._between()
 
         self.mover._verify = verify_then_stop  # type: ignore[method-assign]
@@ -208,7 +210,8 @@ class TargetModel(GcWorld):
         assert unit.contains(self.tenants[name].tenant, packed).all(), f"{image_id} lacks; {self.story}"
 
     def read(self, image_id: ImageId, *, strictly: bool = False) -> None:
-        """Every copy of an image, bit for bit; where it was hurt it may be refused."""
+        """Every copy of an image, bit for bit; where it was hurt it may be refused, but ``strictly`` not
+        where it is read from."""
         content = bytes_of(self.images[image_id][1])
         for member in self.store.manifests.holders(image_id):
             unit, at = member.opened(), 0
@@ -219,7 +222,7 @@ class TargetModel(GcWorld):
                 assert at == len(content), self.story
             except Corruption as error:
                 where = f"{image_id} in {unit.name}: {error}; {self.story}"
-                assert not strictly, where
+                assert not strictly or unit.name != self._holder(image_id), where
                 assert self._hurt_in(unit.name, image_id), where
                 self.refused += 1
 
@@ -251,11 +254,14 @@ class TargetModel(GcWorld):
             assert (held or 0) >= until, f"the lock of {what} was lost; {self.story}"
 
     def check_promises(self) -> None:
-        """What open attempts were told is there, is there (law 7)."""
-        for transfer_id, promised in self.promised.items():
-            name = self.sending[transfer_id].tenant
-            kept = [one for one in promised if (name, one) not in self.hurt[ACTIVE]]
-            present = self.store.contains(self.tenants[name].tenant, b"".join(kept))
+        """What open attempts were told is there, is there, and so is what their logs hold (law 7)."""
+        for transfer_id, transfer in self.sending.items():
+            state, prints = self.transfers._transfers[transfer_id].log.state, self._prints[transfer.tenant]
+            durable = np.flatnonzero(state.covered).tolist() if state.attempt is not None else []
+            names = {prints[one] for span in durable for one in transfer.content[span]}
+            names |= self.promised.get(transfer_id, set())
+            kept = [one for one in names if (transfer.tenant, one) not in self.hurt[ACTIVE]]
+            present = self.store.contains(self.tenants[transfer.tenant].tenant, b"".join(kept))
             assert present.all(), f"what was promised {transfer_id} is gone; {self.story}"
 
     def _gone(self, what: str) -> None:

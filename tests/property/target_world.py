@@ -9,15 +9,17 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from arraylift.errors import Conflict, Corruption, InvalidRequest, NotFound, WrongState
-from arraylift.ids import ImageId, TenantId
+from arraylift.ids import ContainerId, ImageId, TenantId
 from dedup_target.backup_manifest_format import BackupId, BackupManifest
 from dedup_target.collect import CollectFigures, CollectOptions
 from dedup_target.container_store import name_of
 from dedup_target.doubt import settle_doubt
+from dedup_target.image_reader import Piece
 from dedup_target.lock_clock import DAY_NS
 from dedup_target.move_images import MoveProgress
 from dedup_target.storage_unit import StorageUnit
 from dedup_target.survey import Survey
+from tests.property.gc_content import bytes_of
 from tests.property.gc_world import Sending
 from tests.property.target_model import ACTIVE, ARCHIVE, PLACES, TargetModel
 from tests.unit.dedup_target.hand_clock import SECOND_NS
@@ -188,10 +190,21 @@ class TargetWorld(TargetModel):
             reading[0].close()  # type: ignore[attr-defined]
 
     def start_reading(self, image_id: ImageId) -> None:
+        """Hold an image, and read none of it yet."""
+        self.note(f"read {image_id[-3:]}")
+
+        def pieces() -> Iterator[Piece]:
+            with self.reader.held(image_id) as image:
+                yield Piece(0, b"", 0)
+                yield from self.reader.read(image, 0, 0)
+
+        started = pieces()
         try:
-            super().start_reading(image_id)
+            next(started)
         except Corruption:
             self._check_hurt(image_id)
+            return
+        self.reading.append((started, bytes_of(self.images[image_id][1]), 0))
 
     # -- maintenance ---------------------------------------------------------------------------
 
@@ -201,6 +214,7 @@ class TargetWorld(TargetModel):
         """Move images to the archive, or all from there back; ``between`` may do anything on the way."""
         self.note(f"move {'back' if back else [one[-3:] for one in image_ids]}")
         self._between = between
+        staying = [*self._newest(), *self.transfers.bases] if not back else []
 
         def report(progress: MoveProgress) -> None:
             self.note(f"  move {progress.images_done}/{progress.images_total} {progress.image_id[-3:]}")
@@ -219,9 +233,22 @@ class TargetWorld(TargetModel):
         finally:
             self._between = lambda: None
         self.moves += done.images_done
+        for image_id in staying:  # their segments count as present where backups go
+            holders = self.store.manifests.holders(image_id) if image_id in self.images else []
+            assert not holders or holders[0].entry.name == ACTIVE, f"{image_id} was moved; {self.story}"
         self.note(f"  {done}")
         for image_id, why in done.kept:
-            assert "whole" not in why or self._may_be_hurt(image_id), f"{why}; {self.story}"
+            refused = "whole" in why and image_id in self.images
+            source = ARCHIVE if back else ACTIVE
+            assert not refused or self._hurt_in(source, image_id), f"{why}; {self.story}"
+
+    def _newest(self) -> Iterator[ImageId]:
+        """The newest image of each disk, where backups go."""
+        seen = set()
+        for image in self.unit(ACTIVE).manifests.all():
+            if (image.tenant, image.name) not in seen:
+                seen.add((image.tenant, image.name))
+                yield image.image_id
 
     def finish_moves(self) -> None:
         """What the keeper of the archive does first."""
@@ -329,17 +356,32 @@ class TargetWorld(TargetModel):
     def flip(self) -> None:
         """Flip one bit of one container."""
         name = self.draw.choice(list(PLACES))
+        ids = self.unit(name).containers.containers()
+        if ids:
+            self._flip_in(name, self.draw.choice(ids), None)
+
+    def flip_promised(self) -> None:
+        """Flip one bit of a segment that an open attempt rests on."""
+        promised = [
+            (self.sending[one].tenant, name) for one, names in self.promised.items() for name in names
+        ]
+        if promised:
+            tenant, name = self.draw.choice(sorted(promised))
+            (locator,) = self.store.index.get_many(self.tenants[tenant].tenant, [name])
+            if locator is not None:
+                self._flip_in(ACTIVE, locator.container, locator.offset)
+
+    def _flip_in(self, name: str, container: ContainerId, offset: int | None) -> None:
+        """Flip a bit there, or anywhere."""
         unit = self.unit(name)
-        ids = unit.containers.containers()
-        if not ids:
-            return
-        container = self.draw.choice(ids)
         sealed = unit.containers.read_directory(container)
         place = f"{PLACES[name]}/{name_of(container)}"
         tenant = next(one for one, key in self.tenants.items() if key.tenant == sealed.tenant)
-        rows, offset = sealed.directory, self.draw.randrange(self.files.size(place))
-        if self.draw.random() < 0.6:
+        rows = sealed.directory
+        if offset is None and self.draw.random() < 0.6:
             offset = int(self.draw.choice(rows["offset"].tolist()))
+        elif offset is None:
+            offset = self.draw.randrange(self.files.size(place))
         hit = (rows["offset"] <= offset) & (offset < rows["offset"].astype(np.int64) + rows["stored_bytes"])
         if not hit.any() or sealed.damage or container in self.worn[name]:
             hit[:] = True

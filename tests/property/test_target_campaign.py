@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
+from arraylift.ids import ImageId
 from tests import campaign
 from tests.property.gc_world import TENANTS
 from tests.property.target_model import ACTIVE, ARCHIVE
@@ -40,14 +41,14 @@ class Driver:
             (70, self._transfer),
             (10, self._begin),
             (3, self._abort),
-            (2, self._advance),
+            (5, self._advance),
             (1, self._time),
             (6, self._delete),
             (4, self._publish),
             (2, self._withdraw),
             (2, self._lock),
             (4, self._start_reading),
-            (6, self._go_on_reading),
+            (10, self._go_on_reading),
             (1, self._scrub),
             (1, self._verify),
             (1, self._catch_up),
@@ -56,6 +57,7 @@ class Driver:
         self._outer: list[Step] = [
             (5, self._collect),
             (3, self._collect_much),
+            (2, self._collect_beside_a_log),
             (9, self._move),
             (2, self._move_back),
             (1, self._finish_moves),
@@ -164,7 +166,13 @@ class Driver:
         self.world.catch_up()
 
     def _flip(self) -> None:
-        self.world.flip()
+        """Bits flip anywhere, or where it hurts a backup that is under way; then somebody may notice."""
+        if self._draw.random() < 0.5:
+            self.world.flip()
+        else:
+            self.world.flip_promised()
+        if self._draw.random() < 0.7:
+            self._scrub()
 
     def _heal(self) -> None:
         if self.world.images:
@@ -180,11 +188,42 @@ class Driver:
         for _ in range(3):
             self._collect(name)
 
+    def _collect_beside_a_log(self) -> None:
+        """All that keeps what a cut transfer made durable is its log."""
+        lanes = [transfer for transfer in self.world.sending.values() if transfer.lane is not None]
+        if lanes:
+            transfer = self._draw.choice(lanes)
+            self.world.advance(transfer)
+            self.world.abort(transfer)
+            for _ in range(3):
+                self.world.collect(ACTIVE)
+
     def _move(self) -> None:
         images = list(self.world.images)
         if images:
             chosen = self._draw.sample(images, self._draw.randint(1, min(3, len(images))))
-            self.world.move(chosen, between=self._between())
+            self.world.move(chosen, between=self._draw.choice((self._between(), self._meddling(chosen))))
+
+    def _meddling(self, image_ids: list[ImageId]) -> Callable[[], None]:
+        """Once on the way, something is asked of an image that is moved."""
+        left, draw, world = self._draw.randrange(1, 6), self._draw, self.world
+        image_id = draw.choice(image_ids)
+
+        def between() -> None:
+            nonlocal left
+            left -= 1
+            if left == 0 and image_id in world.images:
+                draw.choice((world.delete, world.start_reading, world.verify, self._lock_it, self._name_it))(
+                    image_id
+                )
+
+        return between
+
+    def _lock_it(self, image_id: ImageId) -> None:
+        self.world.lock(image_id, self._draw.randrange(1, 9))
+
+    def _name_it(self, image_id: ImageId) -> None:
+        self.world.publish([image_id])
 
     def _move_back(self) -> None:
         self.world.move([], back=True, between=self._between())

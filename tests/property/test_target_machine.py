@@ -150,10 +150,13 @@ class TargetMachine(RuleBasedStateMachine):
     # -- damage and crashes -----------------------------------------------------------------
 
     @precondition(lambda self: self.world.images and self.world.flips < 3)
-    @rule(seed=st.integers(0, 1 << 16))
-    def flip(self, seed: int) -> None:
+    @rule(seed=st.integers(0, 1 << 16), noticed=st.booleans())
+    def flip(self, seed: int, noticed: bool) -> None:
         self.world.draw.seed(seed)
         self.world.flip()
+        self.world.flip_promised()
+        if noticed:
+            self.world.scrub(ACTIVE)
 
     @precondition(lambda self: self.world.flips)
     @rule(pick=PICKS)
