@@ -7,7 +7,7 @@ import random
 
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from arraylift.ids import ImageId
 from tests.property.gc_content import Content, Span
@@ -27,6 +27,17 @@ class TargetMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.world = TargetWorld(random.Random(0))
+
+    @initialize(
+        contents=st.lists(st.tuples(SMALL) | st.tuples(BIG, SMALL), min_size=3, max_size=3),
+        published=st.booleans(),
+    )
+    def stage(self, contents: list[Content], published: bool) -> None:
+        """Three images of one disk, of which two may move, and a backup under way."""
+        images = [self.world.image(content) for content in contents]
+        if published:
+            self.world.publish(images[:2])
+        self.world.begin("", contents[0], "b", full=True)
 
     def sending(self, pick: int) -> Sending:
         return list(self.world.sending.values())[pick % len(self.world.sending)]
@@ -79,10 +90,15 @@ class TargetMachine(RuleBasedStateMachine):
         self.world.withdraw(made[pick % len(made)])
 
     @precondition(lambda self: self.world.images)
-    @rule(pick=st.integers(0, 20), days=st.integers(-1, LOCK_DAYS_MAX))
-    def lock(self, pick: int, days: int) -> None:
+    @rule(pick=st.integers(0, 20), days=st.integers(-1, LOCK_DAYS_MAX), asked=st.booleans())
+    def lock(self, pick: int, days: int, asked: bool) -> None:
+        """Lock something; perhaps it is to be deleted right after."""
         there = [*self.world.images, *self.world.backups_made]
         self.world.lock(there[pick % len(there)], days)
+        if asked and self.world.backups_made:
+            self.withdraw(pick)
+        elif asked:
+            self.delete(pick)
 
     @rule(
         days=st.integers(0, LOCK_DAYS_MAX), wall=st.sampled_from((0, 1, -1, 3650, -3650)), sure=st.booleans()
@@ -139,9 +155,29 @@ class TargetMachine(RuleBasedStateMachine):
     def verify(self, pick: int) -> None:
         self.world.verify(self.image(pick))
 
-    @rule(name=UNITS)
-    def rebuild(self, name: str) -> None:
+    @rule(name=UNITS, condemned=st.booleans())
+    def rebuild(self, name: str, condemned: bool) -> None:
+        if condemned:
+            self.world.collect(name)
         self.world.rebuild(name)
+
+    @precondition(lambda self: self.world.sending and self.world.images)
+    @rule(pick=PICKS, steps=st.integers(3, 8), damaged=st.booleans())
+    def take_away_what_was_promised(self, pick: int, steps: int, damaged: bool) -> None:
+        """An attempt rests on images that go, or on a segment that turns out damaged; then it commits."""
+        transfer = self.sending(pick)
+        for _ in range(steps):
+            if transfer.left or transfer.lane is None:
+                self.world.next_step(transfer)
+        if damaged:
+            self.world.flip_promised()
+            self.world.scrub(ACTIVE)
+        else:
+            for image_id in list(self.world.images):
+                self.world.delete(image_id)
+            for _ in range(3):
+                self.world.collect(ACTIVE)
+        self.go_on(pick, 12)
 
     @rule()
     def survey(self) -> None:
@@ -209,5 +245,5 @@ class TargetMachine(RuleBasedStateMachine):
             self.world.end_threads()
 
 
-TargetMachine.TestCase.settings = settings(max_examples=25, stateful_step_count=30, deadline=None)
+TargetMachine.TestCase.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
 TestTarget = TargetMachine.TestCase
