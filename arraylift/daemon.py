@@ -27,6 +27,9 @@ from arraylift.pki import TlsMaterial
 from arraylift.rpc.server import RpcServer, Service
 from arraylift.tuning import tune_process
 
+WAKE_SECONDS = 0.5
+"""How late a signal may be seen at the most."""
+
 _log = logs.get_logger("daemon")
 
 
@@ -103,7 +106,10 @@ def _serve(role: str, settings: Settings, build: Build) -> None:
         try:
             server.start()
             _log.info("daemon_ready", role=role, name=settings.name, address=server.address)
-            stopping.wait()
+            # Not without end: the kernel may hand the signal to another thread, and Python runs its
+            # handler on this one only when it wakes.
+            while not stopping.wait(WAKE_SECONDS):
+                pass
         finally:
             server.stop()
     finally:

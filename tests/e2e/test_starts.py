@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -160,3 +162,14 @@ def test_a_failpoint_that_is_no_failpoint(module: str, configured: Callable[...,
     )
     assert process.returncode == exit_codes.USAGE
     assert b"ARRAYLIFT_FAILPOINTS" in process.stderr
+
+
+def test_a_signal_that_another_thread_gets_ends_the_daemon(cluster: Cluster) -> None:
+    """The kernel chooses the thread; a main thread that waited without end would sleep on."""
+    daemon = cluster.target
+    others = [int(name) for name in os.listdir(f"/proc/{daemon.pid}/task") if int(name) != daemon.pid]
+    wait_until(lambda: cluster.stats().image_count == 0, "it serves")
+    assert ctypes.CDLL(None).tgkill(daemon.pid, others[-1], signal.SIGTERM) == 0
+    daemon.wait_dead(seconds=20)
+    assert daemon.exit_code == 0
+    daemon.start()
