@@ -21,7 +21,7 @@ from typing import Protocol
 import numpy as np
 
 from arraylift.durable import Files
-from arraylift.errors import Corruption
+from arraylift.errors import Corruption, NotFound
 from arraylift.ids import ContainerId
 from arraylift.logs import get_logger
 from dedup_target.container_format import SealedContainer, subject_of
@@ -192,9 +192,9 @@ def _read(
 ) -> SealedContainer | None:
     try:
         sealed = containers.read_directory(container)
-    except Corruption as error:
-        # Nothing of it can be trusted: it stays on disk for repair and gets no mark, so every
-        # start looks again.
+    except (Corruption, NotFound) as error:
+        # Nothing of it can be trusted: it stays on disk for repair, or was lost while we ran, and gets
+        # no mark, so every start looks again.
         _LOG.error("container_unreadable", container=subject_of(container), why=error.message)
         damaged.append(container)
         return None

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from arraylift.clock import Clock
-from arraylift.errors import Cancelled, Corruption
+from arraylift.errors import Cancelled, Corruption, Overloaded
 from arraylift.ids import ContainerId, Fingerprint, ImageId
 from arraylift.logs import get_logger
 from arraylift.segments.fingerprint import unpack
@@ -70,7 +70,7 @@ class ImageVerifier:
     ) -> Verdict:
         """Return the verdict. ``max_age_seconds`` 0: read all of the image now.
 
-        Raises NotFound, Cancelled, PeerUnavailable.
+        Raises NotFound, Cancelled, PeerUnavailable, Overloaded (something changed at every look).
         """
         began_at = self._clock.wall_ns()
         since = began_at - max_age_seconds * SECOND_NS if max_age_seconds else began_at
@@ -89,7 +89,7 @@ class ImageVerifier:
             return None
         scrub = self._scrub_of(unit)
         seen = [self._fresh(scrub, container, since) for container in unit.containers.containers()]
-        if not all(seen):
+        if not all(seen) or not self._store.all_healthy:  # seen meanwhile, and found damaged
             return None
         oldest = min((at for at in seen if at is not None), default=self._clock.wall_ns())
         return Verdict(0, 0, 0, done=True, whole=True, oldest_check_at_ns=oldest)
@@ -125,6 +125,12 @@ class ImageVerifier:
                 done += 1
             if unit.quarantine.generation == generation:
                 break  # else something that the walk found may be gone
+        else:
+            raise Overloaded(
+                f"the unit changed during each of {WALKS_MAX} looks at image {manifest.image_id}",
+                subject=f"image {manifest.image_id}",
+                next_step="repeat it when the garbage collection or scrub is over: what was read counts",
+            )
         seen = [scrub.seen_at(container) for container in walk.containers]
         lost = sorted(walk.lost_spans)
         if lost:

@@ -11,6 +11,7 @@ import pytest
 
 from arraylift.errors import Cancelled, Conflict, Corruption, OutOfSpace, StoreFailed, WrongState
 from arraylift.failpoints import FAILPOINTS
+from dedup_target.container_store import name_of
 from dedup_target.online_rebuild import RebuildProgress
 from tests.unit.dedup_target.material import make_segments
 from tests.unit.dedup_target.test_storage_unit import RECORDS, Stage
@@ -100,6 +101,15 @@ def test_an_older_copy_comes_back_where_the_newer_was_condemned(stage: Stage) ->
     assert not stage.unit.contains(stage.key.tenant, victim).any()
     rebuild(stage)
     assert stage.unit.contains(stage.key.tenant, victim).all()
+    stage.check()
+
+
+def test_a_container_that_vanished_stops_no_rebuild(stage: Stage) -> None:
+    sealed, _ = stage.stored.pop(7)
+    stage.unit.backend.remove(name_of(sealed.container_id), label="t")
+    stage.unit.containers._directories.clear()
+    done = rebuild(stage)[-1]
+    assert (done.containers_done, done.containers_damaged, done.done) == (39, 1, True)
     stage.check()
 
 

@@ -8,11 +8,11 @@ from dataclasses import replace
 
 import pytest
 
-from arraylift.errors import Cancelled, NotFound
-from arraylift.ids import ImageId
+from arraylift.errors import Cancelled, NotFound, Overloaded
+from arraylift.ids import ContainerId, ImageId
 from arraylift.sizes import MIB, spans_of
 from dedup_target.container_format import Kind
-from dedup_target.verify_image import Walk
+from dedup_target.verify_image import WALKS_MAX, Walk
 from tests.property.test_commit_states import BACKUPS
 from tests.unit.dedup_target.hand_clock import SECOND_NS, START_NS
 from tests.unit.dedup_target.scrub_stage import ScrubStage
@@ -138,6 +138,47 @@ def test_what_is_condemned_while_the_tree_is_walked_counts(
     monkeypatch.setattr(Walk, "run", walk_and_lose)
     assert not stage.verify(FIRST, max_age_seconds=DAY).whole
     assert len(walks) == 2
+
+
+def test_damage_that_scrub_meets_during_the_short_cut_counts(
+    stage: ScrubStage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage.run()
+    stage.clock.pass_seconds(DAY)
+    stage.damage_record(stage.containers(Kind.DATA)[0], 0)
+    listed = stage.store.containers.containers
+
+    def list_and_scrub() -> list[ContainerId]:
+        monkeypatch.undo()
+        stage.run()
+        return listed()
+
+    monkeypatch.setattr(stage.store.containers, "containers", list_and_scrub)
+    assert not stage.verify(FIRST, max_age_seconds=60).whole
+
+
+def test_a_unit_that_changes_at_every_look_gives_no_verdict(
+    stage: ScrubStage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    walk = Walk.run
+    walks: list[Walk] = []
+
+    def walk_and_lose(self: Walk) -> Walk:
+        done = walk(self)
+        walks.append(done)
+        if len(walks) == WALKS_MAX:
+            stage.damage_record(stage.containers(Kind.DATA)[0], 0)
+            stage.scrub.check(stage.containers(Kind.DATA)[0])
+        else:
+            with stage.store.unit.quarantine.changing():
+                """As a collection does."""
+        return done
+
+    monkeypatch.setattr(Walk, "run", walk_and_lose)
+    with pytest.raises(Overloaded, match="changed during each"):
+        stage.verify(FIRST)
+    monkeypatch.undo()
+    assert not stage.verify(FIRST).whole
 
 
 def test_a_time_that_has_not_come_yet_is_no_check(stage: ScrubStage) -> None:
