@@ -105,11 +105,14 @@ def test_an_older_copy_comes_back_where_the_newer_was_condemned(stage: Stage) ->
 
 
 def test_a_container_that_vanished_stops_no_rebuild(stage: Stage) -> None:
-    sealed, _ = stage.stored.pop(7)
+    sealed, segments = stage.stored.pop(7)
     stage.unit.backend.remove(name_of(sealed.container_id), label="t")
     stage.unit.containers._directories.clear()
     done = rebuild(stage)[-1]
     assert (done.containers_done, done.containers_damaged, done.done) == (39, 1, True)
+    assert stage.unit.index.count() == 39 * RECORDS
+    assert not stage.unit.contains(stage.key.tenant, segments[0].fingerprint).any()
+    assert stage.reopen().report.index.containers_gone == (), "nothing is left to find"
     stage.check()
 
 
