@@ -104,8 +104,10 @@ def bring_up_index(
     mark: DamageMark,
     *,
     progress: Progress | None = None,
+    before_anew: Callable[[], None] = lambda: None,
 ) -> tuple[SegmentIndex, ReconcileReport]:
-    """Open the index and make Y1 true. Raises what ``opener.open`` raises besides Corruption."""
+    """Open the index and make Y1 true. ``before_anew`` is called before an old index goes: nobody can
+    see afterwards what it had. Raises what ``opener.open`` raises besides Corruption."""
     on_disk = set(containers.containers())
     index, gone, why = _open_if_sound(opener, on_disk, mark)
     report = None
@@ -115,6 +117,7 @@ def bring_up_index(
         _LOG.warning("index_rebuild_started", why=why, container_count=len(on_disk))
         # From here until the fresh index is open, a crash must not leave half of the old one.
         mark.set(why)
+        before_anew()
         opener.destroy()
         index = opener.open()
         mark.clear()

@@ -115,15 +115,16 @@ class StorageUnit:
             self.maintenance = Maintenance(f"unit {self.unit_id}")
             self._mark = DamageMark(files, f"{index_root}/{self.unit_id}.damaged")
             self._place = opener or IndexPlace(files, f"{index_root}/{self.unit_id}", self._mark)
+            self.gc_state = GcState(files, f"{index_root}/{self.unit_id}{gc_state.SUFFIX}")
             self.index, report = bring_up_index(
                 self._place,
                 self.containers,
                 self.quarantine,
                 self._mark,
                 progress=progress,
+                before_anew=self._before_anew,
             )
             undo.callback(self.index.close)
-            self.gc_state = GcState(files, f"{index_root}/{self.unit_id}{gc_state.SUFFIX}")
             self._sealers: dict[TenantId, Callable[[bytes], bytes]] = {}
             self.manifests = ManifestStore(backend, self.seal_manifest)
             self.backups = BackupManifestStore(backend, self.seal_manifest)
@@ -184,10 +185,6 @@ class StorageUnit:
         Raises Conflict (other maintenance runs), Cancelled, OutOfSpace, StoreFailed: nothing changed then.
         """
 
-        def before_switch() -> None:
-            self.gc_state.void("the index was made anew")
-            self._before_rebuilt(self.unit_id)
-
         with self.maintenance.begin("rebuild"):
             done = rebuild_index(
                 self.index,
@@ -196,7 +193,7 @@ class StorageUnit:
                 self.quarantine,
                 report=report,
                 cancelled=cancelled,
-                before_switch=before_switch,
+                before_switch=self._before_anew,
             )
             self._mark.clear()
         report(done)
@@ -262,6 +259,10 @@ class StorageUnit:
         self._mark.clear()
 
     # -- inside -----------------------------------------------------------------------------
+
+    def _before_anew(self) -> None:
+        self.gc_state.void("the index was made anew")
+        self._before_rebuilt(self.unit_id)
 
     def _sweep(self) -> int:
         units = [f"{REPLICAS}/{name}" for name in self.backend.list(REPLICAS)]

@@ -82,7 +82,7 @@ class Store:
             index_root = self._index_root(files, state_path)
             for folder in (state_path, f"{state_path}/transfers", index_root):
                 files.sweep(folder)
-            registry = UnitRegistry(files, f"{state_path}/units.alr")
+            registry = self._registry = UnitRegistry(files, f"{state_path}/units.alr")
             self.wrapping_key = load_wrapping_key(files, state_path, holds_keys=registry.exists)
             journal = ReplicaJournal(files, state_path)
             settings = UnitSettings(
@@ -175,8 +175,10 @@ class Store:
             self._doubt_number += 1
 
     def _before_rebuilt(self, unit_id: UnitId) -> None:
-        """The index of a unit is about to be replaced by one that may lack what the old one had."""
-        if self._is_open and unit_id == self.unit.unit_id:
+        """The index of a unit is about to be replaced by one that may lack what the old one had: also in
+        a start, which may be killed before it has looked at what it found."""
+        receiving = self.unit if self._is_open else self._registry.receiving
+        if receiving is not None and unit_id == receiving.unit_id:
             self.begin_doubt("the index was made anew")
 
     @property

@@ -58,6 +58,11 @@ class UnitRegistry:
         """Whether this target ever had a unit."""
         return bool(self.entries)
 
+    @property
+    def receiving(self) -> UnitEntry | None:
+        """The first active unit that is not draining."""
+        return next((one for one in self.entries if one.role is Role.ACTIVE and not one.draining), None)
+
     def publish(self, entries: tuple[UnitEntry, ...]) -> None:
         """Replace the list. Raises InvalidRequest (UNITS_MAX), OutOfSpace, StoreFailed."""
         if len(entries) > UNITS_MAX:

@@ -128,7 +128,7 @@ class Units:
 
     def _open_all(self) -> None:
         entries = self._registry.entries
-        first = next((one for one in entries if one.role is Role.ACTIVE and not one.draining), None)
+        first = self._registry.receiving
         if first is None:
             raise WrongState("no active unit of this target takes backups", next_step="restore units.alr")
         receiving = self._open(first)

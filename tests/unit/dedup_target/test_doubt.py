@@ -9,11 +9,13 @@ import pytest
 
 from arraylift.durable import Buffer
 from arraylift.ids import TenantId
+from arraylift.segments.fingerprint import unpack
 from dedup_target import image_reader
 from dedup_target.container_store import name_of
 from dedup_target.doubt import settle_doubt
 from dedup_target.image_reader import OpenImage
 from dedup_target.rebuild_unit import UnitRebuilder
+from dedup_target.store import Store
 from dedup_target.superblock import Role
 from tests.unit.dedup_target.units_world import BACKUPS, UnitsWorld
 
@@ -78,6 +80,33 @@ def test_the_doubt_is_there_before_the_index_is(world: UnitsWorld) -> None:
     unit._place.switch = look  # type: ignore[method-assign]
     unit.rebuild_index(report=lambda _: None, cancelled=NEVER)
     assert healthy == [False]
+
+
+def test_a_start_that_is_killed_leaves_the_doubt_of_what_it_found(
+    world: UnitsWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has made the index anew without a container that is gone; the next start sees nothing of that."""
+    unit, image = world.store.unit, world.store.manifests.get(BACKUPS[0].image_id)
+    opened = world.images.open(image.image_id)
+    leaf = next(filter(None, world.images.leaves(opened, list(range(opened.tree.spans)))))
+    (found,) = unit.locate(image.tenant, unpack(leaf.fingerprints)[:1])
+    unit.gc_state.condemn(found.container)
+    unit.gc_state.save()
+    world.files.remove(f"/state/units/active/{name_of(found.container)}", label="test")
+
+    def killed(_: Store) -> bool:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Store, "_find_doubt", killed)
+        with pytest.raises(KeyboardInterrupt):
+            world.restart()
+    world.indexes = world.indexes.after_crash()
+    world.files = world.files.after_kill()
+    world.open()
+    assert not world.store.unit.report.index.rebuilt
+    assert world.store.unit.gc_state.condemned == {}
+    assert _in_doubt(world)
 
 
 def test_a_look_that_began_before_a_doubt_does_not_end_it(
