@@ -15,7 +15,7 @@ import threading
 from dataclasses import replace
 
 from arraylift.clock import utc_text
-from arraylift.errors import AlreadyExists, InvalidRequest, NotFound, WrongState
+from arraylift.errors import AlreadyExists, NotFound, WrongState
 from arraylift.ids import ImageId, TenantId
 from arraylift.logs import get_logger
 from dedup_target import backup_manifest_format
@@ -23,6 +23,7 @@ from dedup_target.backup_manifest_format import BackupId, BackupManifest
 from dedup_target.backup_manifest_store import BackupKey
 from dedup_target.image_reader import ImageReader
 from dedup_target.lock_clock import LockClock
+from dedup_target.manifest_store import page_key
 from dedup_target.storage_unit import StorageUnit
 from dedup_target.store import Store
 
@@ -80,10 +81,8 @@ class Backups:
         """
         keys = self._manifests.keys()
         if after:
-            stamp, _, last_id = after.partition(".")
-            if not stamp.isdigit():
-                raise InvalidRequest("the page token is not one of ours", next_step="begin without one")
-            keys = [key for key in keys if key.order < (int(stamp), last_id)]
+            last_order = page_key(after)
+            keys = [key for key in keys if key.order < last_order]
         found: list[BackupManifest] = []
         page_bytes = 0
         last: BackupKey | None = None

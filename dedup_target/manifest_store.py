@@ -24,6 +24,8 @@ _LOG = get_logger("manifest_store")
 
 FOLDER = "manifests"
 SUFFIX = ".alm"
+STAMP_DIGITS_MAX = 20
+"""Of a time in nanoseconds, in a page token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +150,14 @@ def _name_of(image_id: ImageId) -> str:
 def unknown_image(image_id: ImageId) -> NotFound:
     """What is raised where an image is not."""
     return NotFound(f"there is no image {image_id}", subject=f"image {image_id}", next_step="list the images")
+
+
+def page_key(token: str) -> tuple[int, str]:
+    """Time and id behind which a page begins, of a token "time.id". Raises InvalidRequest."""
+    stamp, _, last_id = token.partition(".")
+    if not (stamp.isascii() and stamp.isdigit() and len(stamp) <= STAMP_DIGITS_MAX):
+        raise InvalidRequest("the page token is not one of ours", next_step="start from the first page")
+    return int(stamp), last_id
 
 
 def newest_first(images: Iterable[ImageManifest]) -> list[ImageManifest]:

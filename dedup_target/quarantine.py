@@ -91,6 +91,16 @@ class Quarantine:
             self._bad.pop(container, None)
             self._backend.remove(_name_of(container), label="quarantine-remove", missing_ok=True)
 
+    def forget_missing(self, holds: Callable[[ContainerId], bool]) -> None:
+        """Count nothing of containers that are not there: who removed one may have been killed before its
+        file here went. The file stays, and counts again if the container comes back."""
+        with self.lock:
+            missing = [container for container in self._bad if not holds(container)]
+            for container in missing:
+                del self._bad[container]
+        if missing:
+            _LOG.warning("quarantine_of_missing_containers", count=len(missing))
+
     def bad_of(self, container: ContainerId) -> frozenset[bytes]:
         """Fingerprints of the container's quarantined records."""
         with self.lock:

@@ -110,6 +110,7 @@ class StorageUnit:
             undo.callback(self.containers.close)
             self.quarantine = Quarantine(backend)
             self.quarantine.verify_damaged(self._verify)
+            self.quarantine.forget_missing(self.containers.holds)
             self.pins = Pins(self.quarantine)
             self._adding = threading.Lock()
             self.maintenance = Maintenance(f"unit {self.unit_id}")

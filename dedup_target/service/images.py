@@ -17,7 +17,7 @@ from dedup_target.convert import image_to_pb
 from dedup_target.image_reader import ImageReader
 from dedup_target.local_ingest import LocalIngest
 from dedup_target.manifest_format import ImageManifest
-from dedup_target.manifest_store import newest_first
+from dedup_target.manifest_store import newest_first, page_key
 from dedup_target.send_image import ImageSender, SendProgress, SendRequest
 from dedup_target.service.backups import BackupsEdge
 from dedup_target.service.files import FilesEdge
@@ -63,12 +63,7 @@ class ImageEdge(BackupsEdge, VerifyEdge, PreviewEdge, FilesEdge):
         listed = newest_first(image for image, _ in placed.values())
         found = [image for image in listed if request.name in ("", image.name)]
         if request.page_token:
-            stamp, _, last_id = request.page_token.partition(".")
-            if not stamp.isdigit():
-                raise InvalidRequest(
-                    "the page token is not one of ours", next_step="start from the first page"
-                )
-            last = (int(stamp), last_id)
+            last = page_key(request.page_token)
             found = [image for image in found if (image.committed_at_ns, image.image_id) < last]
         page = found[:size]
         more = len(found) > size

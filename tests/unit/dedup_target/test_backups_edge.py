@@ -70,6 +70,12 @@ def test_deletion_and_what_may_be_missing(edge: BackupsEdge) -> None:
     assert list(listed(edge).manifests) == []
 
 
+@pytest.mark.parametrize("token", ["x", ".", "-1.a", "\u00b2.a", "\u0661.a", "9" * 5000])
+def test_a_strange_page_token_is_refused(edge: BackupsEdge, token: str) -> None:
+    with pytest.raises(InvalidRequest, match="page token"):
+        listed(edge, page_token=token)
+
+
 @pytest.mark.parametrize("bad", ["", "../x", "0" * 33, "A" * 32])
 def test_bad_ids_are_refused(edge: BackupsEdge, bad: str) -> None:
     with pytest.raises(InvalidRequest):

@@ -136,6 +136,25 @@ def test_containers_that_the_index_missed_are_added(stage: Stage) -> None:
     stage.check()
 
 
+def test_a_removal_that_is_killed_leaves_no_quarantine_that_counts(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage.some(2)
+    sealed, segments = stage.stored.pop()
+    unit, tenant = stage.unit, stage.key.tenant
+    unit.condemn_records(sealed.container_id, tenant, [segments[0].fingerprint], "bad")
+
+    def killed(_: ContainerId) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(unit.quarantine, "drop_container", killed)
+    with pytest.raises(KeyboardInterrupt):
+        unit.remove_container(sealed.container_id)
+    assert stage.reopen().quarantine.is_empty
+    assert stage.target.all_healthy
+    stage.check()
+
+
 def test_an_index_that_is_gone_is_made_anew(stage: Stage) -> None:
     stage.some(40)
     stage.close()
