@@ -115,7 +115,8 @@ class Surveyor:
         """What a collection would free if these images were gone (V2). Raises NotFound, Conflict,
         Corruption."""
         wanted = set(image_ids)
-        count = plain = stored = 0
+        found: set[ImageId] = set()  # one that is being moved is in two units
+        plain = stored = 0
         for unit in self._units():
             chosen = [image for image in unit.manifests.all() if image.image_id in wanted]
             if chosen:
@@ -126,11 +127,12 @@ class Surveyor:
                     walk = TreeWalk(unit, mark.slots, mark.bits, freed.met)
                     for image in chosen:
                         walk.trees(image.tenant, image.root, f"image {image.image_id}")
-                count += len(chosen)
+                found.update(image.image_id for image in chosen)
                 plain, stored = plain + freed.plain_bytes, stored + freed.stored_bytes
-        if count != len(wanted):
-            raise NotFound(f"{len(wanted) - count} of these images do not exist", next_step="list the images")
-        return Preview(count, plain, stored)
+        if found != wanted:
+            lacking = len(wanted - found)
+            raise NotFound(f"{lacking} of these images do not exist", next_step="list the images")
+        return Preview(len(found), plain, stored)
 
     def images_of(self, tenant_name: str, vm_id: str) -> list[ImageId]:
         """All images in the backups of a VM. Raises NotFound, Corruption."""

@@ -12,11 +12,12 @@ from arraylift.errors import Conflict, NotFound
 from arraylift.ids import ImageId
 from dedup_target.backups import Backups
 from dedup_target.lock_clock import LockClock
-from dedup_target.mark import Mark
+from dedup_target.mark import Mark, NoTransfers
 from dedup_target.survey import SpaceUse, Survey, Surveyor
 from tests.property.gc_content import BIG_COUNT, SMALL_POOL
 from tests.property.gc_world import GcWorld
 from tests.unit.dedup_target.material import backup
+from tests.unit.dedup_target.units_world import BACKUPS, UnitsWorld
 
 A, B = ((0, 1, 2, 3, 4, 5),), ((6, 7, 8, 9, 10, 11),)
 HALF = ((0, 1, 2, 12, 13, 14),)
@@ -168,3 +169,22 @@ def test_surveys_exclude_other_maintenance(world: GcWorld) -> None:
             surveyor(world).survey(by_vm=False)
         with pytest.raises(Conflict):
             surveyor(world).preview([image])
+
+
+def test_the_preview_of_an_image_in_two_units_counts_it_once() -> None:
+    """As a move leaves it that broke off between its two manifests."""
+    world = UnitsWorld()
+    world.send(*BACKUPS[:2])
+    world.add()
+    image = world.store.manifests.get(BACKUPS[0].image_id)
+    here = world.store.unit
+    world.archive(image.image_id)
+    here.manifests.publish(image)
+    every = Surveyor(world.store.units.open_units, lambda _: NoTransfers())
+    alone = Surveyor(lambda: [here], lambda _: NoTransfers()).preview([image.image_id])
+    both = every.preview([image.image_id])
+    assert (alone.image_count, both.image_count) == (1, 1)
+    assert both.stored_bytes > alone.stored_bytes > 0
+    with pytest.raises(NotFound, match="1 of these"):
+        every.preview([image.image_id, ImageId("f" * 32)])
+    world.close()
