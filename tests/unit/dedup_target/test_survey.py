@@ -180,7 +180,7 @@ def test_the_preview_of_an_image_in_two_units_counts_it_once() -> None:
     here = world.store.unit
     world.archive(image.image_id)
     here.manifests.publish(image)
-    every = Surveyor(world.store.units.open_units, lambda _: NoTransfers())
+    every = Surveyor(lambda: list(world.store.units.open_units()), lambda _: NoTransfers())
     alone = Surveyor(lambda: [here], lambda _: NoTransfers()).preview([image.image_id])
     both = every.preview([image.image_id])
     assert (alone.image_count, both.image_count) == (1, 1)
