@@ -250,9 +250,10 @@ class Transmission:
         if count < coming.remaining and coming.error is None:
             if coming.remaining <= len(self._memory):
                 return False  # fits whole
-            if self._high < len(self._memory) - self._block:
-                return False  # a larger piece fits
+            if available < len(self._memory) - self._block:
+                return False  # a larger piece fits, behind what is held or in its place (window)
             count -= (coming.offset + count) % self._block
+            assert count > 0
         if count and coming.error is None:
             try:
                 self._device.write(coming.offset, self._view[self._low : self._low + count])

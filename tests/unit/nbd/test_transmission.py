@@ -179,6 +179,24 @@ def test_writes_of_every_length_arrive(stage: Stage, length: int, step: int) -> 
     assert all((offset + count) % BLOCK == 0 for _, offset, count in writes[:-1]), "a block in two writes"
 
 
+@pytest.mark.parametrize("arrived", [0, 1, 2000, 3318, 3319, 3320, 4096, 9000])
+def test_a_long_write_that_begins_at_the_end_of_the_memory_changes_nothing_before_it(
+    stage: Stage, arrived: int
+) -> None:
+    # Whatever came before is in the memory still: it must not be taken for the write's first bytes.
+    stage.device.content[: 4 * MIB] = b"." * (4 * MIB)
+    first = IN_BYTES - 2 * wire.REQUEST.size - arrived
+    content = bytes(range(1, 256)) * (2 * MIB // 255)
+    stage.say(
+        request(wire.CMD_WRITE, 3 * MIB, first, payload=b"1" * first)
+        + request(wire.CMD_WRITE, 8192 + 777, len(content), payload=content)
+    )
+    assert [reply.error for reply in stage.replies()] == [0, 0]
+    assert stage.device.content[: 8192 + 777] == b"." * (8192 + 777), "wrote before its range"
+    assert stage.device.content[8192 + 777 : 8192 + 777 + len(content)] == content
+    assert stage.machine.bytes_written == first + len(content)
+
+
 def test_a_small_write_that_comes_byte_by_byte(stage: Stage) -> None:
     stage.say(
         request(wire.CMD_WRITE, 3, 5, payload=b"hello") + request(wire.CMD_WRITE, 9, 1, payload=b"!"), step=1
