@@ -39,7 +39,7 @@ from arraylift.logs import get_logger
 from arraylift.sizes import spans_of
 from primary_array.pool import Pool
 from primary_array.pool_types import SnapshotInfo, Source, VolumeInfo, VolumeSource
-from primary_array.restore_draft import Note, RestoreDraft, RestoreGrant, decode_tag, encode_tag
+from primary_array.restore_draft import Note, RestoreDraft, RestoreGrant, decode_tag
 from primary_array.restore_lane import RestoreLane
 from primary_array.volume_ops import Swap
 
@@ -235,8 +235,7 @@ class Restores:
             draft = self._pool.begin_volume(grant.volume_name, size_bytes, volume_id=volume_id)
         has_content = bool(grant.group_id) or reference is not None
         note = Note(grant, message, Coverage(spans_of(size_bytes)), has_content)
-        draft.save_progress(encode_tag(note))
-        return RestoreDraft(note, draft, self._clock)
+        return RestoreDraft(note, draft, self._clock)  # its first attempt saves the note
 
     def lane_ended(self, restore: RestoreDraft) -> None:
         """A lane is over; its restore stays for the lease."""
@@ -324,7 +323,10 @@ class Restores:
                 del self._entries[entry.grant.transfer_id]
         for entry in lapsed:
             _log.info("restore_lapsed", transfer=entry.grant.transfer_id)
-            _abort(entry, LeaseLost("the restore's lease lapsed"))
+            try:
+                self._abort(entry, LeaseLost("the restore's lease lapsed"))
+            except ArrayliftError as error:  # the next round tries again
+                _log.error("restore_not_removed", transfer=entry.grant.transfer_id, error=str(error))
 
     def revoke(self, transfer_id: TransferId) -> None:
         """Give a restore up that has not committed; does nothing for any other."""
@@ -332,7 +334,20 @@ class Restores:
             entry = self._entries.pop(transfer_id, None)
         if entry is not None:
             _log.info("restore_revoked", transfer=transfer_id)
-            _abort(entry, LeaseLost("the restore was given up"))
+            self._abort(entry, LeaseLost("the restore was given up"))
+
+    def _abort(self, entry: _Entry, cause: ArrayliftError) -> None:
+        """End the lanes of a restore that is no longer registered, then remove what they wrote; where
+        that fails it is registered again, so that its draft is not forgotten (S2)."""
+        if entry.restore is None:
+            return
+        entry.restore.fail(cause)
+        try:
+            entry.restore.draft.abort()
+        except ArrayliftError:
+            with self._lock:
+                self._entries.setdefault(entry.grant.transfer_id, entry)
+            raise
 
     def close(self) -> None:
         """Stop the reaper; drafts stay as their notes say."""
@@ -375,13 +390,6 @@ class Restore:
         assert self._entered is not None, "open comes first"
         restore, attempt = self._entered
         return RestoreLane(restore, attempt, committed=self._restores.ended, left=self._restores.lane_ended)
-
-
-def _abort(entry: _Entry, cause: ArrayliftError) -> None:
-    """End the lanes of a restore that is no longer registered, then remove what they wrote."""
-    if entry.restore is not None:
-        entry.restore.fail(cause)
-        entry.restore.draft.abort()
 
 
 def _lapsed(transfer_id: TransferId) -> NotFound:

@@ -20,6 +20,7 @@ from arraylift.errors import (
     LeaseLost,
     NotFound,
     NotPermitted,
+    OutOfSpace,
     WrongState,
 )
 from arraylift.exchange import wire
@@ -41,6 +42,7 @@ from arraylift.segments.fingerprint import FingerprintKey
 from arraylift.segments.segmentation import DEFAULT_SEGMENTATION, Segmenter
 from arraylift.segments.tree import encode_leaf, no_leaves, root_of
 from arraylift.sizes import GRANULE_BYTES, MIB, SPAN_BYTES, spans_of
+from primary_array.draft import Draft
 from primary_array.pool import Pool
 from primary_array.pool_types import VolumeSource
 from primary_array.restore_draft import Note, RestoreGrant, decode_tag, encode_tag, solid_runs
@@ -317,6 +319,54 @@ def test_a_restore_that_nobody_continues_leaves_nothing(array: Array) -> None:
         Lane(array, opening)
     assert array.pool.stats().slots_used == 0
     array.opening(2)  # the name is free
+
+
+def test_a_restore_whose_first_note_met_a_full_disk_begins_again(
+    array: Array, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opening = array.opening()
+    with monkeypatch.context() as patch:
+        patch.setattr(Draft, "save_progress", _full)
+        with pytest.raises(OutOfSpace):
+            Lane(array, opening)
+    lane = Lane(array, opening)
+    lane.deliver([0, 1, 2])
+    lane.commit()
+    assert array.content("back") == DISK
+    assert array.pool.drafts() == []
+
+
+def test_a_draft_whose_first_note_met_a_full_disk_goes_with_its_lease(
+    array: Array, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(Draft, "save_progress", _full)
+        with pytest.raises(OutOfSpace):
+            Lane(array, array.opening())
+    array.clock.now += LEASE_SECONDS + 1
+    array.restores.reap()
+    assert array.pool.drafts() == []
+
+
+def test_a_lapsed_restore_that_a_full_disk_keeps_goes_in_a_later_round(
+    array: Array, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lane = Lane(array, array.opening())
+    lane.deliver([0])
+    lane.cut()
+    array.clock.now += LEASE_SECONDS + 1
+    with monkeypatch.context() as patch:
+        patch.setattr(Draft, "abort", _full)
+        array.restores.reap()  # an error here would end the reaper's thread for good
+        with pytest.raises(OutOfSpace):
+            array.restores.revoke(TransferId(f"{1:032x}"))
+    assert len(array.pool.drafts()) == 1
+    array.restores.reap()
+    assert array.pool.drafts() == []
+
+
+def _full(*_: object) -> None:
+    raise OutOfSpace("full")
 
 
 def test_leases_restart_in_full_with_the_array(array: Array) -> None:
