@@ -96,9 +96,9 @@ class Checkpointer:
     def _run(self) -> None:
         while True:
             self._wanted.wait()
+            self._wanted.clear()  # before the look, so that no call of ``close`` is cleared away
             if self._stopping:
                 return
-            self._wanted.clear()
             try:
                 self.write()
             except ArrayliftError as error:  # callers meet a failed store themselves

@@ -29,6 +29,9 @@ from primary_array.slot_store import SlotStore
 WRITE_BYTES_MAX = 64 * MIB
 """A longer write is cut into such pieces, so that no gate is held for long."""
 
+TRIM_GRANULES_MAX = 1 << 16
+"""A longer trim is cut into such pieces, 4 GiB of a volume: each is looked up under the map lock."""
+
 _ZEROS = bytes(GRANULE_BYTES)
 
 
@@ -131,8 +134,9 @@ class GranuleIo:
             self._zero_part(owner, offset, middle)
             self._zero_part(owner, middle, stop)
             return True
-        if not self._trim_whole(owner, first, end, size_bytes):
-            return False
+        for start in range(first, end, TRIM_GRANULES_MAX):
+            if not self._trim_whole(owner, start, min(end, start + TRIM_GRANULES_MAX), size_bytes):
+                return False
         self._zero_part(owner, offset, first * GRANULE_BYTES)
         self._zero_part(owner, end * GRANULE_BYTES, stop)
         return True

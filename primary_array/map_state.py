@@ -217,11 +217,12 @@ class MapState:
             raise Corruption(f"a mapping of volume {owner.name} does not fit it", subject=owner.name)
         return owner.map.scatter(granules, slots, event.birth)
 
-    def _forget_void_draft(self, name: str) -> None:
-        """In replay: a name that is taken again proves that the draft which had it, and never saved
-        progress, was void: a start dropped it, of which the journal says nothing (pool_open O5)."""
-        for draft in [draft for draft in self.drafts.values() if draft.name == name and draft.tag is None]:
-            self.drop_draft(draft)
+    def _forget_void_draft(self, name: str, draft_id: VolumeId | None = None) -> None:
+        """In replay: a name or id that is taken again proves that the draft which had it, and never
+        saved progress, was void: a start dropped it, of which the journal says nothing (pool_open O5)."""
+        for draft in list(self.drafts.values()):
+            if draft.tag is None and (draft.name == name or draft.volume_id == draft_id):
+                self.drop_draft(draft)
 
     def _volume_created(self, event: VolumeCreated) -> U64:
         self._forget_void_draft(event.name)
@@ -299,8 +300,8 @@ class MapState:
 
     def _draft_begun(self, event: DraftBegun) -> U64:
         draft = self.drafts.get(event.draft_id)
-        if draft is None:
-            self._forget_void_draft(event.name)
+        if draft is None or draft.registered:  # else it is the living draft that introduces itself
+            self._forget_void_draft(event.name, event.draft_id)
             draft = self.new_draft(event.draft_id, event.name, event.size_bytes)
             draft.registered = True
             self.add(draft)
@@ -394,7 +395,7 @@ class MapState:
 
     def _draft_cloned(self, event: DraftCloned) -> U64:
         snapshot = self._snapshot(event.snapshot_id)
-        self._forget_void_draft(event.name)
+        self._forget_void_draft(event.name, event.draft_id)
         draft = Draft(
             volume_id=event.draft_id,
             name=event.name,

@@ -142,7 +142,7 @@ class SlotStore:
             self._waiting = [batch for batch in self._waiting if batch.ticket > oldest]
         for batch in ready:
             if batch.punch:
-                with suppress(OutOfSpace):  # a hole may cost metadata; the slot is reusable without
+                with suppress(OutOfSpace, Overloaded):  # a hole may cost room; the slot is reusable without
                     self._punch(np.sort(batch.slots))  # F3
             self._return(batch.slots)
 

@@ -266,3 +266,21 @@ def test_forks_under_writes_on_a_real_disk(tmp_path: Path, seed: int) -> None:
         assert read(again, VolumeSource(name), 0, len(content)) == content
     check_slots(again)
     again.close()
+
+
+def test_a_close_in_the_moment_of_a_wanted_checkpoint_ends_its_thread(tmp_path: Path) -> None:
+    pool = Pool.open(RealFiles(), str(tmp_path / "pool"), background=True)
+    wanted = pool._checkpointer._wanted
+    want, forget, told = wanted.set, wanted.clear, threading.Event()
+    closer = threading.Thread(target=pool.close, daemon=True)
+
+    def close_meanwhile() -> None:
+        wanted.clear, wanted.set = forget, lambda: (want(), told.set())[0]  # type: ignore[method-assign]
+        closer.start()
+        assert told.wait(10)
+        forget()
+
+    wanted.clear = close_meanwhile  # type: ignore[method-assign]
+    want()
+    closer.join(10) if told.wait(10) else None
+    assert not closer.is_alive(), "the thread waits for ever"

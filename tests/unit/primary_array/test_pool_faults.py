@@ -7,6 +7,7 @@ import os
 import pytest
 
 from arraylift.errors import Corruption, OutOfSpace, StoreFailed, WrongState
+from arraylift.ids import VolumeId
 from arraylift.sizes import GRANULE_BYTES, MIB
 from primary_array.pool import Pool
 from primary_array.pool_types import SnapshotSource, VolumeSource
@@ -331,3 +332,34 @@ def test_another_version_is_refused(files: FakeFiles, monkeypatch: pytest.Monkey
     monkeypatch.undo()
     with pytest.raises(WrongState, match="another version"):
         Pool.open(files, "/pool")
+
+
+def test_a_void_drafts_id_may_be_used_again(files: FakeFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    # As a restore's is, that is asked for again after a kill.
+    again = VolumeId("d" * 32)
+    for reference in (False, True):
+        disk = FakeFiles()
+        pool = make(disk)
+        with monkeypatch.context() as patch:
+            patch.setattr("primary_array.map_commit.PENDING_RUNS_MAX", 1)
+            void = pool.begin_volume("void", 4 * MIB, volume_id=again)
+            for granule in (9, 5, 1):
+                void.write(granule * G, b"v" * G)
+        pool.flush("a")
+        disk = disk.after_kill()
+        pool = Pool.open(disk, "/pool")
+        pool.write("a", 30 * G, b"3" * (4 * G))  # into the slots that it had
+        if reference:
+            (snapshot,) = pool.snapshots("a")
+            draft = pool.begin_clone("back", snapshot.snapshot_id, 8 * MIB, volume_id=again)
+        else:
+            draft = pool.begin_volume("back", 8 * MIB, volume_id=again)
+        draft.write(6 * MIB, b"b" * G)
+        draft.save_progress(b"")
+        draft.commit()
+        pool = Pool.open(disk.after_kill(), "/pool")
+        back = VolumeSource("back")
+        assert read(pool, back, 0, 4 * G) == (b"1" if reference else b"\0") * (4 * G)
+        assert read(pool, back, 4 * G, 6 * MIB - 4 * G) == bytes(6 * MIB - 4 * G)
+        assert read(pool, back, 6 * MIB, G) == b"b" * G
+        assert read(pool, A, 30 * G, 4 * G) == b"3" * (4 * G)

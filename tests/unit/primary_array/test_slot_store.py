@@ -7,7 +7,7 @@ import os
 import numpy as np
 import pytest
 
-from arraylift.errors import OutOfSpace
+from arraylift.errors import OutOfSpace, Overloaded
 from arraylift.sizes import GRANULE_BYTES
 from primary_array.block_map import U64
 from primary_array.slot_store import SlotStore, stretches
@@ -134,3 +134,18 @@ def test_full_disk_is_said(files: FakeFiles) -> None:
 )
 def test_stretches(slots: list[int], expected: list[tuple[int, int]]) -> None:
     assert stretches(u64(*slots)) == expected
+
+
+def test_a_hole_for_which_there_is_no_memory_loses_no_slot(
+    files: FakeFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(files)
+    slots = store.allocate(2)
+
+    def refused(offset: int, length: int) -> None:
+        raise Overloaded("no memory")
+
+    monkeypatch.setattr(store._data, "punch", refused)
+    store.release(slots, punch=True)  # an error here would be the answer to a deletion that was done
+    assert store.counts() == (0, 0)
+    assert store.allocate(2).tolist() == [1, 2]

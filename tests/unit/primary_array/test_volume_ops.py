@@ -19,6 +19,7 @@ from arraylift.errors import (
 from arraylift.ids import LineageId, SnapshotId, VolumeId, random_id
 from arraylift.sizes import GRANULE_BYTES, MIB
 from primary_array import volume_ops
+from primary_array.block_map import BlockMap
 from primary_array.pool import Pool
 from primary_array.pool_types import SnapshotSource, VolumeSource
 from primary_array.volume_ops import Swap
@@ -185,3 +186,26 @@ def test_full_disk_leaves_all_as_it_was(files: FakeFiles) -> None:
         else:
             assert read(pool, A, 0, 2 * G) == read(pool, VolumeSource("c"), 0, 2 * G) == b"1" * (2 * G)
             assert [info.label for info in pool.snapshots("a")] == ["", "safe"]
+
+
+def test_a_long_trim_looks_up_little_at_once(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A restore's hole may be a whole disk: looked up at once it would be gigabytes, under the map lock.
+    monkeypatch.setattr("primary_array.granule_io.TRIM_GRANULES_MAX", 4)
+    pool.create_volume("long", 64 * G + 512)
+    for granule in (0, 3, 4, 21, 63, 64):
+        pool.write("long", granule * G, b"x" * 512)
+    looked: list[int] = []
+    lookup = BlockMap.lookup
+
+    def watched(self: BlockMap, first: int, count: int) -> object:
+        looked.append(count)
+        return lookup(self, first, count)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(BlockMap, "lookup", watched)
+        pool.trim("long", 100, 64 * G + 412)
+    assert max(looked) <= 4
+    into = bytearray(64 * G + 512)
+    pool.read_into(VolumeSource("long"), 0, memoryview(into))
+    assert into == b"x" * 100 + bytes(len(into) - 100)
+    assert pool.volume("long").mapped_bytes == G
