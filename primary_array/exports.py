@@ -6,8 +6,10 @@ Invariants:
   X2 what is exported is not deleted: a snapshot is pinned while it is, a volume is guarded by ``hold``.
   X3 an export that is being removed, or whose volume is, is opened by nobody; ``remove``
      returns when nobody has it open any more.
+  X4 nobody opens a volume for writing while it is made smaller or replaced.
 Callers: the VolumeService edge and connections of the NBD server, any thread; the pool, by
-``refuse_if_open``. Lock order: gate and commit lock of the pool, this lock, the pool's map lock.
+``refuse_if_open`` and ``kept_unopened``. Lock order: gate and commit lock of the pool, this lock, the
+pool's map lock.
 Format: docs/formats/exports-v1.md
 """
 
@@ -66,6 +68,8 @@ class ArrayExports:
         self._serial = 0
         self._removing: set[str] = set()
         self._held: set[VolumeId] = set()
+        self._replaced: set[str] = set()
+        """Names of volumes that are made smaller or replaced right now (X4)."""
         self._shared: SharedChanges = WeakValueDictionary()
         self._pins: dict[str, Pin] = {}
         self._names: dict[VolumeId, str] = {}
@@ -75,7 +79,7 @@ class ArrayExports:
                 self._pin(record)
             except NotFound:  # it stays in the table, and opens for nobody
                 _log.warning("export_without_snapshot", export=record.name, snapshot=record.snapshot_id)
-        pool.refuse_changes_under(self.refuse_if_open)
+        pool.refuse_changes_under(self.refuse_if_open, self.kept_unopened)
 
     def _pin(self, record: ExportRecord) -> None:
         """X2. Raises NotFound, WrongState (the snapshot is being deleted)."""
@@ -206,13 +210,28 @@ class ArrayExports:
     def refuse_if_open(self, volume_name: str) -> None:
         """Raise WrongState if somebody has the volume open for writing; unknown names are nobody's."""
         with self._changed:
-            for opened in self._opened.values():
-                if opened.volume_name == volume_name and not opened.read_only:
-                    raise WrongState(
-                        f"volume {volume_name} is open for writing through export {opened.record.name}",
-                        subject=volume_name,
-                        next_step="end its clients first: stop the VM, or remove the export",
-                    )
+            self._refuse_if_open(volume_name)
+
+    def _refuse_if_open(self, volume_name: str) -> None:
+        for opened in self._opened.values():
+            if opened.volume_name == volume_name and not opened.read_only:
+                raise WrongState(
+                    f"volume {volume_name} is open for writing through export {opened.record.name}",
+                    subject=volume_name,
+                    next_step="end its clients first: stop the VM, or remove the export",
+                )
+
+    @contextmanager
+    def kept_unopened(self, volume_name: str) -> Iterator[None]:
+        """The same, and admit no writer before this ends (X4). The caller holds the volume's gate."""
+        with self._changed:
+            self._refuse_if_open(volume_name)
+            self._replaced.add(volume_name)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._replaced.discard(volume_name)
 
     # -- what the NBD server asks ---------------------------------------------------------------
 
@@ -232,9 +251,11 @@ class ArrayExports:
             if record.volume_id in self._held:
                 raise WrongState(f"the volume of export {name} is being removed", subject=name)
             info = self._source(record)
+            volume_name = info.volume_name if isinstance(info, SnapshotInfo) else info.name
+            if volume_name in self._replaced and not read_only:  # X4
+                raise WrongState(f"volume {volume_name} is being changed", next_step="repeat it")
             self._serial += 1
             number = self._serial
-            volume_name = info.volume_name if isinstance(info, SnapshotInfo) else info.name
             self._opened[number] = _Opened(record, volume_name, read_only, hang_up)
 
         def closed() -> None:

@@ -15,7 +15,7 @@ primary_array/__init__.py. Format: docs/formats/pool-v2.md.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 
 from arraylift.clock import SYSTEM_CLOCK, Clock
 from arraylift.durable import Buffer, Files
@@ -134,8 +134,7 @@ class Pool:
         snapshots; one is pinned). Waits for writes that are on their way."""
         volume = self._view.volume(name)
         self._ops.refuse_if_used(name)
-        with volume.gate.hold(), self._commit.transaction():
-            self._ops.refuse_if_used(name)
+        with volume.gate.hold(), self._commit.transaction(), self._ops.kept_unused(name):
             with self._state.lock:
                 if volume.gone:
                     raise NotFound(f"volume {name} is gone", subject=name)
@@ -174,10 +173,16 @@ class Pool:
         safety = self._ops.rollback(self._view.volume(name), snapshot_id, safety_name)
         return self.volume(name), None if safety is None else self.get_snapshot(safety)
 
-    def refuse_changes_under(self, refuse_if_used: Callable[[str], None]) -> None:
+    def refuse_changes_under(
+        self,
+        refuse_if_used: Callable[[str], None],
+        kept_unused: Callable[[str], AbstractContextManager[None]] | None = None,
+    ) -> None:
         """Ask ``refuse_if_used`` (volume name; raises WrongState) before a volume is made smaller,
-        replaced or deleted. Called once, before requests come."""
+        replaced or deleted, and do that inside ``kept_unused``. Called once, before requests come."""
         self._ops.refuse_if_used = refuse_if_used
+        if kept_unused is not None:
+            self._ops.kept_unused = kept_unused
 
     def volumes(self, *, with_space: bool = False) -> list[VolumeInfo]:
         """All volumes, by name; ``with_space`` counts what only each one names (milliseconds for

@@ -17,6 +17,7 @@ from __future__ import annotations
 import hmac
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from arraylift.clock import Clock
@@ -28,6 +29,7 @@ from arraylift.errors import (
     LeaseLost,
     NotFound,
     NotPermitted,
+    OutOfSpace,
     Overloaded,
     WrongState,
 )
@@ -94,7 +96,8 @@ class Restores:
                 note = decode_tag(info.tag)
             except Corruption as error:
                 _log.error("draft_removed", draft=info.draft_id, error=str(error))
-                self._pool.resume_draft(info.draft_id).abort()
+                with suppress(OutOfSpace):  # the next start tries again
+                    self._pool.resume_draft(info.draft_id).abort()
                 continue
             draft = self._pool.resume_draft(info.draft_id)
             restore = RestoreDraft(note, draft, self._clock)

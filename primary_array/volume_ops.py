@@ -7,14 +7,14 @@ Invariants:
   V2 a volume that grows reads as zeros there, whatever an earlier cut left in its last granule.
   V3 each fork begins a lineage: no state of one branch is taken for an ancestor of the other.
   V4 what somebody uses is not made smaller or replaced under him: ``refuse_if_used`` is asked
-     first, and again inside the gate.
+     first, ``kept_unused`` again inside the gate, and nobody comes to use it before the commit is over.
 Callers: pool, any thread. Format: docs/formats/pool-v2.md.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 
 from arraylift.clock import Clock
@@ -65,6 +65,13 @@ class VolumeOps:
         self._clock = clock
         self.refuse_if_used: Callable[[str], None] = lambda _: None
         """Raises WrongState where a volume of that name has a writable export open (V4)."""
+        self.kept_unused: Callable[[str], AbstractContextManager[None]] = self._asked_again
+        """The same, and has nobody open one meanwhile."""
+
+    @contextmanager
+    def _asked_again(self, name: str) -> Iterator[None]:
+        self.refuse_if_used(name)
+        yield
 
     # -- one volume -------------------------------------------------------------------------
 
@@ -73,7 +80,7 @@ class VolumeOps:
         check_size(size_bytes)
         if size_bytes < volume.size_bytes:
             self.refuse_if_used(volume.name)
-        with volume.gate.hold(), self._commit.transaction():
+        with volume.gate.hold(), self._commit.transaction(), ExitStack() as stack:
             self._check_there(volume)
             if size_bytes == volume.size_bytes:
                 return
@@ -81,7 +88,7 @@ class VolumeOps:
             if size_bytes > volume.size_bytes:
                 self._io.zero_tail(volume)  # V2
             else:
-                self.refuse_if_used(volume.name)
+                stack.enter_context(self.kept_unused(volume.name))
                 lineage_id = random_id()  # V3
             self._commit.commit(VolumeResized(volume.volume_id, size_bytes, lineage_id))
 
@@ -100,9 +107,8 @@ class VolumeOps:
         if safety_name:
             check_name(safety_name, "a snapshot name")
         self.refuse_if_used(volume.name)
-        with volume.gate.hold(), self._commit.transaction():
+        with volume.gate.hold(), self._commit.transaction(), self.kept_unused(volume.name):
             self._check_there(volume)
-            self.refuse_if_used(volume.name)
             if self._snapshot(snapshot_id).volume_id != volume.volume_id:
                 raise InvalidRequest(
                     f"snapshot {snapshot_id} is not one of volume {volume.name}",
@@ -168,7 +174,7 @@ class VolumeOps:
             for (draft, volume), name in zip(pairs, names, strict=True):
                 self._check_there(draft)
                 self._check_there(volume)
-                self.refuse_if_used(name)
+                stack.enter_context(self.kept_unused(name))
                 if draft.family_id != volume.family_id or not draft.registered:
                     raise WrongState(f"draft {draft.name} is no clone of volume {name}", subject=name)
             swapped = DraftsSwapped(

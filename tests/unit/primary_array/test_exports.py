@@ -13,6 +13,7 @@ from arraylift.rpc.identity import Peer
 from arraylift.sizes import GRANULE_BYTES
 from primary_array import exports as module
 from primary_array.exports import ArrayExports
+from primary_array.map_events import TableEvent
 from primary_array.pool import Pool
 from tests.fakes.disk import FakeFiles
 
@@ -196,6 +197,28 @@ def test_what_somebody_writes_to_is_not_changed_under_him(
     reader = stage.exports.open("e", Peer("array", "a"), nobody)
     change(stage.pool)
     reader.close()
+
+
+@pytest.mark.parametrize("change", [_resize, _rollback])
+def test_nobody_opens_for_writing_what_is_being_changed(
+    stage: Stage, change: Callable[[Pool], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage.pool.snapshot(["v"])
+    stage.exports.create("e", volume_name="v", read_only=False)
+    commit, tried = stage.pool._commit.commit, []
+
+    def meanwhile(*events: TableEvent) -> None:
+        stage.exports.open("e", Peer("array", "a"), nobody).close()
+        with pytest.raises(WrongState, match="being changed"):
+            stage.exports.open("e", Peer("host", "h"), nobody)
+        tried.append(events)
+        commit(*events)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stage.pool._commit, "commit", meanwhile)
+        change(stage.pool)
+    assert tried
+    stage.exports.open("e", Peer("host", "h"), nobody).close()
 
 
 # -- changes ------------------------------------------------------------------------------------

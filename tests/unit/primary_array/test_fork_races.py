@@ -274,13 +274,18 @@ def test_a_close_in_the_moment_of_a_wanted_checkpoint_ends_its_thread(tmp_path: 
     want, forget, told = wanted.set, wanted.clear, threading.Event()
     closer = threading.Thread(target=pool.close, daemon=True)
 
+    def want_and_tell() -> None:
+        want()
+        told.set()
+
     def close_meanwhile() -> None:
-        wanted.clear, wanted.set = forget, lambda: (want(), told.set())[0]  # type: ignore[method-assign]
+        wanted.clear, wanted.set = forget, want_and_tell  # type: ignore[method-assign]
         closer.start()
         assert told.wait(10)
         forget()
 
     wanted.clear = close_meanwhile  # type: ignore[method-assign]
     want()
-    closer.join(10) if told.wait(10) else None
+    assert told.wait(10)
+    closer.join(10)
     assert not closer.is_alive(), "the thread waits for ever"

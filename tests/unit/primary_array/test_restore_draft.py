@@ -365,6 +365,19 @@ def test_a_lapsed_restore_that_a_full_disk_keeps_goes_in_a_later_round(
     assert array.pool.drafts() == []
 
 
+def test_a_draft_that_nobody_can_read_stops_no_start_on_a_full_disk(
+    array: Array, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    array.pool.begin_volume("odd", MIB).save_progress(b"not a note")
+    with monkeypatch.context() as patch:
+        patch.setattr(Draft, "abort", _full)
+        again = array.killed()
+    assert len(again.pool.drafts()) == 1
+    later = again.killed()
+    assert later.pool.drafts() == []
+    later.close()
+
+
 def _full(*_: object) -> None:
     raise OutOfSpace("full")
 
