@@ -33,6 +33,7 @@ from arraylift.logs import get_logger
 from arraylift.sizes import MIB
 from dedup_target.copy_forward import CopyForward
 from dedup_target.mark import LiveTransfers, Mark
+from dedup_target.rate_limit import RateLimit
 from dedup_target.rebuild import without
 from dedup_target.storage_unit import StorageUnit
 
@@ -160,6 +161,7 @@ class _Cycle:
         self._rested_at = clock.monotonic()
         self._additions = unit.quarantine.additions  # before the mark (G3)
         self._mark = Mark(unit, live, check=self._check)
+        self._limit = RateLimit(clock, options.bytes_per_second_max)
         self._figures = CollectFigures(cycle=self._state.cycle + 1)
 
     def run(self) -> CollectFigures:
@@ -288,7 +290,7 @@ class _Cycle:
     # -- copying ----------------------------------------------------------------------------
 
     def _copy(self, plan: CollectPlan) -> None:
-        copier = CopyForward(self._unit, pace=_Pace(self._clock, self._options, self._stopping))
+        copier = CopyForward(self._unit, pace=self._pay)
         unsaved = 0
         try:
             for done, row in enumerate(plan.sparse):
@@ -310,6 +312,10 @@ class _Cycle:
             self._note(copied_bytes=copier.figures.stored_bytes)
             if unsaved:
                 self._save()
+
+    def _pay(self, size: int) -> None:
+        self._limit.pay(size, self._stopping)
+        self._check()
 
     def _copy_one(self, copier: CopyForward, row: int) -> list[ContainerId]:
         slots, container = self._mark.slots, self._mark.slots.container(row)
@@ -345,24 +351,6 @@ class _Cycle:
     def _tell(self, phase: str, done: int, total: int) -> None:
         self._figures = replace(self._figures, phase=phase, done=done, total=total)
         self._report(self._figures)
-
-
-class _Pace:
-    """Lets no more than so many bytes a second pass."""
-
-    def __init__(self, clock: Clock, options: CollectOptions, stopping: threading.Event) -> None:
-        self._clock = clock
-        self._bytes_per_second_max = options.bytes_per_second_max
-        self._stopping = stopping
-        self._due = clock.monotonic()
-
-    def __call__(self, size: int) -> None:
-        if not self._bytes_per_second_max:
-            return
-        now = self._clock.monotonic()
-        self._due = max(self._due, now) + size / self._bytes_per_second_max
-        if self._stopping.wait(self._due - now):
-            raise Cancelled("the collection was stopped; what it did stays")
 
 
 def _facts(figures: CollectFigures) -> dict[str, int]:
