@@ -283,7 +283,8 @@ class Client:
         """``address``: the path of a Unix socket, or host and port."""
         family = socket.AF_UNIX if isinstance(address, str) else socket.AF_INET
         connection = socket.socket(family, socket.SOCK_STREAM)
-        connection.settimeout(30)
+        if family != socket.AF_UNIX:  # of a full backlog a socket with a timeout gets EAGAIN, one without waits
+            connection.settimeout(30)
         try:
             connection.connect(address)
             return cls(connection, name, **how)  # type: ignore[arg-type]
