@@ -60,7 +60,7 @@ def _rules() -> dict[str, frozenset[str]]:
             (
                 "ListHosts RemoveHost ListManagedVms GetManagedVm WatchInventory PrepareBackup "
                 "ReleaseSnapshot RenewSnapshot "
-                "PlaceVm ProvisionVm AttachVmVolume PowerVm RemoveVm"
+                "PlaceVm ProvisionVm AttachVmVolume PowerVm RemoveVm SynchronizeHosts GetVmHistory MigrateVm"
             ),
         ),
         "arraylift.v1.BackupService": (
@@ -84,6 +84,9 @@ def _rules() -> dict[str, frozenset[str]]:
         rules[f"/arraylift.v1.TargetAdminService/{method}"] = frozenset({"operator"})
     # A second clock must not be the operator's: who sets one clock could set both.
     rules["/arraylift.v1.TargetAdminService/ConfirmTime"] = frozenset({"server", "array", "host", "vcenter"})
+    # Whoever calls these out of turn has a VM run twice: only the one that keeps the order may.
+    for method in ("ExpectVm", "HandOverVm", "AcceptVm", "AbandonMigration", "FinishMigration"):
+        rules[f"/arraylift.v1.VmService/{method}"] = frozenset({"vcenter"})
     # A host speaks for itself only: the handler checks the name against the certificate.
     for method in ("RegisterHost", "ReportInventory"):
         rules[f"/arraylift.v1.VirtualCenterService/{method}"] = frozenset({"host"})

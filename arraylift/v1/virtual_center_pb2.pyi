@@ -18,7 +18,7 @@ HOST_STATE_ALIVE: HostState
 HOST_STATE_LOST: HostState
 
 class Host(_message.Message):
-    __slots__ = ("name", "address", "state", "memory_bytes", "memory_free_bytes", "cpus", "vm_count", "last_report_ns", "driver")
+    __slots__ = ("name", "address", "state", "memory_bytes", "memory_free_bytes", "cpus", "vm_count", "last_report_ns", "driver", "load_percent")
     NAME_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -28,6 +28,7 @@ class Host(_message.Message):
     VM_COUNT_FIELD_NUMBER: _ClassVar[int]
     LAST_REPORT_NS_FIELD_NUMBER: _ClassVar[int]
     DRIVER_FIELD_NUMBER: _ClassVar[int]
+    LOAD_PERCENT_FIELD_NUMBER: _ClassVar[int]
     name: str
     address: str
     state: HostState
@@ -37,7 +38,8 @@ class Host(_message.Message):
     vm_count: int
     last_report_ns: int
     driver: str
-    def __init__(self, name: _Optional[str] = ..., address: _Optional[str] = ..., state: _Optional[_Union[HostState, str]] = ..., memory_bytes: _Optional[int] = ..., memory_free_bytes: _Optional[int] = ..., cpus: _Optional[int] = ..., vm_count: _Optional[int] = ..., last_report_ns: _Optional[int] = ..., driver: _Optional[str] = ...) -> None: ...
+    load_percent: int
+    def __init__(self, name: _Optional[str] = ..., address: _Optional[str] = ..., state: _Optional[_Union[HostState, str]] = ..., memory_bytes: _Optional[int] = ..., memory_free_bytes: _Optional[int] = ..., cpus: _Optional[int] = ..., vm_count: _Optional[int] = ..., last_report_ns: _Optional[int] = ..., driver: _Optional[str] = ..., load_percent: _Optional[int] = ...) -> None: ...
 
 class RegisterHostRequest(_message.Message):
     __slots__ = ("name", "address", "driver")
@@ -54,20 +56,22 @@ class RegisterHostResponse(_message.Message):
     def __init__(self) -> None: ...
 
 class ReportInventoryRequest(_message.Message):
-    __slots__ = ("name", "sequence", "vms", "memory_bytes", "memory_free_bytes", "cpus")
+    __slots__ = ("name", "sequence", "vms", "memory_bytes", "memory_free_bytes", "cpus", "load_percent")
     NAME_FIELD_NUMBER: _ClassVar[int]
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     VMS_FIELD_NUMBER: _ClassVar[int]
     MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
     MEMORY_FREE_BYTES_FIELD_NUMBER: _ClassVar[int]
     CPUS_FIELD_NUMBER: _ClassVar[int]
+    LOAD_PERCENT_FIELD_NUMBER: _ClassVar[int]
     name: str
     sequence: int
     vms: _containers.RepeatedCompositeFieldContainer[_vm_pb2.Vm]
     memory_bytes: int
     memory_free_bytes: int
     cpus: int
-    def __init__(self, name: _Optional[str] = ..., sequence: _Optional[int] = ..., vms: _Optional[_Iterable[_Union[_vm_pb2.Vm, _Mapping]]] = ..., memory_bytes: _Optional[int] = ..., memory_free_bytes: _Optional[int] = ..., cpus: _Optional[int] = ...) -> None: ...
+    load_percent: int
+    def __init__(self, name: _Optional[str] = ..., sequence: _Optional[int] = ..., vms: _Optional[_Iterable[_Union[_vm_pb2.Vm, _Mapping]]] = ..., memory_bytes: _Optional[int] = ..., memory_free_bytes: _Optional[int] = ..., cpus: _Optional[int] = ..., load_percent: _Optional[int] = ...) -> None: ...
 
 class ReportInventoryResponse(_message.Message):
     __slots__ = ()
@@ -150,18 +154,20 @@ class WatchInventoryResponse(_message.Message):
     def __init__(self, revision: _Optional[int] = ..., vms: _Optional[_Iterable[_Union[_vm_pb2.Vm, _Mapping]]] = ..., removed_vm_ids: _Optional[_Iterable[str]] = ..., listing: _Optional[bool] = ...) -> None: ...
 
 class PrepareBackupRequest(_message.Message):
-    __slots__ = ("vm_id", "name", "level_min", "lease_seconds", "exclude_disks")
+    __slots__ = ("vm_id", "name", "level_min", "lease_seconds", "exclude_disks", "changes_since")
     VM_ID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     LEVEL_MIN_FIELD_NUMBER: _ClassVar[int]
     LEASE_SECONDS_FIELD_NUMBER: _ClassVar[int]
     EXCLUDE_DISKS_FIELD_NUMBER: _ClassVar[int]
+    CHANGES_SINCE_FIELD_NUMBER: _ClassVar[int]
     vm_id: str
     name: str
     level_min: _vm_pb2.ConsistencyLevel
     lease_seconds: int
     exclude_disks: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, vm_id: _Optional[str] = ..., name: _Optional[str] = ..., level_min: _Optional[_Union[_vm_pb2.ConsistencyLevel, str]] = ..., lease_seconds: _Optional[int] = ..., exclude_disks: _Optional[_Iterable[str]] = ...) -> None: ...
+    changes_since: _containers.RepeatedCompositeFieldContainer[_vm_pb2.DiskState]
+    def __init__(self, vm_id: _Optional[str] = ..., name: _Optional[str] = ..., level_min: _Optional[_Union[_vm_pb2.ConsistencyLevel, str]] = ..., lease_seconds: _Optional[int] = ..., exclude_disks: _Optional[_Iterable[str]] = ..., changes_since: _Optional[_Iterable[_Union[_vm_pb2.DiskState, _Mapping]]] = ...) -> None: ...
 
 class PrepareBackupResponse(_message.Message):
     __slots__ = ("host", "vm", "snapshot")
@@ -214,14 +220,16 @@ class PlaceVmResponse(_message.Message):
     def __init__(self, host: _Optional[_Union[Host, _Mapping]] = ...) -> None: ...
 
 class ProvisionVmRequest(_message.Message):
-    __slots__ = ("vm_id", "config", "host")
+    __slots__ = ("vm_id", "config", "host", "firmware_variables")
     VM_ID_FIELD_NUMBER: _ClassVar[int]
     CONFIG_FIELD_NUMBER: _ClassVar[int]
     HOST_FIELD_NUMBER: _ClassVar[int]
+    FIRMWARE_VARIABLES_FIELD_NUMBER: _ClassVar[int]
     vm_id: str
     config: _vm_pb2.VmConfig
     host: str
-    def __init__(self, vm_id: _Optional[str] = ..., config: _Optional[_Union[_vm_pb2.VmConfig, _Mapping]] = ..., host: _Optional[str] = ...) -> None: ...
+    firmware_variables: bytes
+    def __init__(self, vm_id: _Optional[str] = ..., config: _Optional[_Union[_vm_pb2.VmConfig, _Mapping]] = ..., host: _Optional[str] = ..., firmware_variables: _Optional[bytes] = ...) -> None: ...
 
 class ProvisionVmResponse(_message.Message):
     __slots__ = ("vm", "host")
@@ -276,3 +284,77 @@ class AttachVmVolumeResponse(_message.Message):
     VM_FIELD_NUMBER: _ClassVar[int]
     vm: _vm_pb2.Vm
     def __init__(self, vm: _Optional[_Union[_vm_pb2.Vm, _Mapping]] = ...) -> None: ...
+
+class SynchronizeHostsRequest(_message.Message):
+    __slots__ = ("host",)
+    HOST_FIELD_NUMBER: _ClassVar[int]
+    host: str
+    def __init__(self, host: _Optional[str] = ...) -> None: ...
+
+class SynchronizeHostsResponse(_message.Message):
+    __slots__ = ("hosts",)
+    HOSTS_FIELD_NUMBER: _ClassVar[int]
+    hosts: _containers.RepeatedCompositeFieldContainer[Host]
+    def __init__(self, hosts: _Optional[_Iterable[_Union[Host, _Mapping]]] = ...) -> None: ...
+
+class GetVmHistoryRequest(_message.Message):
+    __slots__ = ("vm_id", "name", "page_size", "page_token")
+    VM_ID_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    vm_id: str
+    name: str
+    page_size: int
+    page_token: str
+    def __init__(self, vm_id: _Optional[str] = ..., name: _Optional[str] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ...) -> None: ...
+
+class GetVmHistoryResponse(_message.Message):
+    __slots__ = ("entries", "next_page_token")
+    ENTRIES_FIELD_NUMBER: _ClassVar[int]
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    entries: _containers.RepeatedCompositeFieldContainer[VmHistoryEntry]
+    next_page_token: str
+    def __init__(self, entries: _Optional[_Iterable[_Union[VmHistoryEntry, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
+
+class VmHistoryEntry(_message.Message):
+    __slots__ = ("at_ns", "host", "config", "removed")
+    AT_NS_FIELD_NUMBER: _ClassVar[int]
+    HOST_FIELD_NUMBER: _ClassVar[int]
+    CONFIG_FIELD_NUMBER: _ClassVar[int]
+    REMOVED_FIELD_NUMBER: _ClassVar[int]
+    at_ns: int
+    host: str
+    config: _vm_pb2.VmConfig
+    removed: bool
+    def __init__(self, at_ns: _Optional[int] = ..., host: _Optional[str] = ..., config: _Optional[_Union[_vm_pb2.VmConfig, _Mapping]] = ..., removed: _Optional[bool] = ...) -> None: ...
+
+class MigrateVmRequest(_message.Message):
+    __slots__ = ("vm_id", "host", "live", "downtime_ms_max", "seconds_max")
+    VM_ID_FIELD_NUMBER: _ClassVar[int]
+    HOST_FIELD_NUMBER: _ClassVar[int]
+    LIVE_FIELD_NUMBER: _ClassVar[int]
+    DOWNTIME_MS_MAX_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_MAX_FIELD_NUMBER: _ClassVar[int]
+    vm_id: str
+    host: str
+    live: bool
+    downtime_ms_max: int
+    seconds_max: int
+    def __init__(self, vm_id: _Optional[str] = ..., host: _Optional[str] = ..., live: _Optional[bool] = ..., downtime_ms_max: _Optional[int] = ..., seconds_max: _Optional[int] = ...) -> None: ...
+
+class MigrateVmResponse(_message.Message):
+    __slots__ = ("phase", "bytes_sent", "bytes_left", "vm", "host", "downtime_ns")
+    PHASE_FIELD_NUMBER: _ClassVar[int]
+    BYTES_SENT_FIELD_NUMBER: _ClassVar[int]
+    BYTES_LEFT_FIELD_NUMBER: _ClassVar[int]
+    VM_FIELD_NUMBER: _ClassVar[int]
+    HOST_FIELD_NUMBER: _ClassVar[int]
+    DOWNTIME_NS_FIELD_NUMBER: _ClassVar[int]
+    phase: str
+    bytes_sent: int
+    bytes_left: int
+    vm: _vm_pb2.Vm
+    host: Host
+    downtime_ns: int
+    def __init__(self, phase: _Optional[str] = ..., bytes_sent: _Optional[int] = ..., bytes_left: _Optional[int] = ..., vm: _Optional[_Union[_vm_pb2.Vm, _Mapping]] = ..., host: _Optional[_Union[Host, _Mapping]] = ..., downtime_ns: _Optional[int] = ...) -> None: ...

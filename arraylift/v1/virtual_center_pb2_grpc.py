@@ -110,6 +110,21 @@ class VirtualCenterServiceStub:
                 request_serializer=arraylift_dot_v1_dot_virtual__center__pb2.RemoveVmRequest.SerializeToString,
                 response_deserializer=arraylift_dot_v1_dot_virtual__center__pb2.RemoveVmResponse.FromString,
                 _registered_method=True)
+        self.SynchronizeHosts = channel.unary_unary(
+                '/arraylift.v1.VirtualCenterService/SynchronizeHosts',
+                request_serializer=arraylift_dot_v1_dot_virtual__center__pb2.SynchronizeHostsRequest.SerializeToString,
+                response_deserializer=arraylift_dot_v1_dot_virtual__center__pb2.SynchronizeHostsResponse.FromString,
+                _registered_method=True)
+        self.GetVmHistory = channel.unary_unary(
+                '/arraylift.v1.VirtualCenterService/GetVmHistory',
+                request_serializer=arraylift_dot_v1_dot_virtual__center__pb2.GetVmHistoryRequest.SerializeToString,
+                response_deserializer=arraylift_dot_v1_dot_virtual__center__pb2.GetVmHistoryResponse.FromString,
+                _registered_method=True)
+        self.MigrateVm = channel.unary_stream(
+                '/arraylift.v1.VirtualCenterService/MigrateVm',
+                request_serializer=arraylift_dot_v1_dot_virtual__center__pb2.MigrateVmRequest.SerializeToString,
+                response_deserializer=arraylift_dot_v1_dot_virtual__center__pb2.MigrateVmResponse.FromString,
+                _registered_method=True)
 
 
 class VirtualCenterServiceServicer:
@@ -196,7 +211,7 @@ class VirtualCenterServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def PlaceVm(self, request, context):
-        """Chooses a host by free memory and by reachability of the arrays named. Errors:
+        """Chooses a host by free memory, load, and use of the arrays named. Errors:
         RESOURCE_EXHAUSTED (no host has room).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -227,6 +242,34 @@ class VirtualCenterServiceServicer:
 
     def RemoveVm(self, request, context):
         """Passes to the VM's host. Errors: as VmService.DeleteVm.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SynchronizeHosts(self, request, context):
+        """Asks a host, or all, for its VMs now instead of waiting for its report. Errors: NOT_FOUND (host),
+        UNAVAILABLE (the one host named). Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetVmHistory(self, request, context):
+        """Configurations that a VM had, and hosts that it was on, newest first, in pages; also of VMs that are gone.
+        Limits: 1,000 entries a VM, the oldest go first. Errors: NOT_FOUND, INVALID_ARGUMENT (page token). Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def MigrateVm(self, request, context):
+        """Moves a VM to another host that reaches its arrays: off as it is, running by sending its memory. Streams
+        progress; the last message has the VM at its new place. The migration goes on if the call is cut, and is
+        finished or undone after a restart of the virtual center. The same call again follows the same migration.
+        Limit: 8 migrations at once. Errors: NOT_FOUND, FAILED_PRECONDITION (a foreign disk; another VMM; it is there already),
+        ABORTED conflict (being moved elsewhere), RESOURCE_EXHAUSTED (no room), UNAVAILABLE (a host), and those of
+        VmService.HandOverVm; after an error the VM is where it was.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -309,6 +352,21 @@ def add_VirtualCenterServiceServicer_to_server(servicer, server):
                     servicer.RemoveVm,
                     request_deserializer=arraylift_dot_v1_dot_virtual__center__pb2.RemoveVmRequest.FromString,
                     response_serializer=arraylift_dot_v1_dot_virtual__center__pb2.RemoveVmResponse.SerializeToString,
+            ),
+            'SynchronizeHosts': grpc.unary_unary_rpc_method_handler(
+                    servicer.SynchronizeHosts,
+                    request_deserializer=arraylift_dot_v1_dot_virtual__center__pb2.SynchronizeHostsRequest.FromString,
+                    response_serializer=arraylift_dot_v1_dot_virtual__center__pb2.SynchronizeHostsResponse.SerializeToString,
+            ),
+            'GetVmHistory': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetVmHistory,
+                    request_deserializer=arraylift_dot_v1_dot_virtual__center__pb2.GetVmHistoryRequest.FromString,
+                    response_serializer=arraylift_dot_v1_dot_virtual__center__pb2.GetVmHistoryResponse.SerializeToString,
+            ),
+            'MigrateVm': grpc.unary_stream_rpc_method_handler(
+                    servicer.MigrateVm,
+                    request_deserializer=arraylift_dot_v1_dot_virtual__center__pb2.MigrateVmRequest.FromString,
+                    response_serializer=arraylift_dot_v1_dot_virtual__center__pb2.MigrateVmResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -717,6 +775,87 @@ class VirtualCenterService:
             '/arraylift.v1.VirtualCenterService/RemoveVm',
             arraylift_dot_v1_dot_virtual__center__pb2.RemoveVmRequest.SerializeToString,
             arraylift_dot_v1_dot_virtual__center__pb2.RemoveVmResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SynchronizeHosts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/arraylift.v1.VirtualCenterService/SynchronizeHosts',
+            arraylift_dot_v1_dot_virtual__center__pb2.SynchronizeHostsRequest.SerializeToString,
+            arraylift_dot_v1_dot_virtual__center__pb2.SynchronizeHostsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetVmHistory(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/arraylift.v1.VirtualCenterService/GetVmHistory',
+            arraylift_dot_v1_dot_virtual__center__pb2.GetVmHistoryRequest.SerializeToString,
+            arraylift_dot_v1_dot_virtual__center__pb2.GetVmHistoryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def MigrateVm(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/arraylift.v1.VirtualCenterService/MigrateVm',
+            arraylift_dot_v1_dot_virtual__center__pb2.MigrateVmRequest.SerializeToString,
+            arraylift_dot_v1_dot_virtual__center__pb2.MigrateVmResponse.FromString,
             options,
             channel_credentials,
             insecure,

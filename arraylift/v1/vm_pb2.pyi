@@ -1,3 +1,5 @@
+from arraylift.v1 import backup_logic_pb2 as _backup_logic_pb2
+from arraylift.v1 import common_pb2 as _common_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
@@ -28,18 +30,20 @@ CONSISTENCY_LEVEL_FILESYSTEM: ConsistencyLevel
 CONSISTENCY_LEVEL_APPLICATION: ConsistencyLevel
 
 class Disk(_message.Message):
-    __slots__ = ("name", "array", "array_address", "volume_name", "size_bytes")
+    __slots__ = ("name", "array", "array_address", "volume_name", "size_bytes", "foreign")
     NAME_FIELD_NUMBER: _ClassVar[int]
     ARRAY_FIELD_NUMBER: _ClassVar[int]
     ARRAY_ADDRESS_FIELD_NUMBER: _ClassVar[int]
     VOLUME_NAME_FIELD_NUMBER: _ClassVar[int]
     SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    FOREIGN_FIELD_NUMBER: _ClassVar[int]
     name: str
     array: str
     array_address: str
     volume_name: str
     size_bytes: int
-    def __init__(self, name: _Optional[str] = ..., array: _Optional[str] = ..., array_address: _Optional[str] = ..., volume_name: _Optional[str] = ..., size_bytes: _Optional[int] = ...) -> None: ...
+    foreign: str
+    def __init__(self, name: _Optional[str] = ..., array: _Optional[str] = ..., array_address: _Optional[str] = ..., volume_name: _Optional[str] = ..., size_bytes: _Optional[int] = ..., foreign: _Optional[str] = ...) -> None: ...
 
 class NetworkInterface(_message.Message):
     __slots__ = ("mac", "network")
@@ -91,23 +95,37 @@ class Vm(_message.Message):
     def __init__(self, vm_id: _Optional[str] = ..., config: _Optional[_Union[VmConfig, _Mapping]] = ..., power: _Optional[_Union[PowerState, str]] = ..., host: _Optional[str] = ..., revision: _Optional[int] = ...) -> None: ...
 
 class DiskSnapshot(_message.Message):
-    __slots__ = ("disk_name", "array", "array_address", "volume_name", "snapshot_id", "size_bytes")
+    __slots__ = ("disk_name", "array", "array_address", "volume_name", "snapshot_id", "size_bytes", "state", "changes", "foreign")
     DISK_NAME_FIELD_NUMBER: _ClassVar[int]
     ARRAY_FIELD_NUMBER: _ClassVar[int]
     ARRAY_ADDRESS_FIELD_NUMBER: _ClassVar[int]
     VOLUME_NAME_FIELD_NUMBER: _ClassVar[int]
     SNAPSHOT_ID_FIELD_NUMBER: _ClassVar[int]
     SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    CHANGES_FIELD_NUMBER: _ClassVar[int]
+    FOREIGN_FIELD_NUMBER: _ClassVar[int]
     disk_name: str
     array: str
     array_address: str
     volume_name: str
     snapshot_id: str
     size_bytes: int
-    def __init__(self, disk_name: _Optional[str] = ..., array: _Optional[str] = ..., array_address: _Optional[str] = ..., volume_name: _Optional[str] = ..., snapshot_id: _Optional[str] = ..., size_bytes: _Optional[int] = ...) -> None: ...
+    state: _common_pb2.SourceState
+    changes: _backup_logic_pb2.SuppliedChanges
+    foreign: ForeignSource
+    def __init__(self, disk_name: _Optional[str] = ..., array: _Optional[str] = ..., array_address: _Optional[str] = ..., volume_name: _Optional[str] = ..., snapshot_id: _Optional[str] = ..., size_bytes: _Optional[int] = ..., state: _Optional[_Union[_common_pb2.SourceState, _Mapping]] = ..., changes: _Optional[_Union[_backup_logic_pb2.SuppliedChanges, _Mapping]] = ..., foreign: _Optional[_Union[ForeignSource, _Mapping]] = ...) -> None: ...
+
+class ForeignSource(_message.Message):
+    __slots__ = ("uri", "bitmap")
+    URI_FIELD_NUMBER: _ClassVar[int]
+    BITMAP_FIELD_NUMBER: _ClassVar[int]
+    uri: str
+    bitmap: _backup_logic_pb2.DirtyBitmap
+    def __init__(self, uri: _Optional[str] = ..., bitmap: _Optional[_Union[_backup_logic_pb2.DirtyBitmap, _Mapping]] = ...) -> None: ...
 
 class VmSnapshot(_message.Message):
-    __slots__ = ("vm_snapshot_id", "vm_id", "name", "level", "frozen_ns", "created_at_ns", "config", "disks", "lease_seconds")
+    __slots__ = ("vm_snapshot_id", "vm_id", "name", "level", "frozen_ns", "created_at_ns", "config", "disks", "lease_seconds", "firmware_variables")
     VM_SNAPSHOT_ID_FIELD_NUMBER: _ClassVar[int]
     VM_ID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
@@ -117,6 +135,7 @@ class VmSnapshot(_message.Message):
     CONFIG_FIELD_NUMBER: _ClassVar[int]
     DISKS_FIELD_NUMBER: _ClassVar[int]
     LEASE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    FIRMWARE_VARIABLES_FIELD_NUMBER: _ClassVar[int]
     vm_snapshot_id: str
     vm_id: str
     name: str
@@ -126,15 +145,18 @@ class VmSnapshot(_message.Message):
     config: VmConfig
     disks: _containers.RepeatedCompositeFieldContainer[DiskSnapshot]
     lease_seconds: int
-    def __init__(self, vm_snapshot_id: _Optional[str] = ..., vm_id: _Optional[str] = ..., name: _Optional[str] = ..., level: _Optional[_Union[ConsistencyLevel, str]] = ..., frozen_ns: _Optional[int] = ..., created_at_ns: _Optional[int] = ..., config: _Optional[_Union[VmConfig, _Mapping]] = ..., disks: _Optional[_Iterable[_Union[DiskSnapshot, _Mapping]]] = ..., lease_seconds: _Optional[int] = ...) -> None: ...
+    firmware_variables: bytes
+    def __init__(self, vm_snapshot_id: _Optional[str] = ..., vm_id: _Optional[str] = ..., name: _Optional[str] = ..., level: _Optional[_Union[ConsistencyLevel, str]] = ..., frozen_ns: _Optional[int] = ..., created_at_ns: _Optional[int] = ..., config: _Optional[_Union[VmConfig, _Mapping]] = ..., disks: _Optional[_Iterable[_Union[DiskSnapshot, _Mapping]]] = ..., lease_seconds: _Optional[int] = ..., firmware_variables: _Optional[bytes] = ...) -> None: ...
 
 class CreateVmRequest(_message.Message):
-    __slots__ = ("vm_id", "config")
+    __slots__ = ("vm_id", "config", "firmware_variables")
     VM_ID_FIELD_NUMBER: _ClassVar[int]
     CONFIG_FIELD_NUMBER: _ClassVar[int]
+    FIRMWARE_VARIABLES_FIELD_NUMBER: _ClassVar[int]
     vm_id: str
     config: VmConfig
-    def __init__(self, vm_id: _Optional[str] = ..., config: _Optional[_Union[VmConfig, _Mapping]] = ...) -> None: ...
+    firmware_variables: bytes
+    def __init__(self, vm_id: _Optional[str] = ..., config: _Optional[_Union[VmConfig, _Mapping]] = ..., firmware_variables: _Optional[bytes] = ...) -> None: ...
 
 class CreateVmResponse(_message.Message):
     __slots__ = ("vm",)
@@ -209,18 +231,28 @@ class PowerOffResponse(_message.Message):
     def __init__(self, vm: _Optional[_Union[Vm, _Mapping]] = ...) -> None: ...
 
 class CreateVmSnapshotRequest(_message.Message):
-    __slots__ = ("vm_id", "name", "level_min", "lease_seconds", "exclude_disks")
+    __slots__ = ("vm_id", "name", "level_min", "lease_seconds", "exclude_disks", "changes_since")
     VM_ID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     LEVEL_MIN_FIELD_NUMBER: _ClassVar[int]
     LEASE_SECONDS_FIELD_NUMBER: _ClassVar[int]
     EXCLUDE_DISKS_FIELD_NUMBER: _ClassVar[int]
+    CHANGES_SINCE_FIELD_NUMBER: _ClassVar[int]
     vm_id: str
     name: str
     level_min: ConsistencyLevel
     lease_seconds: int
     exclude_disks: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, vm_id: _Optional[str] = ..., name: _Optional[str] = ..., level_min: _Optional[_Union[ConsistencyLevel, str]] = ..., lease_seconds: _Optional[int] = ..., exclude_disks: _Optional[_Iterable[str]] = ...) -> None: ...
+    changes_since: _containers.RepeatedCompositeFieldContainer[DiskState]
+    def __init__(self, vm_id: _Optional[str] = ..., name: _Optional[str] = ..., level_min: _Optional[_Union[ConsistencyLevel, str]] = ..., lease_seconds: _Optional[int] = ..., exclude_disks: _Optional[_Iterable[str]] = ..., changes_since: _Optional[_Iterable[_Union[DiskState, _Mapping]]] = ...) -> None: ...
+
+class DiskState(_message.Message):
+    __slots__ = ("disk_name", "state")
+    DISK_NAME_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    disk_name: str
+    state: _common_pb2.SourceState
+    def __init__(self, disk_name: _Optional[str] = ..., state: _Optional[_Union[_common_pb2.SourceState, _Mapping]] = ...) -> None: ...
 
 class CreateVmSnapshotResponse(_message.Message):
     __slots__ = ("snapshot",)
@@ -383,5 +415,91 @@ class RemoveGuestFileRequest(_message.Message):
     def __init__(self, file: _Optional[_Union[GuestPath, _Mapping]] = ...) -> None: ...
 
 class RemoveGuestFileResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ExpectVmRequest(_message.Message):
+    __slots__ = ("vm_id", "migration_id", "config", "firmware_variables", "live")
+    VM_ID_FIELD_NUMBER: _ClassVar[int]
+    MIGRATION_ID_FIELD_NUMBER: _ClassVar[int]
+    CONFIG_FIELD_NUMBER: _ClassVar[int]
+    FIRMWARE_VARIABLES_FIELD_NUMBER: _ClassVar[int]
+    LIVE_FIELD_NUMBER: _ClassVar[int]
+    vm_id: str
+    migration_id: str
+    config: VmConfig
+    firmware_variables: bytes
+    live: bool
+    def __init__(self, vm_id: _Optional[str] = ..., migration_id: _Optional[str] = ..., config: _Optional[_Union[VmConfig, _Mapping]] = ..., firmware_variables: _Optional[bytes] = ..., live: _Optional[bool] = ...) -> None: ...
+
+class ExpectVmResponse(_message.Message):
+    __slots__ = ("address",)
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    address: str
+    def __init__(self, address: _Optional[str] = ...) -> None: ...
+
+class HandOverVmRequest(_message.Message):
+    __slots__ = ("vm_id", "migration_id", "live", "address", "downtime_ms_max", "seconds_max")
+    VM_ID_FIELD_NUMBER: _ClassVar[int]
+    MIGRATION_ID_FIELD_NUMBER: _ClassVar[int]
+    LIVE_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    DOWNTIME_MS_MAX_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_MAX_FIELD_NUMBER: _ClassVar[int]
+    vm_id: str
+    migration_id: str
+    live: bool
+    address: str
+    downtime_ms_max: int
+    seconds_max: int
+    def __init__(self, vm_id: _Optional[str] = ..., migration_id: _Optional[str] = ..., live: _Optional[bool] = ..., address: _Optional[str] = ..., downtime_ms_max: _Optional[int] = ..., seconds_max: _Optional[int] = ...) -> None: ...
+
+class HandOverVmResponse(_message.Message):
+    __slots__ = ("bytes_sent", "bytes_left", "handed_over", "downtime_ns")
+    BYTES_SENT_FIELD_NUMBER: _ClassVar[int]
+    BYTES_LEFT_FIELD_NUMBER: _ClassVar[int]
+    HANDED_OVER_FIELD_NUMBER: _ClassVar[int]
+    DOWNTIME_NS_FIELD_NUMBER: _ClassVar[int]
+    bytes_sent: int
+    bytes_left: int
+    handed_over: bool
+    downtime_ns: int
+    def __init__(self, bytes_sent: _Optional[int] = ..., bytes_left: _Optional[int] = ..., handed_over: _Optional[bool] = ..., downtime_ns: _Optional[int] = ...) -> None: ...
+
+class AcceptVmRequest(_message.Message):
+    __slots__ = ("vm_id", "migration_id")
+    VM_ID_FIELD_NUMBER: _ClassVar[int]
+    MIGRATION_ID_FIELD_NUMBER: _ClassVar[int]
+    vm_id: str
+    migration_id: str
+    def __init__(self, vm_id: _Optional[str] = ..., migration_id: _Optional[str] = ...) -> None: ...
+
+class AcceptVmResponse(_message.Message):
+    __slots__ = ("vm",)
+    VM_FIELD_NUMBER: _ClassVar[int]
+    vm: Vm
+    def __init__(self, vm: _Optional[_Union[Vm, _Mapping]] = ...) -> None: ...
+
+class AbandonMigrationRequest(_message.Message):
+    __slots__ = ("vm_id", "migration_id")
+    VM_ID_FIELD_NUMBER: _ClassVar[int]
+    MIGRATION_ID_FIELD_NUMBER: _ClassVar[int]
+    vm_id: str
+    migration_id: str
+    def __init__(self, vm_id: _Optional[str] = ..., migration_id: _Optional[str] = ...) -> None: ...
+
+class AbandonMigrationResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class FinishMigrationRequest(_message.Message):
+    __slots__ = ("vm_id", "migration_id")
+    VM_ID_FIELD_NUMBER: _ClassVar[int]
+    MIGRATION_ID_FIELD_NUMBER: _ClassVar[int]
+    vm_id: str
+    migration_id: str
+    def __init__(self, vm_id: _Optional[str] = ..., migration_id: _Optional[str] = ...) -> None: ...
+
+class FinishMigrationResponse(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...

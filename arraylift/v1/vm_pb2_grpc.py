@@ -120,6 +120,31 @@ class VmServiceStub:
                 request_serializer=arraylift_dot_v1_dot_vm__pb2.RemoveGuestFileRequest.SerializeToString,
                 response_deserializer=arraylift_dot_v1_dot_vm__pb2.RemoveGuestFileResponse.FromString,
                 _registered_method=True)
+        self.ExpectVm = channel.unary_unary(
+                '/arraylift.v1.VmService/ExpectVm',
+                request_serializer=arraylift_dot_v1_dot_vm__pb2.ExpectVmRequest.SerializeToString,
+                response_deserializer=arraylift_dot_v1_dot_vm__pb2.ExpectVmResponse.FromString,
+                _registered_method=True)
+        self.HandOverVm = channel.unary_stream(
+                '/arraylift.v1.VmService/HandOverVm',
+                request_serializer=arraylift_dot_v1_dot_vm__pb2.HandOverVmRequest.SerializeToString,
+                response_deserializer=arraylift_dot_v1_dot_vm__pb2.HandOverVmResponse.FromString,
+                _registered_method=True)
+        self.AcceptVm = channel.unary_unary(
+                '/arraylift.v1.VmService/AcceptVm',
+                request_serializer=arraylift_dot_v1_dot_vm__pb2.AcceptVmRequest.SerializeToString,
+                response_deserializer=arraylift_dot_v1_dot_vm__pb2.AcceptVmResponse.FromString,
+                _registered_method=True)
+        self.AbandonMigration = channel.unary_unary(
+                '/arraylift.v1.VmService/AbandonMigration',
+                request_serializer=arraylift_dot_v1_dot_vm__pb2.AbandonMigrationRequest.SerializeToString,
+                response_deserializer=arraylift_dot_v1_dot_vm__pb2.AbandonMigrationResponse.FromString,
+                _registered_method=True)
+        self.FinishMigration = channel.unary_unary(
+                '/arraylift.v1.VmService/FinishMigration',
+                request_serializer=arraylift_dot_v1_dot_vm__pb2.FinishMigrationRequest.SerializeToString,
+                response_deserializer=arraylift_dot_v1_dot_vm__pb2.FinishMigrationResponse.FromString,
+                _registered_method=True)
 
 
 class VmServiceServicer:
@@ -175,6 +200,7 @@ class VmServiceServicer:
 
     def CreateVmSnapshot(self, request, context):
         """Freezes the guest, takes one snapshot group on each array that holds disks of the VM, thaws.
+        Foreign disks are exported by the VMM as they are at that instant.
         The guest is frozen for at most 10 s, whatever happens; the level that was reached is
         recorded. Idempotent by (VM, name): the same again returns the same snapshot.
         The snapshot is deleted when its lease lapses. Errors: NOT_FOUND, FAILED_PRECONDITION (the
@@ -255,6 +281,55 @@ class VmServiceServicer:
 
     def RemoveGuestFile(self, request, context):
         """Removes a file. Errors: NOT_FOUND, FAILED_PRECONDITION (a directory).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExpectVm(self, request, context):
+        """Migration: the virtual center calls these on both hosts, in this order. At every instant at most one host
+        can run the VM: the old one until it said HANDED_OVER, the new one from AcceptVm on.
+
+        To the new host: keeps a place for a VM, which is neither listed nor can be started before AcceptVm. For
+        a live migration its VMM waits for the guest's memory at the address answered. Idempotent by migration_id.
+        Errors: ALREADY_EXISTS (name, VM), NOT_FOUND (volume, network), RESOURCE_EXHAUSTED, FAILED_PRECONDITION
+        (this VMM cannot), UNAVAILABLE (array).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def HandOverVm(self, request, context):
+        """To the old host: hands the VM over. From the first message on it starts, changes and snapshots the VM no
+        more (UNAVAILABLE, retryable); VM snapshots that it has stay its own. A running guest's memory is sent to
+        the new host. The last message says HANDED_OVER, which is durable: this host will not run the VM again.
+        Idempotent by migration_id: after a cut it goes on, or repeats its last message.
+        Errors: NOT_FOUND, FAILED_PRECONDITION (running, and `live` is not set; this VMM cannot; another migration),
+        UNAVAILABLE (new host), DEADLINE_EXCEEDED (the guest changes its memory faster than it can be sent).
+        After an error the VM is as it was, once AbandonMigration was called here.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AcceptVm(self, request, context):
+        """To the new host, after HANDED_OVER: the VM is its own, and runs if it ran. Idempotent. Errors: NOT_FOUND
+        (migration), UNAVAILABLE.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AbandonMigration(self, request, context):
+        """To either host: as if the migration had not begun. The new one first, then the old one, which lets its guest
+        go on. REQUIRES, after HANDED_OVER, that AcceptVm was not and will not be called. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def FinishMigration(self, request, context):
+        """To the old host, after AcceptVm: forgets the VM; its VM snapshots stay until they are deleted. Idempotent.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -347,6 +422,31 @@ def add_VmServiceServicer_to_server(servicer, server):
                     servicer.RemoveGuestFile,
                     request_deserializer=arraylift_dot_v1_dot_vm__pb2.RemoveGuestFileRequest.FromString,
                     response_serializer=arraylift_dot_v1_dot_vm__pb2.RemoveGuestFileResponse.SerializeToString,
+            ),
+            'ExpectVm': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExpectVm,
+                    request_deserializer=arraylift_dot_v1_dot_vm__pb2.ExpectVmRequest.FromString,
+                    response_serializer=arraylift_dot_v1_dot_vm__pb2.ExpectVmResponse.SerializeToString,
+            ),
+            'HandOverVm': grpc.unary_stream_rpc_method_handler(
+                    servicer.HandOverVm,
+                    request_deserializer=arraylift_dot_v1_dot_vm__pb2.HandOverVmRequest.FromString,
+                    response_serializer=arraylift_dot_v1_dot_vm__pb2.HandOverVmResponse.SerializeToString,
+            ),
+            'AcceptVm': grpc.unary_unary_rpc_method_handler(
+                    servicer.AcceptVm,
+                    request_deserializer=arraylift_dot_v1_dot_vm__pb2.AcceptVmRequest.FromString,
+                    response_serializer=arraylift_dot_v1_dot_vm__pb2.AcceptVmResponse.SerializeToString,
+            ),
+            'AbandonMigration': grpc.unary_unary_rpc_method_handler(
+                    servicer.AbandonMigration,
+                    request_deserializer=arraylift_dot_v1_dot_vm__pb2.AbandonMigrationRequest.FromString,
+                    response_serializer=arraylift_dot_v1_dot_vm__pb2.AbandonMigrationResponse.SerializeToString,
+            ),
+            'FinishMigration': grpc.unary_unary_rpc_method_handler(
+                    servicer.FinishMigration,
+                    request_deserializer=arraylift_dot_v1_dot_vm__pb2.FinishMigrationRequest.FromString,
+                    response_serializer=arraylift_dot_v1_dot_vm__pb2.FinishMigrationResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -809,6 +909,141 @@ class VmService:
             '/arraylift.v1.VmService/RemoveGuestFile',
             arraylift_dot_v1_dot_vm__pb2.RemoveGuestFileRequest.SerializeToString,
             arraylift_dot_v1_dot_vm__pb2.RemoveGuestFileResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExpectVm(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/arraylift.v1.VmService/ExpectVm',
+            arraylift_dot_v1_dot_vm__pb2.ExpectVmRequest.SerializeToString,
+            arraylift_dot_v1_dot_vm__pb2.ExpectVmResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def HandOverVm(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/arraylift.v1.VmService/HandOverVm',
+            arraylift_dot_v1_dot_vm__pb2.HandOverVmRequest.SerializeToString,
+            arraylift_dot_v1_dot_vm__pb2.HandOverVmResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AcceptVm(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/arraylift.v1.VmService/AcceptVm',
+            arraylift_dot_v1_dot_vm__pb2.AcceptVmRequest.SerializeToString,
+            arraylift_dot_v1_dot_vm__pb2.AcceptVmResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AbandonMigration(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/arraylift.v1.VmService/AbandonMigration',
+            arraylift_dot_v1_dot_vm__pb2.AbandonMigrationRequest.SerializeToString,
+            arraylift_dot_v1_dot_vm__pb2.AbandonMigrationResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FinishMigration(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/arraylift.v1.VmService/FinishMigration',
+            arraylift_dot_v1_dot_vm__pb2.FinishMigrationRequest.SerializeToString,
+            arraylift_dot_v1_dot_vm__pb2.FinishMigrationResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -283,8 +283,8 @@ class Client:
         """``address``: the path of a Unix socket, or host and port."""
         family = socket.AF_UNIX if isinstance(address, str) else socket.AF_INET
         connection = socket.socket(family, socket.SOCK_STREAM)
-        if family != socket.AF_UNIX:  # of a full backlog a socket with a timeout gets EAGAIN, one without waits
-            connection.settimeout(30)
+        # Without room in a Unix socket's backlog, one that has a timeout is refused; one without waits.
+        connection.settimeout(None if family == socket.AF_UNIX else 30)
         try:
             connection.connect(address)
             return cls(connection, name, **how)  # type: ignore[arg-type]
