@@ -21,59 +21,76 @@ VOLUME_USERS = MANAGEMENT | {"host"}
 MOVERS = frozenset({"array", "target"})
 
 
+_VOLUME_METHODS = (
+    "CreateVolume ListVolumes DeleteVolume ImportVolume ReadExtents WriteExtents CreateSnapshots "
+    "ListSnapshots DeleteSnapshot ListChangedExtents GetPoolStats ResizeVolume CloneVolume "
+    "RollbackVolume CreateExport ListExports DeleteExport"
+)
+
+_BY_SERVICE: dict[str, tuple[frozenset[str], str]] = {
+    "grpc.health.v1.Health": (EVERYBODY, "Check List"),
+    "arraylift.v1.VolumeService": (VOLUME_USERS, _VOLUME_METHODS),
+    "arraylift.v1.BackupLogicService": (
+        MANAGEMENT,
+        "SendSnapshot SendForeignDisk CancelTransfer SetTransferRate ListTransfers DiffSnapshots",
+    ),
+    "arraylift.v1.SegmentExchangeService": (MOVERS, "Exchange"),
+    "arraylift.v1.ImageService": (
+        MANAGEMENT,
+        (
+            "ListImages GetImage ReadRange SendImage DeleteImage PublishBackup ListBackupManifests "
+            "DeleteBackupManifest ListNames WriteFile Synthesize ComposeImage DiffImages LockImage "
+            "VerifyImage PreviewDelete"
+        ),
+    ),
+    "arraylift.v1.TargetAdminService": (
+        MANAGEMENT,
+        ("CreateGrant RevokeGrant GetTargetStats SurveySpace CollectGarbage Scrub ListUnits ListTenants"),
+    ),
+    "arraylift.v1.VmService": (
+        MANAGEMENT | {"vcenter"},
+        (
+            "CreateVm GetVm ListVms DeleteVm PowerOn PowerOff CreateVmSnapshot GetVmSnapshot "
+            "ListVmSnapshots RenewVmSnapshot DeleteVmSnapshot AttachVolume DetachVolume PutGuestFile "
+            "GetGuestFile ListGuestFiles RemoveGuestFile"
+        ),
+    ),
+    "arraylift.v1.VirtualCenterService": (
+        MANAGEMENT,
+        (
+            "ListHosts RemoveHost ListManagedVms GetManagedVm WatchInventory PrepareBackup "
+            "ReleaseSnapshot RenewSnapshot "
+            "PlaceVm ProvisionVm AttachVmVolume PowerVm RemoveVm SynchronizeHosts GetVmHistory MigrateVm"
+        ),
+    ),
+    "arraylift.v1.PolicyService": (
+        frozenset({"operator"}),
+        (
+            "SetPolicy ListPolicies RemovePolicy PlanPolicy RunPolicy PlanRetention ApplyRetention "
+            "ReportUnprotected ReportOverdue ReportSpace"
+        ),
+    ),
+    "arraylift.v1.CatalogService": (
+        frozenset({"operator"}),
+        (
+            "ListFileVolumes FindFiles ListFileVersions DiffBackups ExplainBackup CatalogBackup "
+            "RebuildCatalog ReadFiles StartFileRestore"
+        ),
+    ),
+    "arraylift.v1.BackupService": (
+        frozenset({"operator"}),
+        (
+            "StartBackup StartRestore GetJob ListJobs WatchJob CancelJob ListBackups GetBackup "
+            "DeleteBackup VerifyBackup LockBackup ListFiles GetFile AddPeer ListPeers RemovePeer"
+        ),
+    ),
+}
+
+
 def _rules() -> dict[str, frozenset[str]]:
-    volume_methods = (
-        "CreateVolume ListVolumes DeleteVolume ImportVolume ReadExtents WriteExtents CreateSnapshots "
-        "ListSnapshots DeleteSnapshot ListChangedExtents GetPoolStats ResizeVolume CloneVolume "
-        "RollbackVolume CreateExport ListExports DeleteExport"
-    )
-    by_service: dict[str, tuple[frozenset[str], str]] = {
-        "grpc.health.v1.Health": (EVERYBODY, "Check List"),
-        "arraylift.v1.VolumeService": (VOLUME_USERS, volume_methods),
-        "arraylift.v1.BackupLogicService": (
-            MANAGEMENT,
-            "SendSnapshot SendForeignDisk CancelTransfer SetTransferRate ListTransfers DiffSnapshots",
-        ),
-        "arraylift.v1.SegmentExchangeService": (MOVERS, "Exchange"),
-        "arraylift.v1.ImageService": (
-            MANAGEMENT,
-            (
-                "ListImages GetImage ReadRange SendImage DeleteImage PublishBackup ListBackupManifests "
-                "DeleteBackupManifest ListNames WriteFile Synthesize ComposeImage DiffImages LockImage "
-                "VerifyImage PreviewDelete"
-            ),
-        ),
-        "arraylift.v1.TargetAdminService": (
-            MANAGEMENT,
-            ("CreateGrant RevokeGrant GetTargetStats SurveySpace CollectGarbage Scrub ListUnits ListTenants"),
-        ),
-        "arraylift.v1.VmService": (
-            MANAGEMENT | {"vcenter"},
-            (
-                "CreateVm GetVm ListVms DeleteVm PowerOn PowerOff CreateVmSnapshot GetVmSnapshot "
-                "ListVmSnapshots RenewVmSnapshot DeleteVmSnapshot AttachVolume DetachVolume PutGuestFile "
-                "GetGuestFile ListGuestFiles RemoveGuestFile"
-            ),
-        ),
-        "arraylift.v1.VirtualCenterService": (
-            MANAGEMENT,
-            (
-                "ListHosts RemoveHost ListManagedVms GetManagedVm WatchInventory PrepareBackup "
-                "ReleaseSnapshot RenewSnapshot "
-                "PlaceVm ProvisionVm AttachVmVolume PowerVm RemoveVm SynchronizeHosts GetVmHistory MigrateVm"
-            ),
-        ),
-        "arraylift.v1.BackupService": (
-            frozenset({"operator"}),
-            (
-                "StartBackup StartRestore GetJob ListJobs WatchJob CancelJob ListBackups GetBackup "
-                "DeleteBackup VerifyBackup LockBackup ListFiles GetFile AddPeer ListPeers RemovePeer"
-            ),
-        ),
-    }
     rules = {
         f"/{service}/{method}": roles
-        for service, (roles, methods) in by_service.items()
+        for service, (roles, methods) in _BY_SERVICE.items()
         for method in methods.split()
     }
     # Opens a door for a target to write into the pool: a host has no business there.
