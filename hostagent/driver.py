@@ -5,6 +5,7 @@ Contract (tests/contract/test_vm_driver_contract.py):
   D2 ``thaw`` is harmless at any time, from any thread, and twice; it never waits for a freeze.
   D3 after ``resume`` no guest is frozen: a daemon that died under a freeze left nothing behind.
   D4 file operations that change a disk never run while the guest is frozen.
+  D5 ``kept_level`` is never above what ``freeze`` reached, nor above what held until the thaw.
 Callers: use cases. One thread at a time for one VM (it holds the VM's lock), but for ``thaw``,
 ``is_running`` and the guest's files.
 """
@@ -15,6 +16,7 @@ from typing import Protocol
 
 from arraylift.ids import VmId
 from arraylift.vm.types import ConsistencyLevel, Disk
+from hostagent.change_tracking import ChangeTracker
 from hostagent.vm_types import GuestFile, VmRecord
 
 
@@ -24,6 +26,11 @@ class Driver(Protocol):
     @property
     def name(self) -> str:
         """As the virtual center shows it."""
+        ...
+
+    @property
+    def tracker(self) -> ChangeTracker | None:
+        """None: this VMM does not see what its guests write."""
         ...
 
     def resume(self, vm: VmRecord) -> None:
@@ -49,6 +56,13 @@ class Driver(Protocol):
 
     def thaw(self, vm_id: VmId) -> None:
         """Let the guest go on (D2)."""
+        ...
+
+    def kept_level(self, vm: VmRecord, reached: ConsistencyLevel) -> ConsistencyLevel:
+        """After the thaw: the level that held all the time since ``freeze`` reached it (D5).
+
+        An agent tells only now whether hooks ran, and whether the guest was thawed behind our back.
+        """
         ...
 
     def attach(self, vm: VmRecord, disk: Disk) -> None:

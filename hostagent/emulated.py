@@ -38,6 +38,7 @@ class EmulatedDriver:
     """Driver without a hypervisor."""
 
     name = "emulated"
+    tracker = None
 
     def __init__(self, copies: DiskCopies, *, clock: Clock) -> None:
         self._copies = copies
@@ -86,6 +87,9 @@ class EmulatedDriver:
             gate = self._gates.get(vm_id)
         if gate is not None:
             gate.thaw()
+
+    def kept_level(self, vm: VmRecord, reached: ConsistencyLevel) -> ConsistencyLevel:  # noqa: ARG002
+        return reached
 
     # -- disks ----------------------------------------------------------------------------------
 

@@ -12,8 +12,16 @@ from typing import Any, TypeVar
 
 from arraylift import envelope
 from arraylift.errors import Corruption, InvalidRequest
-from arraylift.ids import SnapshotId, VmId, VmSnapshotId, check_id
-from arraylift.vm.types import ConsistencyLevel, Disk, DiskSnapshot, NetworkInterface, VmConfig
+from arraylift.ids import LineageId, PoolId, SnapshotId, SourceState, VmId, VmSnapshotId, check_id
+from arraylift.vm.types import (
+    ConsistencyLevel,
+    DirtyBitmap,
+    Disk,
+    DiskSnapshot,
+    ForeignSource,
+    NetworkInterface,
+    VmConfig,
+)
 from hostagent.vm_types import SnapshotRecord, SnapshotState, VmRecord, VmState
 
 VM_MAGIC = b"ALVMRECD"
@@ -24,7 +32,11 @@ _SNAPSHOT_KEYS = frozenset(field.name for field in fields(SnapshotRecord))
 _CONFIG_KEYS = frozenset(field.name for field in fields(VmConfig))
 _TYPES = {"int": int, "str": str}
 
-T = TypeVar("T", Disk, NetworkInterface, DiskSnapshot)
+_DISK_SNAPSHOT_KEYS = frozenset(
+    {"disk_name", "array", "array_address", "volume_name", "snapshot_id", "size_bytes"}
+)
+
+T = TypeVar("T", Disk, NetworkInterface)
 
 
 def encode_vm(vm: VmRecord) -> bytes:
@@ -75,7 +87,7 @@ def encode_snapshot(snapshot: SnapshotRecord) -> bytes:
                 "created_at_ns": snapshot.created_at_ns,
                 "config": config_to_json(snapshot.config),
                 "addresses": list(snapshot.addresses),
-                "disks": [_plain_to_json(disk) for disk in snapshot.disks],
+                "disks": [_disk_snapshot_to_json(disk) for disk in snapshot.disks],
                 "lease_seconds": snapshot.lease_seconds,
             }
         ),
@@ -87,9 +99,7 @@ def decode_snapshot(data: bytes, *, what: str) -> SnapshotRecord:
     value = envelope.decode_json(SNAPSHOT_MAGIC, data, what=what, keys=_SNAPSHOT_KEYS)
     try:
         level = value["level"]
-        disks = tuple(_plain(DiskSnapshot, disk) for disk in value["disks"])
-        for disk in disks:
-            SnapshotId(check_id(disk.snapshot_id, "snapshot id"))
+        disks = tuple(map(_disk_snapshot, value["disks"]))
         return SnapshotRecord(
             vm_snapshot_id=VmSnapshotId(check_id(value["vm_snapshot_id"], "VM snapshot id")),
             vm_id=VmId(check_id(value["vm_id"], "VM id")),
@@ -136,7 +146,62 @@ def _config(value: dict[str, Any]) -> VmConfig:
     )
 
 
-def _plain_to_json(value: Disk | NetworkInterface | DiskSnapshot) -> dict[str, Any]:
+def _disk_snapshot_to_json(disk: DiskSnapshot) -> dict[str, Any]:
+    """What has changed is told once and not kept: it is asked for anew."""
+    value: dict[str, Any] = {name: getattr(disk, name) for name in _DISK_SNAPSHOT_KEYS}
+    if disk.state is not None:
+        value["state"] = state_to_json(disk.state)
+    if disk.foreign is not None:
+        bitmap = disk.foreign.bitmap
+        value["foreign"] = {"uri": disk.foreign.uri}
+        if bitmap is not None:
+            value["foreign"]["bitmap"] = {"name": bitmap.name, "since": state_to_json(bitmap.since)}
+    return value
+
+
+def _disk_snapshot(value: dict[str, Any]) -> DiskSnapshot:
+    if value.keys() - {"state", "foreign"} != _DISK_SNAPSHOT_KEYS:
+        raise ValueError("a DiskSnapshot with other fields")
+    foreign = value.get("foreign")
+    return DiskSnapshot(
+        disk_name=_typed(value["disk_name"], str),
+        array=_typed(value["array"], str),
+        array_address=_typed(value["array_address"], str),
+        volume_name=_typed(value["volume_name"], str),
+        # A foreign disk's state lies on no array.
+        snapshot_id=SnapshotId(check_id(value["snapshot_id"], "snapshot id") if foreign is None else ""),
+        size_bytes=_typed(value["size_bytes"], int),
+        state=state_from_json(value["state"]) if "state" in value else None,
+        foreign=None if foreign is None else _foreign(foreign),
+    )
+
+
+def _foreign(value: dict[str, Any]) -> ForeignSource:
+    bitmap = value.get("bitmap")
+    return ForeignSource(
+        _typed(value["uri"], str),
+        None
+        if bitmap is None
+        else DirtyBitmap(_typed(bitmap["name"], str), state_from_json(bitmap["since"])),
+    )
+
+
+def state_to_json(state: SourceState) -> list[str | int]:
+    """A state of a disk: pool, lineage, birth."""
+    return [state.pool_id, state.lineage_id, state.birth]
+
+
+def state_from_json(value: list[Any]) -> SourceState:
+    """Raises ValueError, TypeError, InvalidRequest."""
+    pool_id, lineage_id, birth = value
+    return SourceState(
+        PoolId(check_id(pool_id, "pool id")),
+        LineageId(check_id(lineage_id, "lineage id")),
+        _typed(birth, int),
+    )
+
+
+def _plain_to_json(value: Disk | NetworkInterface) -> dict[str, Any]:
     return {field.name: getattr(value, field.name) for field in fields(value)}
 
 

@@ -8,16 +8,21 @@ from __future__ import annotations
 from typing import TypeVar
 
 from arraylift.errors import InvalidRequest
-from arraylift.ids import SnapshotId, VmId, VmSnapshotId
-from arraylift.v1 import virtual_center_pb2
+from arraylift.exchange.convert import state_from_pb, state_to_pb
+from arraylift.ids import SnapshotId, SourceState, VmId, VmSnapshotId
+from arraylift.v1 import backup_logic_pb2, virtual_center_pb2
 from arraylift.v1 import vm_pb2 as pb
 from arraylift.vm.types import (
     ConsistencyLevel,
+    DirtyBitmap,
     Disk,
     DiskSnapshot,
+    DiskState,
+    ForeignSource,
     NetworkInterface,
     PowerState,
     SnapshotRequest,
+    SuppliedChanges,
     Vm,
     VmConfig,
     VmSnapshot,
@@ -113,20 +118,33 @@ def snapshot_request_to_pb(request: SnapshotRequest, kind: type[Asked]) -> Asked
         level_min=pb.ConsistencyLevel.Name(request.level_min),
         lease_seconds=request.lease_seconds,
         exclude_disks=request.exclude_disks,
+        changes_since=[
+            pb.DiskState(disk_name=one.disk_name, state=state_to_pb(one.state))
+            for one in request.changes_since
+        ],
     )
 
 
 def snapshot_request_from_pb(
     request: pb.CreateVmSnapshotRequest | virtual_center_pb2.PrepareBackupRequest,
 ) -> SnapshotRequest:
-    """Raises InvalidRequest (level)."""
+    """Raises InvalidRequest (level; a state without a name)."""
     return SnapshotRequest(
         vm_id=VmId(request.vm_id),
         name=request.name,
         level_min=level_demanded(request.level_min),
         lease_seconds=request.lease_seconds,
         exclude_disks=tuple(request.exclude_disks),
+        changes_since=tuple(
+            DiskState(one.disk_name, _named(state_from_pb(one.state))) for one in request.changes_since
+        ),
     )
+
+
+def _named(state: SourceState | None) -> SourceState:
+    if state is None:
+        raise InvalidRequest("say since which state changes are wanted")
+    return state
 
 
 def snapshot_to_pb(snapshot: VmSnapshot) -> pb.VmSnapshot:
@@ -138,22 +156,13 @@ def snapshot_to_pb(snapshot: VmSnapshot) -> pb.VmSnapshot:
         frozen_ns=snapshot.frozen_ns,
         created_at_ns=snapshot.created_at_ns,
         config=config_to_pb(snapshot.config),
-        disks=[
-            pb.DiskSnapshot(
-                disk_name=disk.disk_name,
-                array=disk.array,
-                array_address=disk.array_address,
-                volume_name=disk.volume_name,
-                snapshot_id=disk.snapshot_id,
-                size_bytes=disk.size_bytes,
-            )
-            for disk in snapshot.disks
-        ],
+        disks=map(disk_snapshot_to_pb, snapshot.disks),
         lease_seconds=snapshot.lease_seconds,
     )
 
 
 def snapshot_from_pb(snapshot: pb.VmSnapshot) -> VmSnapshot:
+    """Raises InvalidRequest (a state that is none)."""
     return VmSnapshot(
         vm_snapshot_id=VmSnapshotId(snapshot.vm_snapshot_id),
         vm_id=VmId(snapshot.vm_id),
@@ -162,16 +171,61 @@ def snapshot_from_pb(snapshot: pb.VmSnapshot) -> VmSnapshot:
         frozen_ns=snapshot.frozen_ns,
         created_at_ns=snapshot.created_at_ns,
         config=config_from_pb(snapshot.config),
-        disks=tuple(
-            DiskSnapshot(
-                disk_name=disk.disk_name,
-                array=disk.array,
-                array_address=disk.array_address,
-                volume_name=disk.volume_name,
-                snapshot_id=SnapshotId(disk.snapshot_id),
-                size_bytes=disk.size_bytes,
-            )
-            for disk in snapshot.disks
-        ),
+        disks=tuple(map(disk_snapshot_from_pb, snapshot.disks)),
         lease_seconds=snapshot.lease_seconds,
     )
+
+
+def disk_snapshot_to_pb(disk: DiskSnapshot) -> pb.DiskSnapshot:
+    return pb.DiskSnapshot(
+        disk_name=disk.disk_name,
+        array=disk.array,
+        array_address=disk.array_address,
+        volume_name=disk.volume_name,
+        snapshot_id=disk.snapshot_id,
+        size_bytes=disk.size_bytes,
+        state=state_to_pb(disk.state),
+        changes=None if disk.changes is None else changes_to_pb(disk.changes),
+        foreign=None if disk.foreign is None else foreign_to_pb(disk.foreign),
+    )
+
+
+def disk_snapshot_from_pb(disk: pb.DiskSnapshot) -> DiskSnapshot:
+    return DiskSnapshot(
+        disk_name=disk.disk_name,
+        array=disk.array,
+        array_address=disk.array_address,
+        volume_name=disk.volume_name,
+        snapshot_id=SnapshotId(disk.snapshot_id),
+        size_bytes=disk.size_bytes,
+        state=state_from_pb(disk.state),
+        changes=changes_from_pb(disk.changes) if disk.HasField("changes") else None,
+        foreign=foreign_from_pb(disk.foreign) if disk.HasField("foreign") else None,
+    )
+
+
+def changes_to_pb(changes: SuppliedChanges) -> backup_logic_pb2.SuppliedChanges:
+    return backup_logic_pb2.SuppliedChanges(
+        since=state_to_pb(changes.since), offsets=changes.offsets, lengths=changes.lengths
+    )
+
+
+def changes_from_pb(changes: backup_logic_pb2.SuppliedChanges) -> SuppliedChanges | None:
+    """None if it does not say since when: it vouches for nothing."""
+    since = state_from_pb(changes.since)
+    return None if since is None else SuppliedChanges(since, changes.offsets, changes.lengths)
+
+
+def foreign_to_pb(source: ForeignSource) -> pb.ForeignSource:
+    bitmap = source.bitmap
+    return pb.ForeignSource(
+        uri=source.uri,
+        bitmap=None
+        if bitmap is None
+        else backup_logic_pb2.DirtyBitmap(name=bitmap.name, since=state_to_pb(bitmap.since)),
+    )
+
+
+def foreign_from_pb(source: pb.ForeignSource) -> ForeignSource:
+    since = state_from_pb(source.bitmap.since)
+    return ForeignSource(source.uri, None if since is None else DirtyBitmap(source.bitmap.name, since))

@@ -15,7 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import IntEnum
 
-from arraylift.ids import SnapshotId, VmId, VmSnapshotId
+from arraylift.ids import SnapshotId, SourceState, VmId, VmSnapshotId
 
 DISKS_MAX = 64
 NETWORKS_MAX = 16
@@ -25,6 +25,9 @@ LEASE_SECONDS_MAX = 3600
 """Of a VM snapshot."""
 GRACE_SECONDS, GRACE_SECONDS_MAX = 30, 3600
 """What a guest gets to shut down."""
+CHANGED_RANGES_MAX = 1 << 16
+"""Of one disk's SuppliedChanges; those of a VM snapshot together have no more than twice as many, so that it
+fits into one message."""
 
 
 class PowerState(IntEnum):
@@ -104,8 +107,34 @@ class Vm:
 
 
 @dataclass(frozen=True, slots=True)
+class SuppliedChanges:
+    """What a VMM saw change since the state ``since``: a superset. ``offsets`` and ``lengths`` are packed
+    little-endian u64 in bytes, ascending and disjoint, as they travel."""
+
+    since: SourceState
+    offsets: bytes
+    lengths: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class DirtyBitmap:
+    """A bitmap that a VMM exports beside a disk; cleared at the instant of the state ``since``."""
+
+    name: str
+    since: SourceState
+
+
+@dataclass(frozen=True, slots=True)
+class ForeignSource:
+    """Where a gateway reads a foreign disk's state, until the VM snapshot is deleted."""
+
+    uri: str
+    bitmap: DirtyBitmap | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class DiskSnapshot:
-    """A volume snapshot of one disk, on its array."""
+    """A volume snapshot of one disk, on its array; of a foreign disk, where its VMM shows its state."""
 
     disk_name: str
     array: str
@@ -113,6 +142,19 @@ class DiskSnapshot:
     volume_name: str
     snapshot_id: SnapshotId
     size_bytes: int
+    state: SourceState | None = None
+    """None: whoever took it did not say."""
+    changes: SuppliedChanges | None = None
+    """Since the state that was asked for. None: the VMM does not know, or nobody asked."""
+    foreign: ForeignSource | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DiskState:
+    """A state of one disk that the caller has a backup of."""
+
+    disk_name: str
+    state: SourceState
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +166,7 @@ class SnapshotRequest:
     level_min: ConsistencyLevel = ConsistencyLevel.UNSPECIFIED
     lease_seconds: int = 0
     exclude_disks: tuple[str, ...] = ()
+    changes_since: tuple[DiskState, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

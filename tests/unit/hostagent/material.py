@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
-from arraylift.ids import SnapshotId, VmId, VmSnapshotId
+from dataclasses import replace
+
+from arraylift.ids import LineageId, PoolId, SnapshotId, SourceState, VmId, VmSnapshotId
 from arraylift.sizes import GIB
-from arraylift.vm.types import ConsistencyLevel, Disk, DiskSnapshot, NetworkInterface, VmConfig
+from arraylift.vm.types import (
+    ConsistencyLevel,
+    DirtyBitmap,
+    Disk,
+    DiskSnapshot,
+    ForeignSource,
+    NetworkInterface,
+    VmConfig,
+)
 from hostagent.disk_copy import WriteBack
 from hostagent.vm_types import SnapshotRecord, SnapshotState, VmRecord, VmState
 
@@ -37,4 +47,22 @@ SNAPSHOT = SnapshotRecord(
     ),
     lease_seconds=60,
 )
+STATE = SourceState(PoolId("a" * 32), LineageId("b" * 32), 7)
+STATED_SNAPSHOT = replace(
+    SNAPSHOT,
+    disks=(
+        replace(SNAPSHOT.disks[0], state=STATE),
+        DiskSnapshot(
+            "data",
+            "",
+            "",
+            "",
+            SnapshotId(""),
+            GIB,
+            STATE,
+            foreign=ForeignSource("nbd+unix:///data?socket=/run/x", DirtyBitmap("al-1", STATE)),
+        ),
+    ),
+)
+"""What a release that knows of states and foreign disks adds."""
 WRITE_BACK = WriteBack("d" * 32, VM_ID, "127.0.0.1:7403", "web1-root-00000000000a", ((65536, 131072),))

@@ -12,6 +12,7 @@ from arraylift.ids import VmId, random_id
 from arraylift.rpc.channels import Channels
 from arraylift.sizes import MIB
 from arraylift.vm.types import ConsistencyLevel, Disk, NetworkInterface, VmConfig
+from hostagent.change_tracking import ChangeTracker
 from hostagent.locks import KeyedLocks
 from hostagent.machines import Machines
 from hostagent.peers import CHANNELS_MAX, ArrayVolumes
@@ -41,6 +42,8 @@ class FakeDriver:
     name = "fake"
 
     def __init__(self) -> None:
+        self.tracker: ChangeTracker | None = None
+        self.kept: ConsistencyLevel | None = None
         self.level = ConsistencyLevel.FILESYSTEM
         self.freeze_error: Exception | None = None
         self.running: set[VmId] = set()
@@ -71,6 +74,10 @@ class FakeDriver:
     def thaw(self, vm_id: VmId) -> None:
         self.thaws += 1
         self.frozen.discard(vm_id)
+
+    def kept_level(self, vm: VmRecord, reached: ConsistencyLevel) -> ConsistencyLevel:
+        assert vm.vm_id not in self.frozen
+        return reached if self.kept is None else self.kept
 
     def attach(self, vm: VmRecord, disk: Disk) -> None:
         self.detached.discard((vm.vm_id, disk.name))

@@ -17,12 +17,13 @@ from hostagent.vm_record import (
     encode_snapshot,
     encode_vm,
 )
-from tests.unit.hostagent.material import SNAPSHOT, VM, WRITE_BACK
+from tests.unit.hostagent.material import SNAPSHOT, STATED_SNAPSHOT, VM, WRITE_BACK
 
 GOLDEN = Path(__file__).resolve().parents[2] / "golden"
 KINDS = [
     ("vm-record-v1.alv", VM, encode_vm, decode_vm),
     ("vm-record-v1-snapshot.alv", SNAPSHOT, encode_snapshot, decode_snapshot),
+    ("vm-record-v1-snapshot-states.alv", STATED_SNAPSHOT, encode_snapshot, decode_snapshot),
     ("vm-record-v1-write-back.alw", WRITE_BACK, encode_write_back, decode_write_back),
 ]
 

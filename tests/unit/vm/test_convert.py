@@ -10,16 +10,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from arraylift.errors import InvalidRequest
-from arraylift.ids import SnapshotId, VmId, VmSnapshotId
+from arraylift.ids import LineageId, PoolId, SnapshotId, SourceState, VmId, VmSnapshotId
 from arraylift.v1 import virtual_center_pb2, vm_pb2
 from arraylift.vm import convert
 from arraylift.vm.types import (
     ConsistencyLevel,
+    DirtyBitmap,
     Disk,
     DiskSnapshot,
+    DiskState,
+    ForeignSource,
     NetworkInterface,
     PowerState,
     SnapshotRequest,
+    SuppliedChanges,
     Vm,
     VmConfig,
     VmSnapshot,
@@ -40,6 +44,21 @@ configs = st.builds(
     tags=st.dictionaries(texts, texts, max_size=3).map(lambda tags: tuple(sorted(tags.items()))),
     firmware=texts,
 )
+ids = st.integers(0, 2**128 - 1).map("{:032x}".format)
+states = st.builds(SourceState, st.builds(PoolId, ids), st.builds(LineageId, ids), u64)
+packed = st.binary(max_size=16)
+disk_snapshots = st.builds(
+    DiskSnapshot,
+    texts,
+    texts,
+    texts,
+    texts,
+    st.builds(SnapshotId, texts),
+    u64,
+    st.none() | states,
+    st.none() | st.builds(SuppliedChanges, states, packed, packed),
+    st.none() | st.builds(ForeignSource, texts, st.none() | st.builds(DirtyBitmap, texts, states)),
+)
 levels = st.sampled_from(ConsistencyLevel)
 values = st.one_of(
     configs,
@@ -54,9 +73,7 @@ values = st.one_of(
         frozen_ns=u64,
         created_at_ns=st.integers(-(2**63), 2**63 - 1),
         config=configs,
-        disks=st.lists(
-            st.builds(DiskSnapshot, texts, texts, texts, texts, st.builds(SnapshotId, texts), u64), max_size=3
-        ).map(tuple),
+        disks=st.lists(disk_snapshots, max_size=3).map(tuple),
         lease_seconds=u32,
     ),
 )
@@ -102,6 +119,7 @@ def test_every_field_of_the_messages_has_a_value() -> None:
         levels,
         u32,
         st.lists(texts, max_size=3).map(tuple),
+        st.lists(st.builds(DiskState, texts, states), max_size=3).map(tuple),
     )
 )
 def test_host_and_center_are_asked_alike(kind: Any, asked: SnapshotRequest) -> None:
