@@ -23,6 +23,7 @@ LineageId = NewType("LineageId", str)
 UnitId = NewType("UnitId", str)
 VmId = NewType("VmId", str)
 VmSnapshotId = NewType("VmSnapshotId", str)
+MigrationId = NewType("MigrationId", str)
 
 TenantId = NewType("TenantId", int)
 """Random 64-bit number of a tenant on one target; begins every index key."""

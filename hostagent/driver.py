@@ -17,6 +17,7 @@ from typing import Protocol
 from arraylift.ids import VmId
 from arraylift.vm.types import ConsistencyLevel, Disk
 from hostagent.change_tracking import ChangeTracker
+from hostagent.live_move import LiveMover
 from hostagent.vm_types import GuestFile, VmRecord
 
 
@@ -31,6 +32,11 @@ class Driver(Protocol):
     @property
     def tracker(self) -> ChangeTracker | None:
         """None: this VMM does not see what its guests write."""
+        ...
+
+    @property
+    def mover(self) -> LiveMover | None:
+        """None: this VMM cannot move a running guest."""
         ...
 
     def resume(self, vm: VmRecord) -> None:

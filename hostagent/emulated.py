@@ -39,6 +39,7 @@ class EmulatedDriver:
 
     name = "emulated"
     tracker = None
+    mover = None
 
     def __init__(self, copies: DiskCopies, *, clock: Clock) -> None:
         self._copies = copies

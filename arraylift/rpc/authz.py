@@ -60,7 +60,8 @@ _BY_SERVICE: dict[str, tuple[frozenset[str], str]] = {
         (
             "ListHosts RemoveHost ListManagedVms GetManagedVm WatchInventory PrepareBackup "
             "ReleaseSnapshot RenewSnapshot "
-            "PlaceVm ProvisionVm AttachVmVolume PowerVm RemoveVm SynchronizeHosts GetVmHistory MigrateVm"
+            "PlaceVm ProvisionVm AttachVmVolume PowerVm RemoveVm SynchronizeHosts GetVmHistory MigrateVm "
+            "ListMigrations"
         ),
     ),
     "arraylift.v1.PolicyService": (

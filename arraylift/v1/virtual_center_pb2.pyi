@@ -344,17 +344,55 @@ class MigrateVmRequest(_message.Message):
     def __init__(self, vm_id: _Optional[str] = ..., host: _Optional[str] = ..., live: _Optional[bool] = ..., downtime_ms_max: _Optional[int] = ..., seconds_max: _Optional[int] = ...) -> None: ...
 
 class MigrateVmResponse(_message.Message):
-    __slots__ = ("phase", "bytes_sent", "bytes_left", "vm", "host", "downtime_ns")
+    __slots__ = ("phase", "bytes_sent", "bytes_left", "vm", "host", "downtime_ns", "waits_for")
     PHASE_FIELD_NUMBER: _ClassVar[int]
     BYTES_SENT_FIELD_NUMBER: _ClassVar[int]
     BYTES_LEFT_FIELD_NUMBER: _ClassVar[int]
     VM_FIELD_NUMBER: _ClassVar[int]
     HOST_FIELD_NUMBER: _ClassVar[int]
     DOWNTIME_NS_FIELD_NUMBER: _ClassVar[int]
+    WAITS_FOR_FIELD_NUMBER: _ClassVar[int]
     phase: str
     bytes_sent: int
     bytes_left: int
     vm: _vm_pb2.Vm
     host: Host
     downtime_ns: int
-    def __init__(self, phase: _Optional[str] = ..., bytes_sent: _Optional[int] = ..., bytes_left: _Optional[int] = ..., vm: _Optional[_Union[_vm_pb2.Vm, _Mapping]] = ..., host: _Optional[_Union[Host, _Mapping]] = ..., downtime_ns: _Optional[int] = ...) -> None: ...
+    waits_for: str
+    def __init__(self, phase: _Optional[str] = ..., bytes_sent: _Optional[int] = ..., bytes_left: _Optional[int] = ..., vm: _Optional[_Union[_vm_pb2.Vm, _Mapping]] = ..., host: _Optional[_Union[Host, _Mapping]] = ..., downtime_ns: _Optional[int] = ..., waits_for: _Optional[str] = ...) -> None: ...
+
+class ListMigrationsRequest(_message.Message):
+    __slots__ = ("vm_id",)
+    VM_ID_FIELD_NUMBER: _ClassVar[int]
+    vm_id: str
+    def __init__(self, vm_id: _Optional[str] = ...) -> None: ...
+
+class ListMigrationsResponse(_message.Message):
+    __slots__ = ("migrations",)
+    MIGRATIONS_FIELD_NUMBER: _ClassVar[int]
+    migrations: _containers.RepeatedCompositeFieldContainer[Migration]
+    def __init__(self, migrations: _Optional[_Iterable[_Union[Migration, _Mapping]]] = ...) -> None: ...
+
+class Migration(_message.Message):
+    __slots__ = ("migration_id", "vm_id", "vm_name", "source", "destination", "live", "phase", "began_at_ns", "waits_for", "undone_because")
+    MIGRATION_ID_FIELD_NUMBER: _ClassVar[int]
+    VM_ID_FIELD_NUMBER: _ClassVar[int]
+    VM_NAME_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    DESTINATION_FIELD_NUMBER: _ClassVar[int]
+    LIVE_FIELD_NUMBER: _ClassVar[int]
+    PHASE_FIELD_NUMBER: _ClassVar[int]
+    BEGAN_AT_NS_FIELD_NUMBER: _ClassVar[int]
+    WAITS_FOR_FIELD_NUMBER: _ClassVar[int]
+    UNDONE_BECAUSE_FIELD_NUMBER: _ClassVar[int]
+    migration_id: str
+    vm_id: str
+    vm_name: str
+    source: str
+    destination: str
+    live: bool
+    phase: str
+    began_at_ns: int
+    waits_for: str
+    undone_because: str
+    def __init__(self, migration_id: _Optional[str] = ..., vm_id: _Optional[str] = ..., vm_name: _Optional[str] = ..., source: _Optional[str] = ..., destination: _Optional[str] = ..., live: _Optional[bool] = ..., phase: _Optional[str] = ..., began_at_ns: _Optional[int] = ..., waits_for: _Optional[str] = ..., undone_because: _Optional[str] = ...) -> None: ...

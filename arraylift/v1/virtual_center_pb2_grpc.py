@@ -125,6 +125,11 @@ class VirtualCenterServiceStub:
                 request_serializer=arraylift_dot_v1_dot_virtual__center__pb2.MigrateVmRequest.SerializeToString,
                 response_deserializer=arraylift_dot_v1_dot_virtual__center__pb2.MigrateVmResponse.FromString,
                 _registered_method=True)
+        self.ListMigrations = channel.unary_unary(
+                '/arraylift.v1.VirtualCenterService/ListMigrations',
+                request_serializer=arraylift_dot_v1_dot_virtual__center__pb2.ListMigrationsRequest.SerializeToString,
+                response_deserializer=arraylift_dot_v1_dot_virtual__center__pb2.ListMigrationsResponse.FromString,
+                _registered_method=True)
 
 
 class VirtualCenterServiceServicer:
@@ -275,6 +280,14 @@ class VirtualCenterServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListMigrations(self, request, context):
+        """Migrations that have not ended, and what each waits for; the oldest first. While it is not known which of two
+        hosts can run a VM nothing is guessed: the migration waits until the host in question answers. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_VirtualCenterServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -367,6 +380,11 @@ def add_VirtualCenterServiceServicer_to_server(servicer, server):
                     servicer.MigrateVm,
                     request_deserializer=arraylift_dot_v1_dot_virtual__center__pb2.MigrateVmRequest.FromString,
                     response_serializer=arraylift_dot_v1_dot_virtual__center__pb2.MigrateVmResponse.SerializeToString,
+            ),
+            'ListMigrations': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListMigrations,
+                    request_deserializer=arraylift_dot_v1_dot_virtual__center__pb2.ListMigrationsRequest.FromString,
+                    response_serializer=arraylift_dot_v1_dot_virtual__center__pb2.ListMigrationsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -856,6 +874,33 @@ class VirtualCenterService:
             '/arraylift.v1.VirtualCenterService/MigrateVm',
             arraylift_dot_v1_dot_virtual__center__pb2.MigrateVmRequest.SerializeToString,
             arraylift_dot_v1_dot_virtual__center__pb2.MigrateVmResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListMigrations(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/arraylift.v1.VirtualCenterService/ListMigrations',
+            arraylift_dot_v1_dot_virtual__center__pb2.ListMigrationsRequest.SerializeToString,
+            arraylift_dot_v1_dot_virtual__center__pb2.ListMigrationsResponse.FromString,
             options,
             channel_credentials,
             insecure,

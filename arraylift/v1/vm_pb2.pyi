@@ -419,18 +419,18 @@ class RemoveGuestFileResponse(_message.Message):
     def __init__(self) -> None: ...
 
 class ExpectVmRequest(_message.Message):
-    __slots__ = ("vm_id", "migration_id", "config", "firmware_variables", "live")
+    __slots__ = ("vm_id", "migration_id", "config", "live", "revision")
     VM_ID_FIELD_NUMBER: _ClassVar[int]
     MIGRATION_ID_FIELD_NUMBER: _ClassVar[int]
     CONFIG_FIELD_NUMBER: _ClassVar[int]
-    FIRMWARE_VARIABLES_FIELD_NUMBER: _ClassVar[int]
     LIVE_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
     vm_id: str
     migration_id: str
     config: VmConfig
-    firmware_variables: bytes
     live: bool
-    def __init__(self, vm_id: _Optional[str] = ..., migration_id: _Optional[str] = ..., config: _Optional[_Union[VmConfig, _Mapping]] = ..., firmware_variables: _Optional[bytes] = ..., live: _Optional[bool] = ...) -> None: ...
+    revision: int
+    def __init__(self, vm_id: _Optional[str] = ..., migration_id: _Optional[str] = ..., config: _Optional[_Union[VmConfig, _Mapping]] = ..., live: _Optional[bool] = ..., revision: _Optional[int] = ...) -> None: ...
 
 class ExpectVmResponse(_message.Message):
     __slots__ = ("address",)
@@ -439,40 +439,46 @@ class ExpectVmResponse(_message.Message):
     def __init__(self, address: _Optional[str] = ...) -> None: ...
 
 class HandOverVmRequest(_message.Message):
-    __slots__ = ("vm_id", "migration_id", "live", "address", "downtime_ms_max", "seconds_max")
+    __slots__ = ("vm_id", "migration_id", "live", "address", "downtime_ms_max", "seconds_max", "revision")
     VM_ID_FIELD_NUMBER: _ClassVar[int]
     MIGRATION_ID_FIELD_NUMBER: _ClassVar[int]
     LIVE_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     DOWNTIME_MS_MAX_FIELD_NUMBER: _ClassVar[int]
     SECONDS_MAX_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
     vm_id: str
     migration_id: str
     live: bool
     address: str
     downtime_ms_max: int
     seconds_max: int
-    def __init__(self, vm_id: _Optional[str] = ..., migration_id: _Optional[str] = ..., live: _Optional[bool] = ..., address: _Optional[str] = ..., downtime_ms_max: _Optional[int] = ..., seconds_max: _Optional[int] = ...) -> None: ...
+    revision: int
+    def __init__(self, vm_id: _Optional[str] = ..., migration_id: _Optional[str] = ..., live: _Optional[bool] = ..., address: _Optional[str] = ..., downtime_ms_max: _Optional[int] = ..., seconds_max: _Optional[int] = ..., revision: _Optional[int] = ...) -> None: ...
 
 class HandOverVmResponse(_message.Message):
-    __slots__ = ("bytes_sent", "bytes_left", "handed_over", "downtime_ns")
+    __slots__ = ("bytes_sent", "bytes_left", "handed_over", "downtime_ns", "firmware_variables")
     BYTES_SENT_FIELD_NUMBER: _ClassVar[int]
     BYTES_LEFT_FIELD_NUMBER: _ClassVar[int]
     HANDED_OVER_FIELD_NUMBER: _ClassVar[int]
     DOWNTIME_NS_FIELD_NUMBER: _ClassVar[int]
+    FIRMWARE_VARIABLES_FIELD_NUMBER: _ClassVar[int]
     bytes_sent: int
     bytes_left: int
     handed_over: bool
     downtime_ns: int
-    def __init__(self, bytes_sent: _Optional[int] = ..., bytes_left: _Optional[int] = ..., handed_over: _Optional[bool] = ..., downtime_ns: _Optional[int] = ...) -> None: ...
+    firmware_variables: bytes
+    def __init__(self, bytes_sent: _Optional[int] = ..., bytes_left: _Optional[int] = ..., handed_over: _Optional[bool] = ..., downtime_ns: _Optional[int] = ..., firmware_variables: _Optional[bytes] = ...) -> None: ...
 
 class AcceptVmRequest(_message.Message):
-    __slots__ = ("vm_id", "migration_id")
+    __slots__ = ("vm_id", "migration_id", "firmware_variables")
     VM_ID_FIELD_NUMBER: _ClassVar[int]
     MIGRATION_ID_FIELD_NUMBER: _ClassVar[int]
+    FIRMWARE_VARIABLES_FIELD_NUMBER: _ClassVar[int]
     vm_id: str
     migration_id: str
-    def __init__(self, vm_id: _Optional[str] = ..., migration_id: _Optional[str] = ...) -> None: ...
+    firmware_variables: bytes
+    def __init__(self, vm_id: _Optional[str] = ..., migration_id: _Optional[str] = ..., firmware_variables: _Optional[bytes] = ...) -> None: ...
 
 class AcceptVmResponse(_message.Message):
     __slots__ = ("vm",)

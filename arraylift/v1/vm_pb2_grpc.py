@@ -321,8 +321,9 @@ class VmServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def AbandonMigration(self, request, context):
-        """To either host: as if the migration had not begun. The new one first, then the old one, which lets its guest
-        go on. REQUIRES, after HANDED_OVER, that AcceptVm was not and will not be called. Idempotent.
+        """To either host: as if the migration had not begun. The new one first if it answers, then the old one, which lets
+        its guest go on. REQUIRES that AcceptVm was not and will not be called. Whatever comes of this migration later,
+        late or twice, is refused. Idempotent. Errors: FAILED_PRECONDITION (accepted here), UNAVAILABLE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
