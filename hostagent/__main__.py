@@ -42,7 +42,7 @@ def build(settings: HostSettings, tls: TlsMaterial) -> daemon.Built:
     volumes = ArrayVolumes(channels)
     # Files of their own: bulk data that fails to reach the disk must not stop the records.
     copies = DiskCopies(RealFiles(), f"{state}/guest-disks", volumes)
-    driver = EmulatedDriver(copies, clock=SYSTEM_CLOCK)
+    driver = EmulatedDriver(copies, clock=SYSTEM_CLOCK, firmware=store.firmware.get)
     locks = KeyedLocks("VM")
     facts = HostFacts(
         settings.name,
@@ -65,7 +65,7 @@ def build(settings: HostSettings, tls: TlsMaterial) -> daemon.Built:
         reporters.append(Reporter(center, facts, machines.listed, token=store.token))
         reporters[0].start()
     # A thread each: an array that hangs under one kind of work does not hold up the others.
-    reapers = [Reaper(work) for work in (snapshots.reap, machines.reap, driver.reap)]
+    reapers = [Reaper(work) for work in (snapshots.reap, machines.reap, machines.notice, driver.reap)]
 
     def close() -> None:
         for reporter in reporters:

@@ -6,12 +6,14 @@ Contract (tests/contract/test_vm_driver_contract.py):
   D3 after ``resume`` no guest is frozen: a daemon that died under a freeze left nothing behind.
   D4 file operations that change a disk never run while the guest is frozen.
   D5 ``kept_level`` is never above what ``freeze`` reached, nor above what held until the thaw.
+  D6 a VM has one VMM at most on this host, also after any crash of this process.
 Callers: use cases. One thread at a time for one VM (it holds the VM's lock), but for ``thaw``,
 ``is_running`` and the guest's files.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Protocol
 
 from arraylift.ids import VmId
@@ -40,18 +42,31 @@ class Driver(Protocol):
         ...
 
     def resume(self, vm: VmRecord) -> None:
-        """Take a VM over from a process before this one; thaw it (D3). Once each, before any call."""
+        """Take a VM over from a process before this one; thaw it (D3). Once each, before any call.
+
+        A VM that does not run any more is no error: ``is_running`` says so afterwards.
+        """
+        ...
+
+    def sweep(self, *, running: Collection[VmId], known: Collection[VmId]) -> None:
+        """End and remove what a process before this one left of VMs that are not ``running``, and
+        everything of VMs that are not ``known``. Once, after the last ``resume``; waits for no array."""
         ...
 
     def start(self, vm: VmRecord) -> None:
-        """Power on. No effect on a running VM. Raises WrongState, PeerUnavailable."""
+        """Power on. No effect on a running VM.
+
+        Raises WrongState, PeerUnavailable, DeadlineExceeded; nothing runs then.
+        """
         ...
 
     def stop(self, vm: VmRecord, *, grace_seconds: float, force: bool) -> None:
         """Power off: ask the guest, force after ``grace_seconds``; ``force`` does not ask."""
         ...
 
-    def is_running(self, vm_id: VmId) -> bool: ...
+    def is_running(self, vm_id: VmId) -> bool:
+        """False also once its VMM died by itself; ``stop`` then cleans up."""
+        ...
 
     def freeze(self, vm: VmRecord, *, timeout_seconds: float) -> ConsistencyLevel:
         """Have the guest hold its writes back; returns the level reached (D1).
@@ -79,8 +94,20 @@ class Driver(Protocol):
         """Take a disk away; idempotent. Nothing is written to it afterwards."""
         ...
 
+    def firmware_variables(self, vm: VmRecord) -> bytes:
+        """Of UEFI, packed (firmware_store.py); b"" where there are none. What the store has of the
+        VM is what its first ``start`` begins with."""
+        ...
+
+    def release(self, vm: VmRecord) -> None:
+        """Have no array serve this VM's disks any more; idempotent. REQUIRES that it is off.
+
+        ``stop`` does so too, but leaves what an absent array still serves for later. Raises PeerUnavailable.
+        """
+        ...
+
     def forget(self, vm: VmRecord) -> None:
-        """The VM is deleted: keep nothing of it. REQUIRES that it is off."""
+        """The VM is deleted, its record gone: keep nothing of it. REQUIRES that it is off."""
         ...
 
     def put_file(self, vm: VmRecord, disk: Disk, path: str, *, source: str, mode: int) -> GuestFile:

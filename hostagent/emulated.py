@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 
 from arraylift.clock import Clock
@@ -41,8 +41,12 @@ class EmulatedDriver:
     tracker = None
     mover = None
 
-    def __init__(self, copies: DiskCopies, *, clock: Clock) -> None:
+    def __init__(
+        self, copies: DiskCopies, *, clock: Clock, firmware: Callable[[VmId], bytes] = lambda _: b""
+    ) -> None:
+        """``firmware`` gives what a VM was made with: nothing here changes it."""
         self._copies = copies
+        self._firmware = firmware
         self._clock = clock
         self._lock = threading.Lock()
         self._gates: dict[VmId, GuestGate] = {}
@@ -52,6 +56,11 @@ class EmulatedDriver:
 
     def resume(self, vm: VmRecord) -> None:
         self._gate(vm).start()
+
+    def sweep(self, *, running: Collection[VmId], known: Collection[VmId]) -> None:
+        assert set(running) <= set(known)
+        for vm_id in self._copies.unsettled() - set(known):
+            self._copies.drop(vm_id)
 
     def start(self, vm: VmRecord) -> None:
         gate = self._gate(vm)
@@ -104,6 +113,12 @@ class EmulatedDriver:
                 # An operation that waits at the gate may know of the disk from before.
                 self._detached.setdefault(vm.vm_id, set()).add(_place(disk))
             self._copies.drop(vm.vm_id, disk.volume_name)
+
+    def firmware_variables(self, vm: VmRecord) -> bytes:
+        return self._firmware(vm.vm_id)
+
+    def release(self, vm: VmRecord) -> None:
+        """Nothing: this process reads and writes the volumes by itself."""
 
     def forget(self, vm: VmRecord) -> None:
         self._copies.drop(vm.vm_id)

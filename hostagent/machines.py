@@ -32,6 +32,7 @@ from arraylift.logs import get_logger
 from arraylift.outcome import attempt
 from arraylift.vm.types import GRACE_SECONDS, GRACE_SECONDS_MAX, Disk, VmConfig
 from hostagent.driver import Driver
+from hostagent.firmware_store import unpack_variables
 from hostagent.locks import KeyedLocks
 from hostagent.vm_rules import check_config, check_disk, complete_config, request_digest
 from hostagent.vm_store import VmStore
@@ -75,6 +76,7 @@ class Machines:
     ) -> None:
         """Take over what a process before this one left: running guests run on, thawed."""
         self._store, self._driver, self._volumes, self._locks = store.vms, driver, volumes, locks
+        self._firmware = store.firmware
         self._clock, self._changed = clock, changed
         self._names = threading.Lock()
         self._making: set[VmId] = set()
@@ -85,6 +87,10 @@ class Machines:
                 driver.resume(vm)
             elif vm.state is VmState.MAKING:
                 self._unsettle(vm)
+        known = self._store.all()
+        driver.sweep(
+            running=[vm.vm_id for vm in known if vm.state is VmState.ON], known=[vm.vm_id for vm in known]
+        )
 
     # -- looks ----------------------------------------------------------------------------------
 
@@ -107,13 +113,14 @@ class Machines:
 
     # -- making ---------------------------------------------------------------------------------
 
-    def create(self, vm_id: VmId, config: VmConfig) -> VmRecord:
+    def create(self, vm_id: VmId, config: VmConfig, *, firmware_variables: bytes = b"") -> VmRecord:
         """Make a VM with its volumes; the same request again returns it.
 
         Raises InvalidRequest, AlreadyExists, NotFound (volume), Overloaded, OutOfSpace, PeerUnavailable.
         """
         check_config(config)
-        digest = request_digest(config)
+        unpack_variables(firmware_variables)
+        digest = request_digest(config, firmware_variables)
         with self._locks.hold(vm_id):
             known = self._store.find(vm_id)
             if known is not None and known.state is VmState.MAKING:
@@ -140,6 +147,7 @@ class Machines:
             self._reserve(vm)
             try:
                 FAILPOINTS.hit("vm.making")
+                self._firmware.put(vm_id, firmware_variables)
                 disks = tuple(self._ready_disk(vm, disk) for disk in vm.config.disks)
                 vm = replace(vm, config=replace(vm.config, disks=disks))
                 FAILPOINTS.hit("vm.made")
@@ -201,6 +209,7 @@ class Machines:
                 self._volumes.delete(disk.array_address, disk.volume_name)
         if settled or not vm.made_volumes:
             self._store.remove(vm.vm_id)
+            self._firmware.remove(vm.vm_id)
             self._settled.pop(vm.vm_id, None)
             _log.info("vm_undone", vm=vm.vm_id)
 
@@ -237,12 +246,15 @@ class Machines:
                 )
 
     def _finish_delete(self, vm: VmRecord) -> None:
+        self._driver.release(vm)
         if vm.state is VmState.DELETING:
             for disk in vm.config.disks:
                 self._volumes.delete(disk.array_address, disk.volume_name)
-        self._driver.forget(vm)
         self._store.remove(vm.vm_id)
         self._changed()
+        # After the record: what a crash leaves of these is swept at start.
+        self._driver.forget(vm)
+        self._firmware.remove(vm.vm_id)
         _log.info("vm_deleted", vm=vm.vm_id, name=vm.config.name)
 
     def reap(self) -> None:
@@ -271,7 +283,7 @@ class Machines:
         """Raises NotFound, WrongState (a disk is missing), PeerUnavailable."""
         with self._locks.hold(vm_id):
             vm = usable(self._store.get(vm_id))
-            if vm.state is VmState.ON:
+            if vm.state is VmState.ON and self._driver.is_running(vm_id):
                 return vm
             for disk in vm.config.disks:
                 if self._volumes.find(disk.array_address, disk.volume_name) is None:
@@ -298,6 +310,22 @@ class Machines:
                 return vm
             self._driver.stop(vm, grace_seconds=grace_seconds or GRACE_SECONDS, force=force)
             return self._put(vm, VmState.OFF)
+
+    def notice(self) -> None:
+        """Show as OFF what runs no more: its guest shut down, or its VMM died. On the reaper's thread."""
+        for vm in self._store.all():
+            if vm.state is VmState.ON and not self._driver.is_running(vm.vm_id):
+                _, error = attempt(lambda vm_id=vm.vm_id: self._notice_one(vm_id), "end of a VM")  # type: ignore[misc]
+                if error is not None:
+                    _log.warning("vm_end_waits", vm=vm.vm_id, error=str(error))
+
+    def _notice_one(self, vm_id: VmId) -> None:
+        with self._locks.hold(vm_id, seconds=0.1):
+            vm = self._store.find(vm_id)
+            if vm is not None and vm.state is VmState.ON and not self._driver.is_running(vm_id):
+                self._driver.stop(vm, grace_seconds=0, force=True)
+                self._put(vm, VmState.OFF)
+                _log.warning("vm_ended_by_itself", vm=vm_id, name=vm.config.name)
 
     # -- disks ----------------------------------------------------------------------------------
 

@@ -29,6 +29,8 @@ CHANNELS_MAX = 64
 ARRAY_CALL_SECONDS = 10.0
 """Deadline of a short call to an array; a group under freeze has its own."""
 
+EXPORT_END_SECONDS = 35.0
+
 CENTER_CALL_SECONDS = 5.0
 
 
@@ -71,6 +73,16 @@ class ArrayVolumes:
     def delete_snapshot(self, address: str, snapshot_id: SnapshotId) -> None:
         request = pb.DeleteSnapshotRequest(snapshot_id=snapshot_id, missing_ok=True)
         self._call(address, "DeleteSnapshot", request)
+
+    def create_export(self, address: str, export: str, volume_name: str) -> str:
+        request = pb.CreateExportRequest(name=export, volume_name=volume_name)
+        return str(self._call(address, "CreateExport", request).export.uri)
+
+    def delete_export(self, address: str, export: str) -> None:
+        request = pb.DeleteExportRequest(name=export, missing_ok=True)
+        stub = self._channels.stub(pb_grpc.VolumeServiceStub, address, "array")
+        # It waits for connections to end, longer than a short call may.
+        call(stub.DeleteExport, request, peer=f"array {address}", timeout_seconds=EXPORT_END_SECONDS)
 
     def read(self, address: str, name: str) -> Iterator[tuple[int, bytes]]:
         stub = self._channels.stub(pb_grpc.VolumeServiceStub, address, "array")

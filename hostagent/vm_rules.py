@@ -129,9 +129,9 @@ def made_volume_name(vm_name: str, disk_name: str, token: bytes) -> str:
     return check_name(f"{chosen}-{token.hex()}", "a volume name")
 
 
-def request_digest(config: VmConfig) -> str:
+def request_digest(config: VmConfig, firmware_variables: bytes = b"") -> str:
     """Names a CreateVm by what it asked for: the same request again has the same digest."""
-    return hashlib.sha256(canonical_json(config_to_json(config))).hexdigest()
+    return hashlib.sha256(canonical_json(config_to_json(config)) + firmware_variables).hexdigest()
 
 
 def check_guest_path(path: str) -> str:

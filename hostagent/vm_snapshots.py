@@ -142,6 +142,7 @@ class VmSnapshots:
             try:
                 FAILPOINTS.hit("vm-snapshot.intent")
                 ready = self._taken(vm, intent, level_min)
+                self._store.firmware.put(ready.vm_snapshot_id, self._driver.firmware_variables(vm))
                 self._store.snapshots.put(ready)  # N3
             except BaseException as error:
                 self._abandon(intent, at_once=isinstance(error, _REFUSED))
@@ -164,6 +165,10 @@ class VmSnapshots:
         if found.state is not SnapshotState.READY:
             raise NotFound(f"there is no {found.subject} any more", subject=found.subject)
         return found
+
+    def firmware_variables(self, snapshot: SnapshotRecord) -> bytes:
+        """As they were when it was taken."""
+        return self._store.firmware.get(snapshot.vm_snapshot_id)
 
     def listed(self, vm_id: VmId | None) -> list[SnapshotRecord]:
         """Those that are READY, oldest first; of one VM or of all."""
@@ -352,6 +357,7 @@ class VmSnapshots:
         FAILPOINTS.hit("vm-snapshot.release.deleted")
         if settled:  # N5
             self._store.snapshots.remove(snapshot.vm_snapshot_id)
+            self._store.firmware.remove(snapshot.vm_snapshot_id)
             with self._lock:
                 self._care.pop(snapshot.vm_snapshot_id, None)
             _log.info("vm_snapshot_released", vm_snapshot=snapshot.vm_snapshot_id)

@@ -96,7 +96,7 @@ class SnapshotRecord:
     def subject(self) -> str:
         return f"VM snapshot {self.vm_snapshot_id}"
 
-    def told(self) -> VmSnapshot:
+    def told(self, firmware_variables: bytes = b"") -> VmSnapshot:
         """As others are told of it."""
         assert self.level is not None, "only a READY snapshot is told of"
         return VmSnapshot(
@@ -109,6 +109,7 @@ class SnapshotRecord:
             config=self.config,
             disks=self.disks,
             lease_seconds=self.lease_seconds,
+            firmware_variables=firmware_variables,
         )
 
 

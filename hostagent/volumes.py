@@ -57,6 +57,17 @@ class Volumes(Protocol):
         """No error if it is gone. Raises WrongState (a transfer reads it)."""
         ...
 
+    def create_export(self, address: str, export: str, volume_name: str) -> str:
+        """Serve a volume by NBD under the name ``export``, for writing; returns its URI. Idempotent.
+
+        Raises NotFound (volume), AlreadyExists (another volume is served so), WrongState, Overloaded.
+        """
+        ...
+
+    def delete_export(self, address: str, export: str) -> None:
+        """End its connections, then forget it; no error if it is gone."""
+        ...
+
     def read(self, address: str, name: str) -> Iterator[tuple[int, bytes]]:
         """(offset, bytes) of what is mapped, ascending, in pieces of at most 1 MiB."""
         ...

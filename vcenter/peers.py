@@ -37,8 +37,12 @@ class HostPeers:
         answer = self._call(host, "ListVms", vm_pb2.ListVmsRequest(), seconds)
         return [_vm(host, vm) for vm in answer.vms]
 
-    def create_vm(self, host: Host, vm_id: VmId, config: VmConfig, *, seconds: float) -> Vm:
-        request = vm_pb2.CreateVmRequest(vm_id=vm_id, config=shared.config_to_pb(config))
+    def create_vm(
+        self, host: Host, vm_id: VmId, config: VmConfig, *, firmware_variables: bytes, seconds: float
+    ) -> Vm:
+        request = vm_pb2.CreateVmRequest(
+            vm_id=vm_id, config=shared.config_to_pb(config), firmware_variables=firmware_variables
+        )
         return _vm(host, self._call(host, "CreateVm", request, seconds).vm)
 
     def delete_vm(self, host: Host, vm_id: VmId, *, keep_volumes: bool, seconds: float) -> None:

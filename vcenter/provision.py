@@ -68,7 +68,15 @@ class Provisioner:
         now = self._router.live.now
         return choose_host(now, memory_bytes=memory_bytes, cpus=cpus, arrays=arrays, promised=promised)
 
-    def provision(self, vm_id: VmId, config: VmConfig, host_name: str, budget: Budget) -> tuple[Vm, Host]:
+    def provision(
+        self,
+        vm_id: VmId,
+        config: VmConfig,
+        host_name: str,
+        budget: Budget,
+        *,
+        firmware_variables: bytes = b"",
+    ) -> tuple[Vm, Host]:
         """Make a VM on the named host, or on a chosen one if the name is empty. Idempotent by id.
 
         Raises AlreadyExists (name, or the id on another host), Conflict (being made right now),
@@ -77,7 +85,13 @@ class Provisioner:
         with self._reserved(vm_id, config.name):
             host = self._host_for(vm_id, config, host_name)
             try:
-                made = self._router.hosts.create_vm(host, vm_id, config, seconds=budget.at_most(MAKE_SECONDS))
+                made = self._router.hosts.create_vm(
+                    host,
+                    vm_id,
+                    config,
+                    firmware_variables=firmware_variables,
+                    seconds=budget.at_most(MAKE_SECONDS),
+                )
             except ArrayliftError as error:
                 if isinstance(error, _NOTHING_MADE):
                     self._settle(vm_id)

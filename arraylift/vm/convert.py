@@ -158,6 +158,7 @@ def snapshot_to_pb(snapshot: VmSnapshot) -> pb.VmSnapshot:
         config=config_to_pb(snapshot.config),
         disks=map(disk_snapshot_to_pb, snapshot.disks),
         lease_seconds=snapshot.lease_seconds,
+        firmware_variables=snapshot.firmware_variables,
     )
 
 
@@ -173,6 +174,7 @@ def snapshot_from_pb(snapshot: pb.VmSnapshot) -> VmSnapshot:
         config=config_from_pb(snapshot.config),
         disks=tuple(map(disk_snapshot_from_pb, snapshot.disks)),
         lease_seconds=snapshot.lease_seconds,
+        firmware_variables=snapshot.firmware_variables,
     )
 
 

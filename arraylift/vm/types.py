@@ -12,7 +12,7 @@ Callers: any thread.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 
 from arraylift.ids import SnapshotId, SourceState, VmId, VmSnapshotId
@@ -28,6 +28,8 @@ GRACE_SECONDS, GRACE_SECONDS_MAX = 30, 3600
 CHANGED_RANGES_MAX = 1 << 16
 """Of one disk's SuppliedChanges; those of a VM snapshot together have no more than twice as many, so that it
 fits into one message."""
+FIRMWARE_VARIABLES_BYTES_MAX = 256 << 10
+"""Of UEFI, compressed."""
 
 
 class PowerState(IntEnum):
@@ -183,3 +185,5 @@ class VmSnapshot:
     disks: tuple[DiskSnapshot, ...]
     lease_seconds: int = 0
     """0: whoever kept it did not keep this."""
+    firmware_variables: bytes = field(default=b"", repr=False)
+    """Of UEFI, compressed by zlib; told only where one VM snapshot is asked for."""

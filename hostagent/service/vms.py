@@ -18,7 +18,7 @@ from hostagent import convert
 from hostagent.guest_files import GuestFiles
 from hostagent.machines import Machines
 from hostagent.vm_snapshots import VmSnapshots
-from hostagent.vm_types import GuestFile, VmRecord
+from hostagent.vm_types import GuestFile, SnapshotRecord, VmRecord
 
 
 class VmEdge(pb_grpc.VmServiceServicer):
@@ -30,7 +30,11 @@ class VmEdge(pb_grpc.VmServiceServicer):
     # -- life -----------------------------------------------------------------------------------
 
     def CreateVm(self, request: pb.CreateVmRequest, context: grpc.ServicerContext) -> pb.CreateVmResponse:
-        vm = self._machines.create(_vm_id(request.vm_id), shared.config_from_pb(request.config))
+        vm = self._machines.create(
+            _vm_id(request.vm_id),
+            shared.config_from_pb(request.config),
+            firmware_variables=request.firmware_variables,
+        )
         return pb.CreateVmResponse(vm=self._pb(vm))
 
     def GetVm(self, request: pb.GetVmRequest, context: grpc.ServicerContext) -> pb.GetVmResponse:
@@ -78,13 +82,13 @@ class VmEdge(pb_grpc.VmServiceServicer):
             lease_seconds=asked.lease_seconds,
             exclude_disks=asked.exclude_disks,
         )
-        return pb.CreateVmSnapshotResponse(snapshot=shared.snapshot_to_pb(made.told()))
+        return pb.CreateVmSnapshotResponse(snapshot=self._snapshot_pb(made))
 
     def GetVmSnapshot(
         self, request: pb.GetVmSnapshotRequest, context: grpc.ServicerContext
     ) -> pb.GetVmSnapshotResponse:
         found = self._snapshots.get(_snapshot_id(request.vm_snapshot_id))
-        return pb.GetVmSnapshotResponse(snapshot=shared.snapshot_to_pb(found.told()))
+        return pb.GetVmSnapshotResponse(snapshot=self._snapshot_pb(found))
 
     def ListVmSnapshots(
         self, request: pb.ListVmSnapshotsRequest, context: grpc.ServicerContext
@@ -169,6 +173,9 @@ class VmEdge(pb_grpc.VmServiceServicer):
 
     def _pb(self, vm: VmRecord) -> pb.Vm:
         return shared.vm_to_pb(vm.told(self._host))
+
+    def _snapshot_pb(self, snapshot: SnapshotRecord) -> pb.VmSnapshot:
+        return shared.snapshot_to_pb(snapshot.told(self._snapshots.firmware_variables(snapshot)))
 
 
 def _by_path(file: GuestFile) -> pages.Key:

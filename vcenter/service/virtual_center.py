@@ -157,7 +157,11 @@ class VirtualCenterEdge(pb_grpc.VirtualCenterServiceServicer):
     ) -> pb.ProvisionVmResponse:
         config = admission.check_config(shared.config_from_pb(request.config))
         vm, host = self._provisioner.provision(
-            _vm_id(request.vm_id), config, request.host, self._budget(context)
+            _vm_id(request.vm_id),
+            config,
+            request.host,
+            self._budget(context),
+            firmware_variables=request.firmware_variables,
         )
         return pb.ProvisionVmResponse(vm=shared.vm_to_pb(vm), host=convert.host_to_pb(host, self._live.now))
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import grpc
 
-from arraylift.errors import ArrayliftError, NotFound, WrongState
+from arraylift.errors import AlreadyExists, ArrayliftError, NotFound, WrongState
 from arraylift.ids import random_id
 from arraylift.rpc.server import RpcServer, service_of
 from arraylift.v1 import volume_pb2 as pb
@@ -26,6 +26,8 @@ class FakeArray(pb_grpc.VolumeServiceServicer):
         self.volumes: dict[str, bytearray] = {}
         self.snapshots: dict[str, tuple[str, str]] = {}
         self.pinned: set[str] = set()
+        self.exports: dict[str, str] = {}
+        self.uri = "nbd://127.0.0.1:1/{}"
         self.group_hook: Callable[[], None] = lambda: None
         self.error: ArrayliftError | None = None
         self.written: list[tuple[str, int, int]] = []
@@ -61,6 +63,8 @@ class FakeArray(pb_grpc.VolumeServiceServicer):
         with self._lock:
             if any(name == request.name for name, _ in self.snapshots.values()):
                 raise WrongState(f"{request.name} has snapshots")
+            if request.name in self.exports.values():
+                raise WrongState(f"{request.name} is exported")
             self.volumes.pop(request.name, None)
         return pb.DeleteVolumeResponse()
 
@@ -92,6 +96,22 @@ class FakeArray(pb_grpc.VolumeServiceServicer):
                 raise WrongState("a transfer reads it")
             self.snapshots.pop(request.snapshot_id, None)
         return pb.DeleteSnapshotResponse()
+
+    def CreateExport(self, request: Any, context: grpc.ServicerContext) -> pb.CreateExportResponse:  # noqa: N802
+        self._check()
+        with self._lock:
+            if request.volume_name not in self.volumes:
+                raise NotFound(f"no volume {request.volume_name}")
+            if self.exports.setdefault(request.name, request.volume_name) != request.volume_name:
+                raise AlreadyExists(f"export {request.name} is another")
+        export = pb.Export(name=request.name, uri=self.uri.format(request.name))
+        return pb.CreateExportResponse(export=export)
+
+    def DeleteExport(self, request: Any, context: grpc.ServicerContext) -> pb.DeleteExportResponse:  # noqa: N802
+        self._check()
+        with self._lock:
+            self.exports.pop(request.name, None)
+        return pb.DeleteExportResponse()
 
     def ReadExtents(self, request: Any, context: grpc.ServicerContext) -> Iterator[pb.ReadExtentsResponse]:  # noqa: N802
         self._check()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -53,12 +53,17 @@ class FakeDriver:
         self.freezes = self.thaws = 0
         self.files: dict[tuple[VmId, str], bytes] = {}
         self.detached: set[tuple[VmId, str]] = set()
+        self.variables: dict[VmId, bytes] = {}
+        self.released: list[VmId] = []
 
     def resume(self, vm: VmRecord) -> None:
         self.running.add(vm.vm_id)
         self.frozen.discard(vm.vm_id)
 
     start = resume
+
+    def sweep(self, *, running: Collection[VmId], known: Collection[VmId]) -> None:
+        self.running &= set(running)
 
     def stop(self, vm: VmRecord, *, grace_seconds: float, force: bool) -> None:
         self.running.discard(vm.vm_id)
@@ -86,6 +91,13 @@ class FakeDriver:
 
     def detach(self, vm: VmRecord, disk: Disk) -> None:
         self.detached.add((vm.vm_id, disk.name))
+
+    def firmware_variables(self, vm: VmRecord) -> bytes:
+        return self.variables.get(vm.vm_id, b"")
+
+    def release(self, vm: VmRecord) -> None:
+        assert vm.vm_id not in self.running
+        self.released.append(vm.vm_id)
 
     def forget(self, vm: VmRecord) -> None:
         self.files = {key: data for key, data in self.files.items() if key[0] != vm.vm_id}

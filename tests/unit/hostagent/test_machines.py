@@ -6,9 +6,17 @@ from dataclasses import replace
 
 import pytest
 
-from arraylift.errors import AlreadyExists, ArrayliftError, NotFound, PeerUnavailable, WrongState
+from arraylift.errors import (
+    AlreadyExists,
+    ArrayliftError,
+    InvalidRequest,
+    NotFound,
+    PeerUnavailable,
+    WrongState,
+)
 from arraylift.ids import VmId, random_id
 from arraylift.sizes import MIB
+from hostagent.firmware_store import pack_variables
 from hostagent.vm_types import VmState
 from tests.e2e.daemon import wait_until
 from tests.unit.hostagent.stage import Stage, config
@@ -121,6 +129,49 @@ def test_deletion_takes_volumes_unless_told_and_respects_snapshots(stage: Stage)
     kept = stage.vm("web2", on=False)
     delete(stage, kept.vm_id, keep=True)
     assert len(stage.arrays[0].volumes) == 1
+
+
+def test_firmware_variables_live_and_go_with_their_vm_and_its_snapshots(stage: Stage) -> None:
+    vm_id, wanted = VmId(random_id()), config("web1", stage.disk("a"))
+    made_with, later = pack_variables(b"made with"), pack_variables(b"later")
+    vm = stage.machines.create(vm_id, wanted, firmware_variables=made_with)
+    assert stage.store.firmware.get(vm_id) == made_with
+    with pytest.raises(AlreadyExists):
+        stage.machines.create(vm_id, wanted, firmware_variables=later)
+    stage.driver.variables[vm_id] = later
+    snapshot = stage.snapshots.create(vm_id, "job")
+    assert stage.snapshots.firmware_variables(snapshot) == later
+    assert snapshot.told(later).firmware_variables == later
+    stage.reopen()
+    assert stage.snapshots.firmware_variables(snapshot) == later
+    stage.snapshots.delete(snapshot.vm_snapshot_id)
+    assert stage.snapshots.firmware_variables(snapshot) == b""
+    delete(stage, vm.vm_id)
+    assert stage.store.firmware.get(vm_id) == b""
+    with pytest.raises(InvalidRequest):
+        stage.machines.create(VmId(random_id()), wanted, firmware_variables=b"rubbish")
+
+
+def test_an_array_serves_no_volume_of_a_vm_that_is_deleted(stage: Stage) -> None:
+    vm = stage.vm(on=False)
+    delete(stage, vm.vm_id)
+    assert stage.driver.released == [vm.vm_id]
+
+
+def test_a_vm_whose_vmm_died_is_shown_off_and_can_be_started(stage: Stage) -> None:
+    vm, other = stage.vm(), stage.vm("web2")
+    stage.machines.notice()
+    assert stage.machines.get(vm.vm_id).state is VmState.ON
+    stage.driver.running.clear()
+    assert stage.machines.power_on(other.vm_id).state is VmState.ON
+    changes = stage.changes
+    stage.machines.notice()
+    assert stage.machines.get(vm.vm_id).state is VmState.OFF
+    assert stage.machines.get(other.vm_id).state is VmState.ON
+    assert stage.changes == changes + 1
+    stage.driver.running.add(vm.vm_id)  # started, and the record never written
+    stage.reopen()
+    assert stage.driver.running == {other.vm_id}
 
 
 def test_a_deletion_that_was_cut_goes_on(stage: Stage) -> None:

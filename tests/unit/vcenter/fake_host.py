@@ -34,7 +34,13 @@ class FakeVmm(vm_pb2_grpc.VmServiceServicer):
         self, request: vm_pb2.CreateVmRequest, context: grpc.ServicerContext
     ) -> vm_pb2.CreateVmResponse:
         wanted = convert.config_from_pb(request.config)
-        made = self.fake.create_vm(self.host, VmId(request.vm_id), wanted, seconds=1)
+        made = self.fake.create_vm(
+            self.host,
+            VmId(request.vm_id),
+            wanted,
+            firmware_variables=request.firmware_variables,
+            seconds=1,
+        )
         return vm_pb2.CreateVmResponse(vm=convert.vm_to_pb(made))
 
     def ListVms(

@@ -110,6 +110,7 @@ class FakeHosts:
 
     def __init__(self, *names: str) -> None:
         self.vms: dict[str, dict[VmId, Vm]] = {name: {} for name in names}
+        self.firmware: dict[VmId, bytes] = {}
         self.snapshots: dict[str, dict[VmSnapshotId, VmSnapshot]] = {name: {} for name in names}
         self.failing: dict[str, Exception] = {}
         self.dying: dict[str, Exception] = {}
@@ -139,8 +140,11 @@ class FakeHosts:
         self._begin(host, "list_vms", seconds)
         return list(self.vms[host.name].values())
 
-    def create_vm(self, host: Host, vm_id: VmId, config: VmConfig, *, seconds: float) -> Vm:
+    def create_vm(
+        self, host: Host, vm_id: VmId, config: VmConfig, *, firmware_variables: bytes, seconds: float
+    ) -> Vm:
         self._begin(host, "create_vm", seconds)
+        self.firmware[vm_id] = firmware_variables
         made = self.vms[host.name].setdefault(vm_id, Vm(vm_id, config, PowerState.OFF, host.name, 1))
         self._end(host)
         return made
