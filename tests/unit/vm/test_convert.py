@@ -75,6 +75,7 @@ values = st.one_of(
         config=configs,
         disks=st.lists(disk_snapshots, max_size=3).map(tuple),
         lease_seconds=u32,
+        firmware_variables=st.binary(max_size=9),
     ),
 )
 
