@@ -3,7 +3,8 @@
 Invariants:
   J1 ``load(type, dump(value)) == value`` for values of ``model`` and ``job_rules``.
   J2 a document that lacks a field, has one too many or one of another type raises Corruption; one
-     that lacks a field with a default was written before there was that field.
+     that lacks a field with a default was written before there was that field. A field with LATER
+     is left out at its default: it came after version 1.
 A field's type is str, int, bool, bytes, an enum, another dataclass, Figures, tuple[X, ...],
 dict[str, str], Tags, or one of these ``| None``. Bytes are hex; enums are their numbers or strings;
 tags are an object.
@@ -20,12 +21,9 @@ from types import NoneType, UnionType
 from typing import Any, NewType, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from arraylift.errors import Corruption
-from arraylift.vm.types import Tags
+from arraylift.vm.types import LATER, Tags
 
 T = TypeVar("T")
-
-LATER = "later"
-"""Metadata of a field that a document leaves out at its default: it came after version 1 (J2)."""
 
 
 def dump(value: object) -> str:

@@ -14,6 +14,7 @@ from arraylift import envelope
 from arraylift.errors import Corruption, InvalidRequest
 from arraylift.ids import LineageId, PoolId, SnapshotId, SourceState, VmId, VmSnapshotId, check_id
 from arraylift.vm.types import (
+    LATER,
     ConsistencyLevel,
     DirtyBitmap,
     Disk,
@@ -202,15 +203,20 @@ def state_from_json(value: list[Any]) -> SourceState:
 
 
 def _plain_to_json(value: Disk | NetworkInterface) -> dict[str, Any]:
-    return {field.name: getattr(value, field.name) for field in fields(value)}
+    return {
+        field.name: getattr(value, field.name)
+        for field in fields(value)
+        if not (field.metadata.get(LATER) and getattr(value, field.name) == field.default)
+    }
 
 
 def _plain(cls: type[T], value: dict[str, Any]) -> T:
     """A dataclass of texts and whole numbers."""
     declared = {field.name: _TYPES.get(str(field.type), str) for field in fields(cls)}
-    if value.keys() != declared.keys():
+    later = {field.name for field in fields(cls) if field.metadata.get(LATER)}
+    if not declared.keys() - later <= value.keys() <= declared.keys():
         raise ValueError(f"a {cls.__name__} with other fields")
-    typed: dict[str, Any] = {name: _typed(value[name], kind) for name, kind in declared.items()}
+    typed: dict[str, Any] = {name: _typed(value[name], declared[name]) for name in value}
     return cls(**typed)
 
 

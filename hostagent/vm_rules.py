@@ -76,6 +76,11 @@ def check_config(config: VmConfig) -> None:
 def check_disk(disk: Disk) -> None:
     """One disk; its size is checked only where the volume is to be made."""
     check_name(disk.name, "a disk name")
+    if disk.foreign:
+        raise InvalidRequest(
+            f"disk {disk.name!r} is foreign, and only the VMM that has it can give it to a VM",
+            next_step="name a volume of an array, or a size",
+        )
     check_name(disk.array, "an array name")
     if not _ADDRESS.fullmatch(disk.array_address):
         raise InvalidRequest(f"{disk.array_address[:80]!r} is no array address", next_step="write host:port")

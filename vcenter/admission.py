@@ -14,6 +14,7 @@ from arraylift.ids import check_id, check_name
 from arraylift.sizes import IMAGE_BYTES_MAX
 from arraylift.vm.types import (
     DISKS_MAX,
+    FOREIGN_BYTES_MAX,
     LEASE_SECONDS_MAX,
     LEASE_SECONDS_MIN,
     NETWORKS_MAX,
@@ -89,6 +90,8 @@ def check_disk(disk: Disk) -> Disk:
     _check_text(disk.array, "array")
     _check_text(disk.array_address, "array address")
     _check_text(disk.volume_name, "volume name")
+    if len(disk.foreign.encode()) > FOREIGN_BYTES_MAX:
+        raise InvalidRequest(f"where disk {disk.name!r} lies has more than {FOREIGN_BYTES_MAX} bytes")
     return disk
 
 

@@ -95,7 +95,11 @@ def _of_type(wanted: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def _config_fields(config: VmConfig) -> dict[str, Any]:
-    return {**asdict(config), "tags": [list(tag) for tag in config.tags]}
+    disks = [asdict(disk) for disk in config.disks]
+    for disk in disks:
+        if not disk["foreign"]:
+            del disk["foreign"]
+    return {**asdict(config), "disks": disks, "tags": [list(tag) for tag in config.tags]}
 
 
 _HOST = asdict(Host("", "", ""))
@@ -111,7 +115,7 @@ def _config(fields: dict[str, Any]) -> VmConfig:
     return VmConfig(
         **{
             **plain,
-            "disks": tuple(Disk(**_of_type(_DISK, disk)) for disk in lists["disks"]),
+            "disks": tuple(Disk(**_of_type(_DISK, {"foreign": "", **disk})) for disk in lists["disks"]),
             "networks": tuple(NetworkInterface(**_of_type(_NETWORK, one)) for one in lists["networks"]),
             "tags": tuple((str(key), str(value)) for key, value in lists["tags"]),
         }

@@ -67,11 +67,12 @@ def disk_to_pb(disk: Disk) -> pb.Disk:
         array_address=disk.array_address,
         volume_name=disk.volume_name,
         size_bytes=disk.size_bytes,
+        foreign=disk.foreign,
     )
 
 
 def disk_from_pb(disk: pb.Disk) -> Disk:
-    return Disk(disk.name, disk.array, disk.array_address, disk.volume_name, disk.size_bytes)
+    return Disk(disk.name, disk.array, disk.array_address, disk.volume_name, disk.size_bytes, disk.foreign)
 
 
 def vm_to_pb(vm: Vm) -> pb.Vm:

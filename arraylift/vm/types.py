@@ -17,9 +17,14 @@ from enum import IntEnum
 
 from arraylift.ids import SnapshotId, SourceState, VmId, VmSnapshotId
 
+LATER = "later"
+"""Metadata of a field that came after version 1 of the formats that keep it: left out at its default."""
+
 DISKS_MAX = 64
 NETWORKS_MAX = 16
 TAGS_MAX = 64
+FOREIGN_BYTES_MAX = 1024
+"""Of the path or address at which a foreign disk lies."""
 LEASE_SECONDS, LEASE_SECONDS_MIN = 60, 10
 LEASE_SECONDS_MAX = 3600
 """Of a VM snapshot."""
@@ -53,13 +58,15 @@ class ConsistencyLevel(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Disk:
-    """A volume of an array, as a disk of a VM. ``volume_name`` empty: to be made."""
+    """A volume of an array, as a disk of a VM. ``volume_name`` empty: to be made. A *foreign* disk lies
+    elsewhere, only its VMM reads it: ``foreign`` says where, and array, address and volume are empty."""
 
     name: str
     array: str
     array_address: str
     volume_name: str
     size_bytes: int
+    foreign: str = field(default="", metadata={LATER: True})
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +95,8 @@ class VmConfig:
     firmware: str = ""
 
     def arrays(self) -> frozenset[str]:
-        """Names of the arrays that its disks lie on."""
-        return frozenset(disk.array for disk in self.disks)
+        """Names of the arrays that its disks lie on; foreign disks lie on none."""
+        return frozenset(disk.array for disk in self.disks if not disk.foreign)
 
 
 @dataclass(frozen=True, slots=True)

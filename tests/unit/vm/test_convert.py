@@ -32,7 +32,7 @@ from arraylift.vm.types import (
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=9)
 u32, u64 = st.integers(0, 2**32 - 1), st.integers(0, 2**64 - 1)
 vm_ids = st.builds(VmId, texts)
-disks = st.builds(Disk, texts, texts, texts, texts, u64)
+disks = st.builds(Disk, texts, texts, texts, texts, u64, texts)
 configs = st.builds(
     VmConfig,
     name=texts,
