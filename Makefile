@@ -5,14 +5,14 @@ PYTHON := $(VENV)/bin/python
 PROTOS := $(wildcard protos/arraylift/v1/*.proto)
 PACKAGES := arraylift vcenter hostagent primary_array dedup_target backup_server tests
 SOURCES := $(PACKAGES) conftest.py $(if $(wildcard benchmarks/*.py),benchmarks)
-TESTS := $(addprefix tests/,unit property contract wire golden crash e2e)
+TESTS := $(addprefix tests/,unit property contract wire golden crash e2e vm)
 
 # Either stamp is younger than pyproject.toml, or its dependencies are installed again.
 RUN_STAMP := $(VENV)/.installed-run
 DEV_STAMP := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
-.PHONY: setup fmt check check_format check_lint check_types check_imports check_tidy test test-crash test-vm bench proto demo clean help
+.PHONY: setup fmt check check_format check_lint check_types check_imports check_tidy test test-crash test-vm bench proto guest demo clean help
 
 help:  ## this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|' 2>/dev/null \
@@ -55,13 +55,13 @@ check_imports: $(DEV_STAMP)
 check_tidy: $(DEV_STAMP)
 	$(PYTHON) -m pytest --quiet tests/unit/test_protos.py tests/unit/test_tidy.py
 
-test: check  ## check, then all tests but those of real guests and long campaigns
+test: check  ## check, then all tests but long campaigns
 	$(PYTHON) -m pytest $(TESTS)
 
 test-crash: $(DEV_STAMP)  ## the long crash and fault campaigns
 	$(PYTHON) -m pytest -m campaign --timeout 0 tests
 
-test-vm: $(DEV_STAMP)  ## tests with real guests under QEMU
+test-vm: $(DEV_STAMP)  ## of these only the tests with real guests under QEMU
 	$(PYTHON) -m pytest tests/vm
 
 bench: $(DEV_STAMP)  ## measure against the goals, beside restic and borg
@@ -69,6 +69,9 @@ bench: $(DEV_STAMP)  ## measure against the goals, beside restic and borg
 
 proto: $(DEV_STAMP)  ## generate arraylift/v1 from protos
 	$(PYTHON) -m grpc_tools.protoc -I protos --python_out=. --pyi_out=. --grpc_python_out=. $(PROTOS)
+
+guest: $(RUN_STAMP)  ## build the guest that tests and demo boot, out of Debian's packages
+	$(PYTHON) -m arraylift.guest
 
 demo: $(RUN_STAMP)  ## back up and restore a VM on this machine
 	$(VENV)/bin/arraylift demo
