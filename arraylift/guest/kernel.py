@@ -19,7 +19,7 @@ MODULES = ("virtio_pci", "virtio_blk", "virtio_console", "virtio_net", "virtio_r
 MODULES_IF_THERE = ("virtio_scsi", "sd_mod", "crc32c_generic", "efivarfs", "button", "evdev")
 _FORMAT = "070701"  # cpio, "newc"
 _NODES = {"dev/console": (5, 1), "dev/null": (1, 3)}
-_DIRECTORIES = ("bin", "dev", "etc", "lib", "lib/modules", "proc", "sys", "root")
+_DIRECTORIES = ("bin", "dev", "etc", "lib", "lib/modules", "mnt", "proc", "sys")
 
 
 @dataclass(frozen=True, slots=True)

@@ -106,5 +106,5 @@ def test_no_guest_is_kept_before_one_is_built(tmp_path: Path) -> None:
 
 
 def test_a_program_that_fails_is_told_with_its_last_words(tmp_path: Path) -> None:
-    with pytest.raises(Exception, match="exit status 2: .*no-such-file"):
+    with pytest.raises(Exception, match=r"exit status 2: .*no-such-file"):
         programs.run(["ls", tmp_path / "no-such-file"])
