@@ -35,7 +35,7 @@ def test_it_boots_by_uefi_and_heeds_its_power_button(guest: Guest, tmp_path: Pat
         assert "GUEST-BOOTED firmware=uefi" in qemu.said()
         qemu.press_power_button()
         qemu.wait_off()
-    command = [find_program("dumpe2fs"), "-h", qemu.disk(1)]
+    command = [find_program("dumpe2fs"), "-h", str(qemu.disk(1))]
     state = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     assert "needs_recovery" not in state
 
