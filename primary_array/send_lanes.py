@@ -216,8 +216,9 @@ class _LaneThread:
 
     def start(self, task: LaneTask) -> None:
         self._send(task)
-        self._thread = threading.Thread(target=self._talk, name=f"send-lane-{self._key}", daemon=True)
-        self._thread.start()
+        thread = threading.Thread(target=self._talk, name=f"send-lane-{self._key}", daemon=True)
+        thread.start()
+        self._thread = thread  # one that could not be started is not waited for
 
     def retire(self) -> None:
         """Have it end when it has sent what it was handed."""

@@ -4,6 +4,8 @@ Invariants:
   P1 a transfer without a worker gets the next one that is free, first come first served; one that has a
      worker gets a further one only while nobody waits.
   P2 whoever holds workers looks at ``crowded`` and gives back, so that nobody waits for a whole transfer.
+  P3 a worker that cannot be started leaves its place vacant, for the next who borrows to start one: there
+     are never fewer places than ``size``.
 Limits: ``size`` processes. Callers: any thread.
 """
 
@@ -18,7 +20,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Protocol
 
-from arraylift.errors import Cancelled
+from arraylift.errors import Cancelled, PeerUnavailable
 from arraylift.logs import get_logger
 from primary_array import send_worker
 
@@ -81,7 +83,8 @@ class WorkerPool:
         self.size = workers
         self._start = start or partial(ProcessWorker, multiprocessing.get_context("spawn"))
         self._condition = threading.Condition()
-        self._idle = [self._start() for _ in range(workers)]
+        self._idle: list[WorkerHandle | None] = [self._start() for _ in range(workers)]
+        """None: vacant (P3)."""
         self._queue: deque[Place] = deque()
         self._closed = False
 
@@ -93,7 +96,7 @@ class WorkerPool:
     def borrow(self, place: Place, wait_seconds: float) -> WorkerHandle | None:
         """Return a worker, or None after ``wait_seconds``; the place in the queue is kept until there is one.
 
-        Raises Cancelled when the daemon stops.
+        Raises Cancelled when the daemon stops, PeerUnavailable where no process can be started.
         """
         with self._condition:
             if place not in self._queue:
@@ -108,7 +111,12 @@ class WorkerPool:
             self._queue.popleft()
             lent = self._idle.pop()
             self._condition.notify_all()
-        return lent if lent.alive else self._replaced(lent)
+        living = self._living(lent)
+        if living is None:
+            raise PeerUnavailable(
+                "no backup worker can be started", next_step="free memory or processes; the transfer resumes"
+            )
+        return living
 
     def borrow_further(self) -> WorkerHandle | None:
         """Return a worker that nobody waits for, if there is one (P1)."""
@@ -116,7 +124,7 @@ class WorkerPool:
             if self._queue or not self._idle:
                 return None
             lent = self._idle.pop()
-        return lent if lent.alive else self._replaced(lent)
+        return self._living(lent)
 
     def leave(self, place: Place) -> None:
         """Give up waiting; fine if nobody waits."""
@@ -127,19 +135,36 @@ class WorkerPool:
 
     def give_back(self, worker: WorkerHandle, *, broken: bool) -> None:
         """Return a worker; a broken one (mid-task, dead) is replaced."""
-        fresh = self._replaced(worker) if broken else worker
+        fresh = self._started(worker) if broken else worker
         with self._condition:
             closed = self._closed
             if not closed:
                 self._idle.append(fresh)
             self._condition.notify_all()
-        if closed:
+        if closed and fresh is not None:
             fresh.stop()
 
-    def _replaced(self, worker: WorkerHandle) -> WorkerHandle:
-        _log.warning("worker_replaced", worker=worker.label)
-        worker.stop()
-        return self._start()
+    def _living(self, lent: WorkerHandle | None) -> WorkerHandle | None:
+        """Return it, or a new one where it has died; None where there is none to be had (P3)."""
+        if lent is not None and lent.alive:
+            return lent
+        fresh = self._started(lent)
+        if fresh is None:
+            with self._condition:
+                self._idle.append(None)
+                self._condition.notify_all()
+        return fresh
+
+    def _started(self, instead: WorkerHandle | None) -> WorkerHandle | None:
+        """Return a new worker; None where the system gives no process (P3)."""
+        if instead is not None:
+            _log.warning("worker_replaced", worker=instead.label)
+            instead.stop()
+        try:
+            return self._start()
+        except OSError as error:
+            _log.error("worker_not_started", error=str(error))
+            return None
 
     def close(self) -> None:
         """Stop all idle workers; lent ones end with their pipes."""
@@ -148,4 +173,5 @@ class WorkerPool:
             idle, self._idle = self._idle, []
             self._condition.notify_all()
         for worker in idle:
-            worker.stop()
+            if worker is not None:
+                worker.stop()

@@ -217,6 +217,43 @@ def test_a_dead_worker_is_replaced_and_the_attempt_can_be_repeated(log: Log) -> 
     pool.close()
 
 
+def test_a_worker_that_cannot_be_started_now_is_started_later(log: Log) -> None:
+    """Processes are short: whoever borrows is told, and no place for a worker is lost for good."""
+    short = False
+
+    def start() -> Worker:
+        if short:
+            raise BlockingIOError("no process")
+        return Worker(log)
+
+    pool = WorkerPool(2, start)
+    lent = [pool.borrow(Place(), 0), pool.borrow_further()]
+    short = True
+    for worker in lent:
+        assert worker is not None
+        pool.give_back(worker, broken=True)
+    for _ in range(3):
+        with pytest.raises(PeerUnavailable, match="started"):
+            pool.borrow(Place(), 0)
+        assert pool.borrow_further() is None
+    assert not pool.crowded
+    short = False
+    Transfer(pool, "a", 200).finish()
+    assert log.lanes_most["a"] == 2
+    assert log.spans("a") == list(range(200))
+    for worker in (pool.borrow(Place(), 0), pool.borrow_further()):
+        assert worker is not None
+        worker.stop()
+        pool.give_back(worker, broken=False)
+    short = True
+    with pytest.raises(PeerUnavailable, match="started"):
+        Transfer(pool, "b", 5).finish()
+    short = False
+    Transfer(pool, "b", 200).finish()
+    assert log.lanes_most["b"] == 2
+    pool.close()
+
+
 def test_cancelling_ends_a_transfer_that_waits_for_its_rate(log: Log) -> None:
     pool = pool_of(2, log)
     control = TransferControl(rate=RateLimit(MIB))
