@@ -1,8 +1,9 @@
 """Read, and write, disks that other NBD servers export: the machines of the client, over a socket.
 
 Invariants:
-  C1 every wait ends: the negotiation after CONNECT_SECONDS, later after SILENCE_SECONDS without a byte
-     while something is asked, and soon after ``cancelled``.
+  C1 every wait ends, however the server trickles: the negotiation after CONNECT_SECONDS, later after
+     SILENCE_SECONDS without a byte, or ANSWER_SECONDS without a whole answer, while something is asked,
+     and soon after ``cancelled``.
   C2 a connection that failed in any way is not used again.
 Limits: REQUESTS_MAX requests of REQUEST_BYTES_MAX on their way. One thread at a time.
 Protocol: docs/protocols/nbd.md
@@ -31,6 +32,8 @@ from arraylift.sizes import GIB, IMAGE_BYTES_MAX, MIB
 
 CONNECT_SECONDS = 20.0
 SILENCE_SECONDS = 60.0
+ANSWER_SECONDS = 120.0
+"""From what was asked or answered last to the next whole answer."""
 REQUESTS_MAX = 16
 REQUEST_BYTES_MAX = MIB
 STATUS_RANGE_BYTES = GIB
@@ -59,7 +62,7 @@ class NbdClient:
         self._uri = uri
         self._cancelled = cancelled or threading.Event()
         self._clock = clock
-        self._deadline = clock.monotonic() + CONNECT_SECONDS
+        self._deadline = self._answer_by = clock.monotonic() + CONNECT_SECONDS
         self._socket = self._connect()
         try:
             self.export = self._negotiate(credentials, contexts)
@@ -224,21 +227,24 @@ class NbdClient:
             self._socket.sendall(data)
         except OSError as error:
             raise self._gone(f"went away: {error}") from None
+        self._answer_by = self._clock.monotonic() + ANSWER_SECONDS
 
     def _receive(self) -> None:
         """Take what comes next."""
-        deadline = self._clock.monotonic() + SILENCE_SECONDS
+        deadline = min(self._clock.monotonic() + SILENCE_SECONDS, self._answer_by)
         self._machine.filled(self._receive_some(self._machine.window, deadline))
+        if self._machine.finished:
+            self._answer_by = self._clock.monotonic() + ANSWER_SECONDS
 
     def _receive_some(self, view: memoryview, deadline: float) -> int:
         while True:
             self._check_cancelled()
+            if self._clock.monotonic() > deadline:
+                raise self._gone("is silent, or too slow")
             try:
                 self._socket.settimeout(_TICK_SECONDS)
                 count = self._socket.recv_into(view)
             except (TimeoutError, ssl.SSLWantReadError):
-                if self._clock.monotonic() > deadline:
-                    raise self._gone("is silent") from None
                 continue
             except OSError as error:
                 raise self._gone(f"went away: {error}") from None

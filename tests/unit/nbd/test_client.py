@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -170,6 +172,60 @@ def test_a_server_that_is_silent_later_or_hangs_up(impatient: None) -> None:
         with pytest.raises(PeerUnavailable, match=why), NbdClient(server.uri) as client:
             client.read([(0, memoryview(bytearray(4096)))])
         server.close()
+
+
+class Trickling(Scripted):
+    """Goes on with one byte after the other, and never gets done."""
+
+    def _serve(self) -> None:
+        super()._serve()
+        assert self._connection is not None
+        with contextlib.suppress(OSError):
+            while not self._over.wait(0.01):
+                self._connection.sendall(b"x")
+
+    def __init__(self, said: bytes) -> None:
+        self._over = threading.Event()
+        super().__init__(said)
+
+    def close(self) -> None:
+        self._over.set()
+        super().close()
+
+
+@pytest.mark.parametrize("negotiated", [False, True])
+def test_a_server_that_trickles(
+    impatient: None, monkeypatch: pytest.MonkeyPatch, *, negotiated: bool
+) -> None:
+    if negotiated:
+        monkeypatch.setattr(client_module, "ANSWER_SECONDS", 0.5)
+        answer = wire.CHUNK.pack(wire.CHUNK_MAGIC, wire.CHUNK_DONE, wire.CHUNK_DATA, 1, 8 + 64 * KIB)
+        server = Trickling(READY + answer + bytes(8))
+    else:
+        reply = wire.OPTION_REPLY.pack(
+            wire.OPTION_REPLY_MAGIC, wire.OPT_STRUCTURED_REPLY, wire.REP_ERR_POLICY, 16 * KIB
+        )
+        server = Trickling(wire.greeting() + reply)
+    cancelled = threading.Event()
+    guard = threading.Timer(10, cancelled.set)
+    guard.start()
+    with (
+        pytest.raises(PeerUnavailable, match="too slow"),
+        NbdClient(server.uri, cancelled=cancelled) as client,
+    ):
+        client.read([(0, memoryview(bytearray(64 * KIB)))])
+    guard.cancel()
+    server.close()
+
+
+def test_a_slow_server_that_answers_is_borne_with(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each answer in its time, though all of them together take longer than one may."""
+    monkeypatch.setattr(client_module, "ANSWER_SECONDS", 1.0)
+    monkeypatch.setattr(stage.device, "_note", lambda *_: threading.Event().wait(0.03))  # a read of the disk
+    with NbdClient(stage.unix) as client:
+        started = time.monotonic()
+        client.read([(at * 512, memoryview(bytearray(512))) for at in range(40)])
+        assert time.monotonic() - started > 1.1
 
 
 def test_a_wait_is_cancelled() -> None:
