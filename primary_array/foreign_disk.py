@@ -9,7 +9,7 @@ Invariants:
      (``since``), if it is there under its name, and if the disk has the base's size; else all is read.
   G3 a bitmap that a sample caught missing a write vouches for nothing that is based on that state
      (doubt_table).
-Limits: FOREIGN_BYTES_MAX of a disk: a byte of memory a granule. Callers: send, the transfer's thread.
+Limits: a byte of memory a granule, 256 MiB for the largest disk. Callers: send, the transfer's thread.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ class ForeignDisk:
         self._source = source
         self._cancelled = cancelled
         self._fresh = False
-        self._places: Slots = np.empty(0, np.uint64)
+        self._data: Flags = np.empty(0, np.bool_)
         self._dirty: Flags | None = None
         self.label = source.label
         self.state = source.state
@@ -127,9 +127,7 @@ class ForeignDisk:
             self.size_bytes = client.size_bytes
             self.readers_max = READERS_MAX if client.multi_conn else 1
             data, dirty = _survey(client, bitmap)
-        numbers = np.arange(1, len(data) + 1, dtype=np.uint64)
-        numbers[~data] = 0
-        self._places, self._dirty, self._fresh = numbers, dirty, True
+        self._data, self._dirty, self._fresh = data, dirty, True
         _log.info(
             "foreign_disk_surveyed",
             uri=str(self._source.uri),
@@ -140,7 +138,8 @@ class ForeignDisk:
         )
 
     def places(self, first_granule: int, count: int) -> Slots:
-        return self._places[first_granule : first_granule + count]
+        data = self._data[first_granule : first_granule + count]
+        return np.where(data, np.arange(first_granule + 1, first_granule + 1 + len(data), dtype=np.uint64), 0)
 
     def changed_since(self, base: Base) -> Changed | None:
         bitmap = self._source.bitmap
@@ -200,9 +199,14 @@ def _mark(
     starts = ends - extents[:, 0]
     firsts = (starts[chosen] // np.uint64(grain)).astype(np.int64)
     lasts = ((ends[chosen] - np.uint64(1)) // np.uint64(grain)).astype(np.int64)
-    steps = np.zeros(len(marks) + 1, np.int32)
     lasts = np.minimum(lasts, len(marks) - 1)
     inside = firsts <= lasts
-    np.add.at(steps, firsts[inside], 1)
-    np.add.at(steps, lasts[inside] + 1, -1)
-    marks |= np.cumsum(steps[:-1]) > 0
+    firsts, lasts = firsts[inside], lasts[inside]
+    if not len(firsts):
+        return
+    # Only where the extents are: a disk of a million answers is not gone through with each.
+    low, high = int(firsts[0]), int(lasts[-1]) + 1
+    steps = np.zeros(high - low + 1, np.int32)
+    np.add.at(steps, firsts - low, 1)
+    np.add.at(steps, lasts + 1 - low, -1)
+    marks[low:high] |= np.cumsum(steps[:-1]) > 0

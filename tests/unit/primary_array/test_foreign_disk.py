@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import threading
+import tracemalloc
+from collections.abc import Iterator
+from typing import Self
 
 import numpy as np
 import pytest
@@ -12,9 +15,12 @@ from hypothesis import strategies as st
 from arraylift.errors import InvalidRequest, TrackerMismatch
 from arraylift.exchange.messages import Base
 from arraylift.ids import LineageId, PoolId, SourceState
+from arraylift.nbd import wire
+from arraylift.nbd.device import BASE_ALLOCATION
 from arraylift.nbd.uri import parse_uri
 from arraylift.segments.segmentation import DEFAULT_SEGMENTATION
-from arraylift.sizes import MIB
+from arraylift.sizes import GIB, GRANULE_BYTES, MIB
+from primary_array import foreign_disk
 from primary_array.doubt_table import DoubtTable
 from primary_array.foreign_disk import Bitmap, ForeignDisk, ForeignSource, _mark
 from tests.fakes.disk import FakeFiles
@@ -44,6 +50,43 @@ def test_a_grain_is_marked_if_a_chosen_extent_touches_it(
             expected |= {byte // grain for byte in range(at, at + length)}
         at += length
     assert set(np.flatnonzero(marks).tolist()) == {grain for grain in expected if grain < len(marks)}
+
+
+class Sparse:
+    """A client of a large disk, whose server answers 1 GiB at a time: data and zeros by turns."""
+
+    multi_conn = True
+    contexts = frozenset({BASE_ALLOCATION})
+
+    def __init__(self, size_bytes: int) -> None:
+        self.size_bytes = size_bytes
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def status(self) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+        for at in range(0, self.size_bytes, GIB):
+            zero = wire.STATE_ZERO if at // GIB % 2 else 0
+            yield at, {BASE_ALLOCATION: np.array([(GIB, zero)], np.uint64)}
+
+
+def test_a_survey_of_a_large_disk_costs_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server may call its disk as large as it likes: each answer costs what it tells."""
+    size_bytes = 256 * GIB
+    monkeypatch.setattr(foreign_disk, "NbdClient", lambda *_, **__: Sparse(size_bytes))
+    disk = ForeignDisk(ForeignSource(URI, None, state(99), None, no_doubts()), threading.Event())
+    tracemalloc.start()
+    try:
+        disk.survey()
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    granules = GIB // GRANULE_BYTES
+    assert peak < 2 * (size_bytes // GRANULE_BYTES)
+    assert disk.places(granules - 2, 4).tolist() == [granules - 1, granules, 0, 0]
+    assert disk.places(2 * granules - 1, 2).tolist() == [0, 2 * granules + 1]
 
 
 def no_doubts() -> DoubtTable:
