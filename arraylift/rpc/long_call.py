@@ -38,7 +38,8 @@ def stream_long_call(
 ) -> Iterator[T]:
     """Yield what ``run`` reports through its argument, then what it returns. Raises its error."""
     news: queue.Queue[T | _End[T]] = queue.Queue(NEWS_MAX)
-    context.add_callback(cancelled.set)
+    if not context.add_callback(cancelled.set):
+        raise Cancelled("the caller left")  # before the work began: nobody would ever stop it
 
     def put(item: T | _End[T]) -> None:
         while True:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,34 +66,37 @@ class BackupLogicEdge(pb_grpc.BackupLogicServiceServicer):
     def _send(
         self, asked: SendRequest, source: DiskSource, bytes_per_second: int, context: grpc.ServicerContext
     ) -> Iterator[SendProgress]:
-        running = self._admit(asked, source, check_rate(bytes_per_second))
-        control = running.control
+        control = TransferControl(rate=RateLimit(check_rate(bytes_per_second)))
 
         def run(report: Callable[[SendProgress], None]) -> SendProgress:
-            def note(news: SendProgress) -> None:
-                running.news = news
-                report(news)
+            with self._admitted(_Running(asked, source.label, control)) as running:
 
-            try:
+                def note(news: SendProgress) -> None:
+                    running.news = news
+                    report(news)
+
                 return self._sender.send(asked, source, control=control, report=note)
-            finally:
-                with self._lock:
-                    del self._running[asked.transfer_id]
 
         return stream_long_call(context, run, cancelled=control.cancelled, what=f"send {asked.transfer_id}")
 
-    def _admit(self, asked: SendRequest, source: DiskSource, bytes_per_second: int) -> _Running:
+    @contextmanager
+    def _admitted(self, running: _Running) -> Iterator[_Running]:
+        """Known for as long as its thread runs, and no longer. Raises Conflict, Overloaded."""
+        transfer_id = running.asked.transfer_id
         with self._lock:
-            if asked.transfer_id in self._running:
+            if transfer_id in self._running:
                 raise Conflict(
-                    f"transfer {asked.transfer_id} is being sent already",
+                    f"transfer {transfer_id} is being sent already",
                     next_step="wait for it, or cancel it first",
                 )
             if len(self._running) >= TRANSFERS_MAX:
                 raise Overloaded(f"{TRANSFERS_MAX} transfers are running", next_step="repeat later")
-            running = _Running(asked, source.label, TransferControl(rate=RateLimit(bytes_per_second)))
-            self._running[asked.transfer_id] = running
-            return running
+            self._running[transfer_id] = running
+        try:
+            yield running
+        finally:
+            with self._lock:
+                del self._running[transfer_id]
 
     def ListTransfers(
         self, request: pb.ListTransfersRequest, context: grpc.ServicerContext
