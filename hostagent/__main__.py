@@ -23,6 +23,7 @@ from hostagent.emulated import EmulatedDriver
 from hostagent.guest_files import GuestFiles
 from hostagent.locks import KeyedLocks
 from hostagent.machines import Machines
+from hostagent.migration import Migrations
 from hostagent.peers import CHANNELS_MAX, ArrayVolumes, VirtualCenter
 from hostagent.reaper import Reaper
 from hostagent.reporter import HostFacts, Reporter
@@ -76,7 +77,8 @@ def build(settings: HostSettings, tls: TlsMaterial) -> daemon.Built:
         channels.close()
         store.close()
 
-    edge = VmEdge(settings.name, machines, snapshots, files)
+    migrations = Migrations(store, driver, locks, machines)
+    edge = VmEdge(settings.name, machines, snapshots, files, migrations)
     return daemon.Built([service_of(vm_pb2_grpc.add_VmServiceServicer_to_server, edge)], close)
 
 

@@ -44,19 +44,33 @@ SETTLE_SECONDS = 5.0
 
 RETRY_SECONDS = 3.0
 
+_UNTOLD = (VmState.MAKING, VmState.EXPECTED)
+
 # After these an array has done nothing, and nothing is on its way.
 _REFUSED = (AlreadyExists, InvalidRequest, NotFound, OutOfSpace, Overloaded, WrongState)
 
 _log = get_logger("machines")
 
 
-def usable(vm: VmRecord) -> VmRecord:
-    """Return the VM, or raise: nobody was told of one that is being made."""
-    if vm.state is VmState.MAKING:
+def told_of(vm: VmRecord) -> VmRecord:
+    """Return the VM, or raise: nobody was told of one that is being made, or still has to come."""
+    if vm.state in _UNTOLD:
         raise NotFound(f"there is no VM {vm.vm_id}", subject=vm.subject)
+    return vm
+
+
+def usable(vm: VmRecord) -> VmRecord:
+    """Return a VM that may be started, changed and captured, or raise."""
+    told_of(vm)
     if vm.state is VmState.DELETING:
         raise WrongState(
             f"{vm.subject} is being deleted", subject=vm.subject, next_step="call DeleteVm again"
+        )
+    if vm.move is not None:
+        raise PeerUnavailable(
+            f"{vm.subject} is being moved to another host",
+            subject=vm.subject,
+            next_step="retry in a few seconds, through the virtual center, which knows where it is then",
         )
     return vm
 
@@ -76,7 +90,7 @@ class Machines:
     ) -> None:
         """Take over what a process before this one left: running guests run on, thawed."""
         self._store, self._driver, self._volumes, self._locks = store.vms, driver, volumes, locks
-        self._firmware = store.firmware
+        self._firmware, self._ended = store.firmware, store.ended
         self._clock, self._changed = clock, changed
         self._names = threading.Lock()
         self._making: set[VmId] = set()
@@ -88,16 +102,13 @@ class Machines:
             elif vm.state is VmState.MAKING:
                 self._unsettle(vm)
         known = self._store.all()
-        driver.sweep(
-            running=[vm.vm_id for vm in known if vm.state is VmState.ON], known=[vm.vm_id for vm in known]
-        )
+        driver.sweep(running=[vm.vm_id for vm in known if vm.has_vmm], known=[vm.vm_id for vm in known])
 
     # -- looks ----------------------------------------------------------------------------------
 
     def get(self, vm_id: VmId) -> VmRecord:
         """Raises NotFound."""
-        vm = self._store.get(vm_id)
-        return vm if vm.state is VmState.DELETING else usable(vm)
+        return told_of(self._store.get(vm_id))
 
     def get_named(self, name: str) -> VmRecord:
         """Raises NotFound."""
@@ -108,7 +119,7 @@ class Machines:
 
     def listed(self) -> list[VmRecord]:
         """All VMs, by name."""
-        told = (vm for vm in self._store.all() if vm.state is not VmState.MAKING)
+        told = (vm for vm in self._store.all() if vm.state not in _UNTOLD)
         return sorted(told, key=lambda vm: vm.config.name)
 
     # -- making ---------------------------------------------------------------------------------
@@ -185,7 +196,18 @@ class Machines:
                 for disk in vm.config.disks:
                     _refuse_shared(one, disk)
             self._store.put(vm)
-            self._making.add(vm.vm_id)
+            if vm.state is VmState.MAKING:
+                self._making.add(vm.vm_id)
+
+    def keep_place(self, vm: VmRecord) -> None:
+        """Make the record of a VM that is to come. Under its lock.
+
+        Raises AlreadyExists (name, volume), NotFound (volume), Overloaded, PeerUnavailable.
+        """
+        assert vm.state is VmState.EXPECTED, "others are made by ``create``"
+        for disk in vm.config.disks:
+            self._volume(disk)
+        self._reserve(vm)
 
     def _ready_disk(self, vm: VmRecord, disk: Disk) -> Disk:
         if disk.name in vm.made_volumes:
@@ -225,6 +247,8 @@ class Machines:
         """
         with self._locks.hold(vm_id):
             vm = self.get(vm_id)
+            if vm.state is not VmState.DELETING:
+                usable(vm)
             if vm.state is VmState.ON:
                 raise WrongState(f"{vm.subject} runs", subject=vm.subject, next_step="power it off first")
             if vm.state is not VmState.DELETING:
@@ -250,12 +274,17 @@ class Machines:
         if vm.state is VmState.DELETING:
             for disk in vm.config.disks:
                 self._volumes.delete(disk.array_address, disk.volume_name)
+        self.forget(vm)
+        _log.info("vm_deleted", vm=vm.vm_id, name=vm.config.name)
+
+    def forget(self, vm: VmRecord) -> None:
+        """Keep nothing of a VM whose disks no array serves to this host any more. Under its lock."""
+        self._ended.add(vm.came_by)  # what brought it here must not bring it again
         self._store.remove(vm.vm_id)
         self._changed()
         # After the record: what a crash leaves of these is swept at start.
         self._driver.forget(vm)
         self._firmware.remove(vm.vm_id)
-        _log.info("vm_deleted", vm=vm.vm_id, name=vm.config.name)
 
     def reap(self) -> None:
         """Finish what a failure or a crash has left; on the reaper's thread."""
@@ -314,7 +343,7 @@ class Machines:
     def notice(self) -> None:
         """Show as OFF what runs no more: its guest shut down, or its VMM died. On the reaper's thread."""
         for vm in self._store.all():
-            if vm.state is VmState.ON and not self._driver.is_running(vm.vm_id):
+            if self._ended_by_itself(vm):
                 _, error = attempt(lambda vm_id=vm.vm_id: self._notice_one(vm_id), "end of a VM")  # type: ignore[misc]
                 if error is not None:
                     _log.warning("vm_end_waits", vm=vm.vm_id, error=str(error))
@@ -322,10 +351,14 @@ class Machines:
     def _notice_one(self, vm_id: VmId) -> None:
         with self._locks.hold(vm_id, seconds=0.1):
             vm = self._store.find(vm_id)
-            if vm is not None and vm.state is VmState.ON and not self._driver.is_running(vm_id):
+            if vm is not None and self._ended_by_itself(vm):
                 self._driver.stop(vm, grace_seconds=0, force=True)
                 self._put(vm, VmState.OFF)
                 _log.warning("vm_ended_by_itself", vm=vm_id, name=vm.config.name)
+
+    def _ended_by_itself(self, vm: VmRecord) -> bool:
+        # What a migration left of a guest is the migration's: it alone knows whether it runs elsewhere.
+        return vm.state is VmState.ON and vm.move is None and not self._driver.is_running(vm.vm_id)
 
     # -- disks ----------------------------------------------------------------------------------
 
@@ -372,6 +405,10 @@ class Machines:
             except BaseException:
                 self._driver.attach(vm, gone[0])
                 raise
+
+    def tell(self) -> None:
+        """Something changed that the virtual center should hear of."""
+        self._changed()
 
     def _put(self, vm: VmRecord, state: VmState) -> VmRecord:
         """Make a change durable (H3)."""

@@ -12,7 +12,16 @@ from typing import Any, TypeVar
 
 from arraylift import envelope
 from arraylift.errors import Corruption, InvalidRequest
-from arraylift.ids import LineageId, PoolId, SnapshotId, SourceState, VmId, VmSnapshotId, check_id
+from arraylift.ids import (
+    LineageId,
+    MigrationId,
+    PoolId,
+    SnapshotId,
+    SourceState,
+    VmId,
+    VmSnapshotId,
+    check_id,
+)
 from arraylift.vm.types import (
     LATER,
     ConsistencyLevel,
@@ -23,12 +32,13 @@ from arraylift.vm.types import (
     NetworkInterface,
     VmConfig,
 )
-from hostagent.vm_types import SnapshotRecord, SnapshotState, VmRecord, VmState
+from hostagent.vm_types import Move, SnapshotRecord, SnapshotState, VmRecord, VmState
 
 VM_MAGIC = b"ALVMRECD"
 SNAPSHOT_MAGIC = b"ALVMSNAP"
 
-_VM_KEYS = frozenset(field.name for field in fields(VmRecord))
+_MOVING_KEYS = frozenset({"move", "came_by"})
+_VM_KEYS = frozenset(field.name for field in fields(VmRecord)) - _MOVING_KEYS
 _SNAPSHOT_KEYS = frozenset(field.name for field in fields(SnapshotRecord))
 _CONFIG_KEYS = frozenset(field.name for field in fields(VmConfig))
 _TYPES = {"int": int, "str": str}
@@ -52,6 +62,7 @@ def encode_vm(vm: VmRecord) -> bytes:
                 "revision": vm.revision,
                 "request": vm.request,
                 "made_volumes": list(vm.made_volumes),
+                **_moving_to_json(vm),
             }
         ),
     )
@@ -59,16 +70,22 @@ def encode_vm(vm: VmRecord) -> bytes:
 
 def decode_vm(data: bytes, *, what: str) -> VmRecord:
     """Raises Corruption (V1), WrongState (a newer format)."""
-    value = envelope.decode_json(VM_MAGIC, data, what=what, keys=_VM_KEYS)
+    body, _ = envelope.decode(VM_MAGIC, data, what=what)
+    value = envelope.parse_json(body, what=what, keys=_VM_KEYS, optional=_MOVING_KEYS)
     try:
-        return VmRecord(
+        vm = VmRecord(
             vm_id=VmId(check_id(value["vm_id"], "VM id")),
             config=_config(value["config"]),
             state=VmState(value["state"]),
             revision=_typed(value["revision"], int),
             request=_typed(value["request"], str),
             made_volumes=tuple(_typed(name, str) for name in value["made_volumes"]),
+            move=_move(value["move"]) if "move" in value else None,
+            came_by=_migration_id(value["came_by"]) if "came_by" in value else None,
         )
+        if vm.state is VmState.EXPECTED and vm.move is None:
+            raise ValueError("a place that no migration keeps")
+        return vm
     except (ValueError, TypeError, KeyError, AttributeError, InvalidRequest) as error:
         raise _senseless(what, error) from error
 
@@ -116,6 +133,34 @@ def decode_snapshot(data: bytes, *, what: str) -> SnapshotRecord:
         )
     except (ValueError, TypeError, KeyError, AttributeError, InvalidRequest) as error:
         raise _senseless(what, error) from error
+
+
+def _moving_to_json(vm: VmRecord) -> dict[str, Any]:
+    """What only a VM that moves, or has moved, has: the others' records are as ever."""
+    moving: dict[str, Any] = {}
+    if vm.move is not None:
+        moving["move"] = {
+            "migration_id": vm.move.migration_id,
+            "live": vm.move.live,
+            "handed_over": vm.move.handed_over,
+        }
+    if vm.came_by is not None:
+        moving["came_by"] = vm.came_by
+    return moving
+
+
+def _move(value: dict[str, Any]) -> Move:
+    if value.keys() != {"migration_id", "live", "handed_over"}:
+        raise ValueError("a migration with other fields")
+    return Move(
+        _migration_id(value["migration_id"]),
+        live=_typed(value["live"], bool),
+        handed_over=_typed(value["handed_over"], bool),
+    )
+
+
+def _migration_id(value: str) -> MigrationId:
+    return MigrationId(check_id(value, "migration id"))
 
 
 def config_to_json(config: VmConfig) -> dict[str, Any]:
@@ -220,7 +265,7 @@ def _plain(cls: type[T], value: dict[str, Any]) -> T:
     return cls(**typed)
 
 
-V = TypeVar("V", int, str)
+V = TypeVar("V", int, str, bool)
 
 
 def _typed(value: object, kind: type[V]) -> V:

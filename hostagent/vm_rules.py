@@ -73,6 +73,14 @@ def check_config(config: VmConfig) -> None:
             raise InvalidRequest(f"tag {key!r} has more than {TAG_VALUE_BYTES_MAX} bytes")
 
 
+def check_whole_config(config: VmConfig) -> None:
+    """Refuse what a VM that exists somewhere cannot be: everything is filled in, every disk is a volume."""
+    check_config(config)
+    volumes, macs = [disk.volume_name for disk in config.disks], [one.mac for one in config.networks]
+    if not all([config.uuid, config.firmware, *volumes, *macs]):
+        raise InvalidRequest(f"the configuration of VM {config.name} has gaps: it has no such VM anywhere")
+
+
 def check_disk(disk: Disk) -> None:
     """One disk; its size is checked only where the volume is to be made."""
     check_name(disk.name, "a disk name")

@@ -20,6 +20,7 @@ from arraylift.durable import Files
 from arraylift.errors import Corruption, NotFound, Overloaded
 from arraylift.ids import VmId, VmSnapshotId
 from hostagent import vm_record
+from hostagent.ended_migrations import EndedMigrations
 from hostagent.firmware_store import FirmwareStore
 from hostagent.vm_types import RECORDS_BYTES_MAX, SnapshotRecord, VmRecord
 
@@ -132,6 +133,7 @@ class VmStore:
                 decode=vm_record.decode_snapshot,
                 id_of=lambda snapshot: snapshot.vm_snapshot_id,
             )
+            self.ended = EndedMigrations(files, state_path)
             self.firmware = FirmwareStore(files, f"{state_path}/firmware")
             self.firmware.keep_only(
                 [vm.vm_id for vm in self.vms.all()] + [one.vm_snapshot_id for one in self.snapshots.all()]

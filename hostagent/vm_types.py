@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from arraylift.ids import VmId, VmSnapshotId
+from arraylift.ids import MigrationId, VmId, VmSnapshotId
 from arraylift.sizes import GIB, MIB, TIB
 from arraylift.vm.types import ConsistencyLevel, DiskSnapshot, PowerState, Vm, VmConfig, VmSnapshot
 
@@ -38,6 +38,8 @@ class VmState(StrEnum):
     ON = "on"
     DELETING = "deleting"
     """Its volumes are being deleted; only DeleteVm may touch it."""
+    EXPECTED = "expected"
+    """A place for a VM that another host still has: nobody is told of it, and nobody can start it."""
 
 
 class SnapshotState(StrEnum):
@@ -51,9 +53,19 @@ class SnapshotState(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Move:
+    """A migration that a VM is in. On the old host ``handed_over`` says that it will not run here again."""
+
+    migration_id: MigrationId
+    live: bool
+    handed_over: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class VmRecord:
-    """``request`` is the digest of the CreateVm that made it; ``made_volumes`` names the disks
-    whose volumes were made for it, which alone are removed when making it fails."""
+    """``request`` is the digest of the CreateVm that made it, empty where it came from another host;
+    ``made_volumes`` names the disks whose volumes were made for it, which alone are removed when making
+    it fails. ``came_by`` is the migration that brought it here, if one did."""
 
     vm_id: VmId
     config: VmConfig
@@ -61,10 +73,22 @@ class VmRecord:
     revision: int
     request: str
     made_volumes: tuple[str, ...]
+    move: Move | None = None
+    came_by: MigrationId | None = None
 
     @property
     def subject(self) -> str:
         return f"VM {self.config.name}"
+
+    @property
+    def has_vmm(self) -> bool:
+        """Whether a VMM of it may be there: of a guest that runs, comes in, or was sent."""
+        return self.state is VmState.ON or (self.state is VmState.EXPECTED and self.in_move.live)
+
+    @property
+    def in_move(self) -> Move:
+        assert self.move is not None, "only asked of a VM that moves"
+        return self.move
 
     def told(self, host: str) -> Vm:
         """As this host, of that name, tells others of it."""

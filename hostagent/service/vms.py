@@ -12,19 +12,28 @@ from arraylift.ids import VmId, VmSnapshotId, check_id
 from arraylift.rpc import pages
 from arraylift.sizes import EXTENT_BYTES_MAX
 from arraylift.v1 import vm_pb2 as pb
-from arraylift.v1 import vm_pb2_grpc as pb_grpc
 from arraylift.vm import convert as shared
 from hostagent import convert
 from hostagent.guest_files import GuestFiles
 from hostagent.machines import Machines
+from hostagent.migration import Migrations
+from hostagent.service.migrations import MigrationEdge
 from hostagent.vm_snapshots import VmSnapshots
 from hostagent.vm_types import GuestFile, SnapshotRecord, VmRecord
 
 
-class VmEdge(pb_grpc.VmServiceServicer):
+class VmEdge(MigrationEdge):
     """Serves one host's VMs. ``host`` is the name in its certificate."""
 
-    def __init__(self, host: str, machines: Machines, snapshots: VmSnapshots, files: GuestFiles) -> None:
+    def __init__(
+        self,
+        host: str,
+        machines: Machines,
+        snapshots: VmSnapshots,
+        files: GuestFiles,
+        migrations: Migrations,
+    ) -> None:
+        super().__init__(host, migrations)
         self._host, self._machines, self._snapshots, self._files = host, machines, snapshots, files
 
     # -- life -----------------------------------------------------------------------------------

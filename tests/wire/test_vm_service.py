@@ -26,6 +26,8 @@ from arraylift.sizes import MIB
 from arraylift.v1 import vm_pb2 as pb
 from arraylift.v1 import vm_pb2_grpc
 from hostagent.guest_files import GuestFiles
+from hostagent.locks import KeyedLocks
+from hostagent.migration import Migrations
 from hostagent.service.vms import VmEdge
 from tests.unit.hostagent.stage import Stage, staged
 from tests.wire.stage import House
@@ -42,7 +44,8 @@ def stage(tmp_path: Path, house: House) -> Iterator[Stage]:
 @pytest.fixture
 def channel(stage: Stage, house: House, tmp_path: Path) -> Iterator[Callable[[str], grpc.Channel]]:
     files = GuestFiles(RealFiles(), str(tmp_path / "files"), stage.store, stage.driver)
-    edge = VmEdge("host1", stage.machines, stage.snapshots, files)
+    migrations = Migrations(stage.store, stage.driver, KeyedLocks("VM"), stage.machines)
+    edge = VmEdge("host1", stage.machines, stage.snapshots, files, migrations)
     service = service_of(vm_pb2_grpc.add_VmServiceServicer_to_server, edge)
     server = RpcServer("127.0.0.1:0", house.identity("host", "host1"), [service])
     server.start()

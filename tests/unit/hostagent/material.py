@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from arraylift.ids import LineageId, PoolId, SnapshotId, SourceState, VmId, VmSnapshotId
+from arraylift.ids import LineageId, MigrationId, PoolId, SnapshotId, SourceState, VmId, VmSnapshotId
 from arraylift.sizes import GIB
 from arraylift.vm.types import (
     ConsistencyLevel,
@@ -16,7 +16,7 @@ from arraylift.vm.types import (
     VmConfig,
 )
 from hostagent.disk_copy import WriteBack
-from hostagent.vm_types import SnapshotRecord, SnapshotState, VmRecord, VmState
+from hostagent.vm_types import Move, SnapshotRecord, SnapshotState, VmRecord, VmState
 
 VM_ID = VmId("0123456789abcdef0123456789abcdef")
 CONFIG = VmConfig(
@@ -30,6 +30,10 @@ CONFIG = VmConfig(
     firmware="bios",
 )
 VM = VmRecord(VM_ID, CONFIG, VmState.ON, 3, "ab" * 32, ("root",))
+MOVING_VM = replace(
+    VM, move=Move(MigrationId("c" * 32), live=True, handed_over=True), came_by=MigrationId("b" * 32)
+)
+ENDED = [MigrationId("b" * 32), MigrationId("a" * 32)]
 SNAPSHOT = SnapshotRecord(
     vm_snapshot_id=VmSnapshotId("f" * 32),
     vm_id=VM_ID,

@@ -8,6 +8,7 @@ import pytest
 
 from arraylift import envelope
 from arraylift.errors import Corruption, WrongState
+from hostagent import ended_migrations
 from hostagent.disk_copy import decode_write_back, encode_write_back
 from hostagent.vm_record import (
     SNAPSHOT_MAGIC,
@@ -17,11 +18,13 @@ from hostagent.vm_record import (
     encode_snapshot,
     encode_vm,
 )
-from tests.unit.hostagent.material import SNAPSHOT, STATED_SNAPSHOT, VM, WRITE_BACK
+from tests.unit.hostagent.material import ENDED, MOVING_VM, SNAPSHOT, STATED_SNAPSHOT, VM, WRITE_BACK
 
 GOLDEN = Path(__file__).resolve().parents[2] / "golden"
 KINDS = [
     ("vm-record-v1.alv", VM, encode_vm, decode_vm),
+    ("vm-record-v1-moving.alv", MOVING_VM, encode_vm, decode_vm),
+    ("vm-record-v1-ended.alm", ENDED, ended_migrations.encode, ended_migrations.decode),
     ("vm-record-v1-snapshot.alv", SNAPSHOT, encode_snapshot, decode_snapshot),
     ("vm-record-v1-snapshot-states.alv", STATED_SNAPSHOT, encode_snapshot, decode_snapshot),
     ("vm-record-v1-write-back.alw", WRITE_BACK, encode_write_back, decode_write_back),
@@ -52,6 +55,16 @@ def test_every_flipped_bit_is_an_error(file, record, encode, decode) -> None:  #
         (VM_MAGIC, encode_vm(VM), decode_vm, (b'"state":"on"', b'"state":"up"')),
         (VM_MAGIC, encode_vm(VM), decode_vm, (b'"firmware":"bios",', b"")),
         (VM_MAGIC, encode_vm(VM), decode_vm, (b'"mac":', b'"pac":')),
+        (VM_MAGIC, encode_vm(VM), decode_vm, (b'"state":"on"', b'"state":"expected"')),
+        (VM_MAGIC, encode_vm(MOVING_VM), decode_vm, (b'"live":true', b'"live":"no"')),
+        (VM_MAGIC, encode_vm(MOVING_VM), decode_vm, (b'"live":true,', b"")),
+        (VM_MAGIC, encode_vm(MOVING_VM), decode_vm, (b"c" * 32, b"c" * 31)),
+        (
+            ended_migrations.MAGIC,
+            ended_migrations.encode(ENDED),
+            ended_migrations.decode,
+            (b"b" * 32, b"../" * 10),
+        ),
         (SNAPSHOT_MAGIC, encode_snapshot(SNAPSHOT), decode_snapshot, (b'"level":2', b'"level":9')),
         (
             SNAPSHOT_MAGIC,
