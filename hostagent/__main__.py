@@ -17,7 +17,7 @@ from arraylift.rpc.address import split_address
 from arraylift.rpc.channels import Channels
 from arraylift.rpc.server import service_of
 from arraylift.v1 import vm_pb2_grpc
-from hostagent.config import HostSettings
+from hostagent.config import DRIVERS, HostSettings
 from hostagent.disk_copy import DiskCopies
 from hostagent.emulated import EmulatedDriver
 from hostagent.guest_files import GuestFiles
@@ -30,8 +30,6 @@ from hostagent.reporter import HostFacts, Reporter
 from hostagent.service.vms import VmEdge
 from hostagent.vm_snapshots import VmSnapshots
 from hostagent.vm_store import VmStore
-
-DRIVERS = ("emulated",)
 
 
 def build(settings: HostSettings, tls: TlsMaterial) -> daemon.Built:

@@ -8,6 +8,8 @@ from pathlib import Path
 from arraylift.sizes import GIB
 
 STATE_ROOT = Path("~/.local/state/arraylift")
+DRIVERS = ("emulated",)
+"""What ``driver`` may be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +29,9 @@ class HostSettings:
     vcenter: str = field(
         default="127.0.0.1:7401", metadata={"doc": "host:port of the virtual center; empty: none."}
     )
-    driver: str = field(default="emulated", metadata={"doc": "VMM that runs the VMs: emulated."})
+    driver: str = field(
+        default="emulated", metadata={"doc": f"VMM that runs the VMs: {' or '.join(DRIVERS)}."}
+    )
     memory_bytes: int = field(
         default=64 * GIB, metadata={"doc": "Memory for VMs, as told to the virtual center."}
     )

@@ -27,6 +27,7 @@ from arraylift.cli.local_files import open_log
 from arraylift.cli.processes import ProcessRecord
 from arraylift.cli.settings import (
     BASE_PORT,
+    DRIVERS,
     HOST,
     KINDS,
     NBD_PORT_OFFSET,
@@ -35,6 +36,7 @@ from arraylift.cli.settings import (
     DaemonKind,
     DaemonSettings,
     FollowsCenter,
+    HostSettings,
     Layout,
     absolute,
     callable_address,
@@ -91,14 +93,21 @@ class DaemonStatus:
 
 
 def up(
-    layout: Layout, *, base_port: int | None = None, pki_directory: Path | None = None
+    layout: Layout,
+    *,
+    base_port: int | None = None,
+    pki_directory: Path | None = None,
+    driver: str | None = None,
 ) -> list[DaemonStatus]:
     """Configure what is missing and start what does not run (U1, U2); return all, serving.
 
-    Raises WrongState (port taken, running on other ports), and what the daemon ended with.
+    Raises WrongState (port taken, running on other ports or by another driver), InvalidRequest, and
+    what the daemon ended with.
     """
     with _alone(layout):
         settings = {kind: configure(layout, kind, base_port, pki_directory) for kind in KINDS}
+        if driver is not None:
+            settings[HOST] = choose_driver(layout, settings[HOST], driver)
         issue_missing(absolute(next(iter(settings.values())).pki), settings)
         running = {kind: processes.read_record(layout.pid(kind)) for kind in KINDS}
         for kind in KINDS:
@@ -172,6 +181,24 @@ def configure(
             moved = dataclasses.replace(moved, vcenter=f"{host}:{base_port + VCENTER.port_offset}")
     write_settings(layout, kind, moved)
     return moved
+
+
+def choose_driver(layout: Layout, settings: DaemonSettings, driver: str) -> DaemonSettings:
+    """Return the host's settings with another driver, written down; a host that runs keeps its own."""
+    assert isinstance(settings, HostSettings)
+    if driver not in DRIVERS:
+        raise InvalidRequest(f"{driver!r} is no driver: {', '.join(DRIVERS)}", subject=driver)
+    if driver == settings.driver:
+        return settings
+    if processes.read_record(layout.pid(HOST)) is not None:
+        raise WrongState(
+            f"{HOST.name} runs its VMs by the driver {settings.driver}",
+            subject=HOST.name,
+            next_step=f"{layout.command('down')} first, then up with the new driver",
+        )
+    chosen = dataclasses.replace(settings, driver=driver)
+    write_settings(layout, HOST, chosen)
+    return chosen
 
 
 def new_settings(layout: Layout, kind: DaemonKind, port: int, pki_directory: Path) -> DaemonSettings:

@@ -17,9 +17,11 @@ from arraylift.errors import NotFound
 from arraylift.rpc.address import split_address
 from backup_server.config import ServerSettings
 from dedup_target.config import TargetSettings
-from hostagent.config import HostSettings
+from hostagent.config import DRIVERS, HostSettings
 from primary_array.config import ArraySettings
 from vcenter.config import CenterSettings
+
+__all__ = ["DRIVERS", "HostSettings"]  # for the rest of the command line, which sees no daemon itself
 
 STATE_ROOT = Path("~/.local/state/arraylift")
 BASE_PORT = 7401

@@ -15,14 +15,18 @@ from arraylift.cli.command import command
 from arraylift.cli.house import DaemonStatus
 from arraylift.cli.interrupts import shielded
 from arraylift.cli.session import Session
-from arraylift.cli.settings import BASE_PORT
+from arraylift.cli.settings import BASE_PORT, DRIVERS
 from arraylift.cli.show import row, table
 from arraylift.errors import PeerUnavailable, WrongState
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the root."""
-    command(app, "up", examples="arraylift up\narraylift up --state /srv/backup --base-port 9401")(up)
+    command(
+        app,
+        "up",
+        examples="arraylift up\narraylift up --driver qemu\narraylift up --state /srv/backup --base-port 9401",
+    )(up)
     command(app, "down", examples="arraylift down")(down)
     command(app, "status", examples="arraylift status --json")(status)
 
@@ -40,10 +44,17 @@ def up(
             f"[default for a new state: {BASE_PORT}]",
         ),
     ] = None,
+    driver: Annotated[
+        str | None,
+        typer.Option(
+            metavar="|".join(DRIVERS),
+            help=f"What runs the VMs of this machine. [default for a new state: {DRIVERS[0]}]",
+        ),
+    ] = None,
 ) -> None:
     """Start the daemons of this machine; make CA, certificates and settings where missing."""
     layout = session.places.layout
-    found = house.up(layout, base_port=base_port, pki_directory=session.places.pki)
+    found = house.up(layout, base_port=base_port, pki_directory=session.places.pki, driver=driver)
     if foreground and not any(daemon.started for daemon in found):
         raise WrongState(
             f"the daemons of {layout.root} run already",

@@ -140,6 +140,13 @@ def test_ports_do_not_move_under_a_running_daemon(house: House) -> None:
     assert "arraylift down" in ended.err
 
 
+def test_an_unknown_driver_starts_nothing(house: House) -> None:
+    ended = house.run("up", "--driver", "abacus", ok=False)
+    assert ended.code == 2
+    assert "'abacus' is no driver: emulated" in ended.err
+    assert house.processes() == []
+
+
 def test_status_and_down_without_daemons_say_how_to_get_them(house: House) -> None:
     for verb in ("status", "down"):
         ended = house.run(verb, ok=False)
