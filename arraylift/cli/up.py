@@ -25,7 +25,7 @@ def register(app: typer.Typer) -> None:
     command(
         app,
         "up",
-        examples="arraylift up\narraylift up --driver qemu\narraylift up --state /srv/backup --base-port 9401",
+        examples="arraylift up\narraylift up --driver qemu\narraylift up --state /srv/lift --base-port 9401",
     )(up)
     command(app, "down", examples="arraylift down")(down)
     command(app, "status", examples="arraylift status --json")(status)
