@@ -1,0 +1,1 @@
+"""Policies: which VMs are backed up when, and how long their backups are kept."""
