@@ -318,7 +318,7 @@ def test_a_lapsed_snapshot_fails_the_job_at_once(rig: Rig) -> None:
     view = rig.run(job_id)
     assert view.job.state is JobState.FAILED
     assert view.job.failure is not None
-    assert "before its disks were sent" in view.job.failure.message
+    assert "before all disks were sent" in view.job.failure.message
     assert rig.world.leftovers() == []
 
 
