@@ -43,7 +43,7 @@ from backup_server.restore_sends import SEND, PlannedDisk, RestoreSends
 from backup_server.server_db import ServerDb
 
 PLAN, POWER, STOP, START = "plan", "power", "stop", "start"
-REFUSALS_MAX = 6
+REFUSALS_MAX = 4
 """Refusals of a swap while its VM is off: the VMM that just ended may still hold a connection."""
 
 

@@ -16,7 +16,8 @@ from backup_server.job_rules import JobState, transfer_id
 from backup_server.job_run import JobRun
 from backup_server.model import Receipt, TransferNews
 from tests.fakes.backup_server import PACING, Rig
-from tests.fakes.world import SPAN, Fault
+from tests.fakes.world import Fault
+from tests.fakes.world_array import SPAN
 
 CENTER_CALLS = ("GetManagedVm", "PrepareBackup", "CreateGrant", "SendSnapshot", "PublishBackup")
 STEPS = [

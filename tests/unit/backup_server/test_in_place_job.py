@@ -17,7 +17,8 @@ from backup_server.in_place_job import REFUSALS_MAX
 from backup_server.job_rules import JobState, RestoreOrder, safety_name
 from backup_server.model import Backup
 from tests.fakes.backup_server import PACING, Killed, Rig
-from tests.fakes.world import SPAN, Fault
+from tests.fakes.world import Fault
+from tests.fakes.world_array import SPAN
 
 CENTER_CALLS = ("GetManagedVm", "GetVm", "PrepareRestore", "SendImage", "PowerVm", "CommitRestoreGroup")
 HOST_CALLS = ("GetVm", "PrepareRestore", "SendImage", "PowerOff", "CommitRestoreGroup", "PowerOn")
@@ -296,11 +297,13 @@ def test_an_array_that_is_away_from_before_the_swap_on(rig: Rig) -> None:
     """The job fails; once the array is back the reaper finds out that nothing was swapped."""
     backup = rig.back_up()
     job_id = rig.order_in_place(backup.backup_id)
-    rig.on_boundary = lambda name: (
-        [rig.world.fault(one, *["fail"] * 10_000) for one in ("ListVolumes", "RevokeRestore")]
-        if name == "job.swap.before"
-        else None
-    )
+
+    def away(name: str) -> None:
+        if name == "job.swap.before":
+            for one in ("ListVolumes", "RevokeRestore"):
+                rig.world.fault(one, *["fail"] * 10_000)
+
+    rig.on_boundary = away
     assert rig.run(job_id).job.state is JobState.FAILED
     rig.world.faults.clear()
     rig.restart()
