@@ -5,7 +5,8 @@ Contract (tests/contract/test_vm_driver_contract.py):
   D2 ``thaw`` is harmless at any time, from any thread, and twice; it never waits for a freeze.
   D3 after ``resume`` no guest is frozen: a daemon that died under a freeze left nothing behind.
   D4 file operations that change a disk never run while the guest is frozen.
-  D5 ``kept_level`` is never above what ``freeze`` reached, nor above what held until the thaw.
+  D5 ``kept_level`` never raises, and says what is known to have held until the thaw: no more than CRASH
+     where ``freeze`` reached no more, and it alone says APPLICATION.
   D6 a VM has one VMM at most on this host, also after any crash of this process.
 Callers: use cases. One thread at a time for one VM (it holds the VM's lock), but for ``thaw``,
 ``is_running`` and the guest's files.
@@ -80,9 +81,9 @@ class Driver(Protocol):
         ...
 
     def kept_level(self, vm: VmRecord, reached: ConsistencyLevel) -> ConsistencyLevel:
-        """After the thaw: the level that held all the time since ``freeze`` reached it (D5).
+        """After the thaw: the level that held since ``freeze`` (D5).
 
-        An agent tells only now whether hooks ran, and whether the guest was thawed behind our back.
+        An agent tells only then whether hooks ran, and whether the guest was thawed behind our back.
         """
         ...
 

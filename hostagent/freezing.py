@@ -1,9 +1,11 @@
 """A guest that stands still for the time of a block, and for FREEZE_SECONDS_MAX at most.
 
 Invariants:
-  Z1 the watchdog runs before the freeze begins, and thaws when the time is up, whatever hangs (law 11).
+  Z1 the watchdog runs before the freeze begins, and thaws so early that a thaw has time to take effect
+     before the time is up, whatever hangs (law 11). Who outlives this process is the driver's business.
   Z2 a guest is thawed when the block ends, however it ends.
-  Z3 the level that is told was true for the whole block: a watchdog that fired leaves CRASH.
+  Z3 the level that is told was true for the whole block: a watchdog that fired leaves CRASH, and the driver
+     says after the thaw what held.
 Callers: vm_snapshots, the thread that holds the VM's lock; the watchdog is a thread of its own.
 """
 
@@ -20,6 +22,9 @@ from arraylift.logs import get_logger
 from arraylift.vm.types import ConsistencyLevel
 from hostagent.driver import Driver
 from hostagent.vm_types import FREEZE_SECONDS_MAX, VmRecord
+
+WATCHDOG_SHARE = 0.9
+"""Part of the time after which the watchdog thaws; the rest is for the thaw."""
 
 QUIESCE_SHARE = 0.5
 """Part of the time that the guest has to come to a stop; the rest is for the snapshots."""
@@ -42,7 +47,7 @@ class FrozenGuest:
 
     def left_seconds(self) -> float:
         """Time until the watchdog thaws."""
-        return self._seconds_max - (self._clock.monotonic() - self._began)
+        return self._seconds_max * WATCHDOG_SHARE - (self._clock.monotonic() - self._began)
 
     def freeze(self) -> None:
         """Start the watchdog, then freeze (Z1). A guest that will not stand still is thawed: CRASH."""
@@ -60,12 +65,14 @@ class FrozenGuest:
                 self.level = level
 
     def thaw(self) -> None:
-        """End the freeze; twice is fine (Z2)."""
+        """End the freeze (Z2), and learn which level it had (Z3). Once."""
         if self._watched:
             self._end(None)
+            if self.level > ConsistencyLevel.CRASH:
+                self.level = self._driver.kept_level(self._vm, self.level)
 
     def _watch(self) -> None:
-        if not self._done.wait(self._seconds_max):
+        if not self._done.wait(self._seconds_max * WATCHDOG_SHARE):
             _log.warning("freeze_timed_out", vm=self._vm.vm_id, seconds=self._seconds_max)
             self._end(ConsistencyLevel.CRASH)
 

@@ -11,25 +11,25 @@ Callers: any thread. ``execute`` is one at a time; others wait for it, within th
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
-ANSWER_BYTES_MAX = 4 << 20
+from arraylift.errors import WrongState
+
+ANSWER_BYTES_MAX = 1 << 20
 """Longest answer that is read; the largest honest one is a piece of a file."""
 
 Answer = dict[str, object] | list[object] | str | int | float | bool | None
 """What JSON can say."""
 
 
-class AgentRefused(Exception):  # noqa: N818 - named by what happened
-    """The agent answered with an error: the command had no effect, or a part of it, and the channel is fine.
+class AgentRefused(WrongState):
+    """The agent answered with an error: the command had no effect, or a part of it; the channel is fine.
 
-    ``description`` is the guest's text: bounded, without control characters, and no more than a claim.
+    Its text is the guest's: bounded, printable, and no more than a claim.
     """
-
-    def __init__(self, command: str, error_class: str, description: str) -> None:
-        super().__init__(f"{command}: {description}")
-        self.command, self.error_class, self.description = command, error_class, description
 
 
 class AgentChannel(Protocol):
@@ -38,10 +38,10 @@ class AgentChannel(Protocol):
     def execute(
         self, command: str, arguments: Mapping[str, object] | None = None, *, timeout_seconds: float
     ) -> Answer:
-        """Run one command and return its ``return`` (A1).
+        """Run one command and return what it ``return``\\s (A1).
 
-        Raises AgentRefused, DeadlineExceeded, PeerUnavailable (no guest, no agent, a channel that broke,
-        rubbish).
+        Raises AgentRefused, DeadlineExceeded (it does not answer), PeerUnavailable (no guest, a broken
+        channel, rubbish).
         """
         ...
 
@@ -50,22 +50,21 @@ class AgentChannel(Protocol):
         ...
 
     def guard(self) -> GuardTarget:
-        """How a process outside this one thaws the guest when this one is dead. Raises PeerUnavailable."""
+        """How a process outside this one thaws the guest once this one is dead. Raises PeerUnavailable."""
         ...
 
 
-class GuardTarget(Protocol):
-    """What a guard (``guard_process``) is started with. The file descriptor is the guard's own: closed by
-    whoever asked once the guard has it."""
+@dataclass(frozen=True, slots=True)
+class GuardTarget:
+    """What a guard is started with (``guard.py``): ``("socket", FD, PATH)``, a connection that it shares
+    with us, or ``("command", PROGRAM, ARGUMENT...)``, which thaws and then exits with 0.
 
-    @property
-    def arguments(self) -> tuple[str, ...]:
-        """``("socket", FD)``, or ``("command", PROGRAM, ARGUMENT...)``, which is run until it ends with 0."""
-        ...
+    ``descriptors`` are this object's own, inherited by the guard; ``close`` when it has them.
+    """
 
-    @property
-    def descriptors(self) -> tuple[int, ...]:
-        """Inherited by the guard."""
-        ...
+    arguments: tuple[str, ...]
+    descriptors: tuple[int, ...] = ()
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        for descriptor in self.descriptors:
+            os.close(descriptor)

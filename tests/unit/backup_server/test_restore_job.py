@@ -11,8 +11,7 @@ from arraylift.v1 import vm_pb2
 from backup_server.job_rules import RESTORE_TAG, JobState, new_vm_id
 from backup_server.model import PeerKind, RegisteredPeer
 from tests.fakes.backup_server import PACING, Killed, Rig
-from tests.fakes.world import Fault
-from tests.fakes.world_array import SPAN
+from tests.fakes.world import SPAN, Fault
 
 CENTER_CALLS = ("PlaceVm", "ProvisionVm", "PrepareRestore", "SendImage", "AttachVmVolume", "PowerVm")
 HOST_CALLS = ("CreateVm", "PrepareRestore", "SendImage", "AttachVolume", "PowerOn")
