@@ -22,7 +22,7 @@ from arraylift.exchange.messages import Figures
 from arraylift.ids import VmId
 from arraylift.logs import get_logger
 from arraylift.sizes import spans_of
-from arraylift.vm.types import DiskSnapshot, SnapshotRequest, VmSnapshot
+from arraylift.vm.types import ConsistencyLevel, DiskSnapshot, SnapshotRequest, VmSnapshot
 from backup_server import documents
 from backup_server.engine import Outcome
 from backup_server.inventory import Inventory, VmSide
@@ -115,7 +115,7 @@ class BackupJob:
         receipts = [receipt for receipt in sent if receipt is not None]
         if len(receipts) == len(snapshot.disks):
             return receipts
-        with run.renewing(lambda: side.renew(snapshot, at)):
+        with run.renewing(lambda: side.renew(snapshot, at), "the VM snapshot"):
             return run.in_parallel(snapshot.disks, lambda disk: self._send(run, disk))
 
     def _send(self, run: JobRun, disk: DiskSnapshot) -> Receipt:
@@ -248,16 +248,17 @@ class BackupJob:
 
     def view(self, job: Job, steps: Sequence[Step]) -> Outcome:
         figures: dict[str, tuple[int, Figures]] = {}
-        frozen_ns = 0
+        frozen_ns, level = 0, ConsistencyLevel.UNSPECIFIED
         for step in steps:
             if not step.ended_at_ns:
                 continue
             if step.name == "snapshot":
-                frozen_ns = documents.load(VmSnapshot, step.result, what="a VM snapshot").frozen_ns
+                snapshot = documents.load(VmSnapshot, step.result, what="a VM snapshot")
+                frozen_ns, level = snapshot.frozen_ns, snapshot.level
             elif step.name.startswith(_SEND):
                 one = documents.load(Receipt, step.result, what="a receipt")
                 figures[step.name.removeprefix(_SEND)] = (one.figures.spans_total, one.figures)
-        return Outcome(job.vm_id, job.vm_name, figures, frozen_ns)
+        return Outcome(job.vm_id, job.vm_name, figures, frozen_ns, level)
 
 
 def _bound(work: Callable[[str], None], name: str) -> Callable[[], None]:

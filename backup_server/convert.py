@@ -145,4 +145,15 @@ def job_to_pb(view: JobView) -> backup_pb2.Job:
         error_text=job.failure.message if job.failure is not None else "",
         backup_id=job.backup_id if job.restore is not None or job.state is JobState.SUCCEEDED else "",
         result_vm_id=outcome.result_vm_id if job.state is JobState.SUCCEEDED else "",
+        level=int(outcome.level),  # type: ignore[arg-type]
+        safeties=[
+            backup_pb2.SafetySnapshot(
+                disk_name=one.disk_name,
+                array=one.array,
+                volume_name=one.volume_name,
+                snapshot_id=one.snapshot_id,
+                name=one.name,
+            )
+            for one in outcome.safeties
+        ],
     )

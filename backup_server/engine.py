@@ -23,6 +23,7 @@ from arraylift.exchange.messages import Figures
 from arraylift.failpoints import FAILPOINTS
 from arraylift.logs import get_logger
 from arraylift.outcome import attempt
+from arraylift.vm.types import ConsistencyLevel
 from backup_server.job_rules import (
     JOBS_RUNNING_MAX,
     JOBS_UNFINISHED_MAX,
@@ -35,6 +36,7 @@ from backup_server.job_rules import (
     moved,
 )
 from backup_server.job_run import JobRun, Stopped
+from backup_server.model import Safety
 from backup_server.server_db import ServerDb
 
 JOIN_SECONDS = 30.0
@@ -67,7 +69,11 @@ class Outcome:
     figures: Mapping[str, tuple[int, Figures]]
     """By disk that is done: spans, figures."""
     frozen_ns: int = 0
+    level: ConsistencyLevel = ConsistencyLevel.UNSPECIFIED
+    """Reached by the VM snapshot, once there is one."""
     result_vm_id: str = ""
+    safeties: tuple[Safety, ...] = ()
+    """Of a restore in place: what its disks held before."""
 
 
 @dataclass(frozen=True, slots=True)

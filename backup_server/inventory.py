@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Protocol, TypeVar
 
-from arraylift.errors import ArrayliftError, NotFound, PeerUnavailable, WrongState
+from arraylift.errors import ArrayliftError, Conflict, NotFound, PeerUnavailable, WrongState
 from arraylift.vm.types import Disk, SnapshotRequest, Vm, VmConfig, VmSnapshot
 from backup_server.model import Located
 from backup_server.ports import Center, Host, HostRef, Peers
@@ -43,7 +44,10 @@ class VmSide(Protocol):
 
     def provision(self, vm_id: str, config: VmConfig, at: HostRef) -> HostRef: ...
     def attach(self, vm_id: str, disk: Disk, at: HostRef) -> None: ...
-    def power(self, vm_id: str, at: HostRef, *, on: bool) -> None: ...
+    def power(self, vm_id: str, at: HostRef, *, on: bool, grace_seconds: int = 0) -> None:
+        """Off is at once, unless the guest is given seconds to obey."""
+        ...
+
     def remove(self, vm_id: str, at: HostRef) -> None: ...
 
 
@@ -75,6 +79,22 @@ class Inventory:
                 "no virtual center is known", subject="virtual center", next_step="add it, or work directly"
             )
         return ThroughCenter(self._peers.center(center))
+
+    def look(self, side: VmSide, vm_id: str) -> Located:
+        """The VM as its host itself says now; what a virtual center knows may be seconds old.
+
+        Raises NotFound, Conflict (it moves: look again), PeerUnavailable (the host).
+        """
+        found = side.find(vm_id)
+        if found.vm.vm_id != vm_id:
+            raise NotFound(f"there is no VM with the id {vm_id}", subject=f"VM {vm_id}")
+        try:
+            fresh = self._peers.host(HostRef(found.host, found.host_address)).find_vm(vm_id=vm_id)
+        except NotFound as error:
+            raise Conflict(
+                f"host {found.host} no longer has VM {found.vm.config.name}", subject=f"VM {vm_id}"
+            ) from error
+        return replace(found, vm=fresh)
 
     def strays(self, vm_id: str, name: str, at: HostRef) -> list[str]:
         """Ids of the VM's snapshots of that name on that host."""
@@ -118,8 +138,8 @@ class ThroughCenter:
     def attach(self, vm_id: str, disk: Disk, at: HostRef) -> None:  # noqa: ARG002
         self._center.attach_volume(vm_id, disk)
 
-    def power(self, vm_id: str, at: HostRef, *, on: bool) -> None:  # noqa: ARG002
-        self._center.power_vm(vm_id, on=on)
+    def power(self, vm_id: str, at: HostRef, *, on: bool, grace_seconds: int = 0) -> None:  # noqa: ARG002
+        self._center.power_vm(vm_id, on=on, grace_seconds=grace_seconds)
 
     def remove(self, vm_id: str, at: HostRef) -> None:  # noqa: ARG002
         self._center.remove_vm(vm_id)
@@ -198,8 +218,8 @@ class Direct:
     def attach(self, vm_id: str, disk: Disk, at: HostRef) -> None:
         self._host(at).attach_volume(vm_id, disk)
 
-    def power(self, vm_id: str, at: HostRef, *, on: bool) -> None:
-        self._host(at).power_vm(vm_id, on=on)
+    def power(self, vm_id: str, at: HostRef, *, on: bool, grace_seconds: int = 0) -> None:
+        self._host(at).power_vm(vm_id, on=on, grace_seconds=grace_seconds)
 
     def remove(self, vm_id: str, at: HostRef) -> None:
         self._host(at).remove_vm(vm_id)

@@ -97,6 +97,10 @@ class RestoreOrder:
     start: bool
     direct: bool
     keep_identity: bool
+    in_place: bool = field(default=False, metadata={"later": True})
+    """Onto the disks of the VM that it is a backup of; name, host, array and identity are that VM's."""
+    stop: bool = field(default=False, metadata={"later": True})
+    """In place: a running VM is powered off; without, it is refused."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,6 +213,16 @@ def derived_id(job_id: str, *parts: str) -> str:
 def transfer_id(job_id: str, disk_name: str) -> str:
     """Of one disk's transfer, and hence of the image that a backup makes of it."""
     return derived_id(job_id, "transfer", disk_name)
+
+
+def restore_group_id(job_id: str) -> str:
+    """Of the restores that are swapped in together."""
+    return derived_id(job_id, "group")
+
+
+def safety_name(job_id: str) -> str:
+    """Of the snapshots that keep what the disks held before a restore in place."""
+    return f"before-restore-{job_id[:12]}"
 
 
 def new_vm_id(job_id: str) -> str:

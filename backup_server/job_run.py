@@ -29,7 +29,6 @@ from backup_server import documents
 from backup_server.job_rules import (
     DISKS_PER_JOB_MAX,
     Job,
-    JobKind,
     Pacing,
     Step,
     is_retryable,
@@ -46,6 +45,11 @@ Item = TypeVar("Item")
 
 PUBLISH = "publish"
 """The step that commits a backup."""
+
+SWAP = "swap"
+"""The step that commits a restore in place."""
+
+COMMITS = frozenset({PUBLISH, SWAP})
 
 
 class Stopped(BaseException):
@@ -83,7 +87,7 @@ class JobRun:
         self._stopping = threading.Event()
         self._cancelled = job.cancel_asked
         self._fatal: ArrayliftError | None = None
-        self._committing = job.kind is JobKind.BACKUP and PUBLISH in self._steps
+        self._committing = not COMMITS.isdisjoint(self._steps)
         self._transfers: set[Transfer] = set()
         self._moves, self._moved_at = 0, 0.0
         self._troubles: dict[str, str] = {}
@@ -97,7 +101,7 @@ class JobRun:
                 raise WrongState(
                     f"job {self.job.job_id} is past its commit",
                     subject=f"job {self.job.job_id}",
-                    next_step="delete the backup, if that is meant",
+                    next_step="let it end; then delete the backup, or set the volumes back, if that is meant",
                 )
             self.job = self._db.update_job(self.job.job_id, cancel_asked=True)
             self._cancelled = True
@@ -191,17 +195,21 @@ class JobRun:
         step = self._steps.get(name) or Step(name, self._clock.wall_ns())
         self._save_step(step)  # N2
         result = self.retry(work, name)
+        self.settle(name, result, detail=detail(result) if detail is not None else "")
+        return result
+
+    def settle(self, name: str, result: object, *, detail: str = "") -> None:
+        """Record that a step which began is done, with its result."""
         done = replace(
-            step,
+            self._steps[name],
             ended_at_ns=max(1, self._clock.wall_ns()),
-            detail=detail(result) if detail is not None else "",
+            detail=detail,
             result=documents.dump(result),
         )
         self._hook(f"job.{name}.done")
         self._save_step(done)
         self._hook(f"job.{name}.after")
-        _log.info("step_done", step=name, detail=done.detail)
-        return result
+        _log.info("step_done", step=name, detail=detail)
 
     def _save_step(self, step: Step) -> None:
         self._db.save_step(self.job.job_id, step)
@@ -268,8 +276,8 @@ class JobRun:
                 self._transfers.discard(transfer)
 
     @contextlib.contextmanager
-    def renewing(self, renew: Callable[[], None]) -> Iterator[None]:
-        """Keep a VM snapshot's lease alive; one that is gone fails the job."""
+    def renewing(self, renew: Callable[[], None], what: str) -> Iterator[None]:
+        """Keep the lease of ``what`` alive; if that is gone the job fails."""
         done = threading.Event()
 
         def keep() -> None:
@@ -279,7 +287,7 @@ class JobRun:
                     renew()
                     pause = self.pacing.lease_seconds / 3
                 except NotFound as error:
-                    self.fail(_lapsed(error))
+                    self.fail(_lapsed(what, error))
                     return
                 except ArrayliftError as error:
                     _log.warning("lease_not_renewed", error=str(error))
@@ -324,9 +332,9 @@ class JobRun:
             round_number += 1
 
 
-def _lapsed(error: ArrayliftError) -> WrongState:
+def _lapsed(what: str, error: ArrayliftError) -> WrongState:
     return WrongState(
-        f"the VM snapshot is gone before its disks were sent: {error.message}",
+        f"{what} is gone before all disks were sent: {error.message}",
         subject=error.subject,
-        next_step="run the backup again; the server or the host was away for longer than the lease",
+        next_step="start it again; this server or a peer was away for longer than the lease",
     )

@@ -95,6 +95,17 @@ class Backup:
 
 
 @dataclass(frozen=True, slots=True)
+class Safety:
+    """A snapshot that keeps what a disk held before it was restored in place."""
+
+    disk_name: str
+    array: str
+    volume_name: str
+    snapshot_id: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
 class Verdict:
     """One message of a verification at a target; the last is ``done``, and says the rest."""
 

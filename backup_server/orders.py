@@ -5,17 +5,18 @@ Callers: edges, any thread.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from arraylift.clock import Clock
 from arraylift.errors import ArrayliftError, Conflict, InvalidRequest, NotFound
 from arraylift.ids import check_name, random_id
-from arraylift.vm.types import Vm
+from arraylift.vm.types import PowerState, Vm
 from backup_server.backups import Backups
 from backup_server.engine import Engine
+from backup_server.in_place_job import matched, still_runs
 from backup_server.inventory import Inventory, VmSide
 from backup_server.job_rules import BackupOrder, Job, JobKind, JobState, RestoreOrder
-from backup_server.model import PeerKind
+from backup_server.model import Backup, PeerKind
 from backup_server.registry import Registry
 from backup_server.restore_job import check_name_is_free
 
@@ -104,15 +105,17 @@ class Orders:
         )
 
     def start_restore(self, order: RestoreOrder) -> str:
-        """Start a restore; returns the job's id. Raises NotFound, AlreadyExists, Overloaded."""
+        """Start a restore; returns the job's id. Raises NotFound, AlreadyExists, Conflict, WrongState,
+        InvalidRequest, Overloaded."""
         direct = self._inventory.is_direct(asked=order.direct)
         side = self._inventory.side(direct=direct)
+        if order.stop and not order.in_place:
+            raise InvalidRequest(
+                "only a restore in place stops a VM", next_step="restore in place, or leave it"
+            )
         with self._backups.reading(order.backup_id) as backup:
-            name = check_name(order.as_name or f"{backup.vm_name[:200]}-restored", "VM name")
             self._registry.target(backup.target)
-            if order.array:
-                self._registry.find(PeerKind.ARRAY, order.array)
-            check_name_is_free(side, name)
+            name = self._in_place(order, backup, side) if order.in_place else self._anew(order, backup, side)
             job = Job(
                 job_id=random_id(),
                 kind=JobKind.RESTORE,
@@ -120,15 +123,28 @@ class Orders:
                 vm_id=backup.vm_id,
                 vm_name=name,
                 created_at_ns=self._clock.wall_ns(),
-                restore=RestoreOrder(
-                    backup_id=order.backup_id,
-                    as_name=name,
-                    host=order.host,
-                    array=order.array,
-                    start=order.start,
-                    direct=direct,
-                    keep_identity=order.keep_identity,
-                ),
+                restore=replace(order, as_name=name, direct=direct),
             )
             self._engine.submit([job])
         return job.job_id
+
+    def _anew(self, order: RestoreOrder, backup: Backup, side: VmSide) -> str:
+        """The name of the VM to be made."""
+        name = check_name(order.as_name or f"{backup.vm_name[:200]}-restored", "VM name")
+        if order.array:
+            self._registry.find(PeerKind.ARRAY, order.array)
+        check_name_is_free(side, name)
+        return name
+
+    def _in_place(self, order: RestoreOrder, backup: Backup, side: VmSide) -> str:
+        """The name of the VM that it is a backup of, as it is called now."""
+        if order.as_name or order.host or order.array or order.keep_identity:
+            raise InvalidRequest(
+                "a restore in place changes what is on the VM's disks, and nothing else of it",
+                next_step="give no name, host, array or identity; or restore it as a new VM",
+            )
+        vm = self._inventory.look(side, backup.vm_id).vm
+        if vm.power is not PowerState.OFF and not order.stop:
+            raise still_runs(vm)
+        matched(backup, vm)
+        return vm.config.name

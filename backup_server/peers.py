@@ -11,7 +11,7 @@ Callers: any thread.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Self
@@ -19,7 +19,7 @@ from typing import Any, Self
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from arraylift.errors import Cancelled, Corruption, DeadlineExceeded, WrongState
+from arraylift.errors import Cancelled, Corruption, DeadlineExceeded, NotFound, WrongState
 from arraylift.exchange import convert as exchange
 from arraylift.logs import get_logger
 from arraylift.pki import TlsMaterial
@@ -44,7 +44,16 @@ from arraylift.v1 import (
 from arraylift.vm import convert as shared
 from arraylift.vm.types import Disk, SnapshotRequest, Vm, VmConfig, VmSnapshot
 from backup_server import convert
-from backup_server.model import Backup, Located, PeerKind, Receipt, RegisteredPeer, TransferNews, Verdict
+from backup_server.model import (
+    Backup,
+    Located,
+    PeerKind,
+    Receipt,
+    RegisteredPeer,
+    Safety,
+    TransferNews,
+    Verdict,
+)
 from backup_server.ports import HostRef
 from backup_server.registry import PEERS_MAX, SETTINGS_CENTER
 
@@ -243,9 +252,11 @@ class GrpcCenter(_Caller):
         request = virtual_center_pb2.AttachVmVolumeRequest(vm_id=vm_id, disk=shared.disk_to_pb(disk))
         self._ask("AttachVmVolume", request, slow=True)
 
-    def power_vm(self, vm_id: str, *, on: bool) -> None:
+    def power_vm(self, vm_id: str, *, on: bool, grace_seconds: int = 0) -> None:
         power = vm_pb2.POWER_STATE_ON if on else vm_pb2.POWER_STATE_OFF
-        request = virtual_center_pb2.PowerVmRequest(vm_id=vm_id, power=power, force=not on)
+        request = virtual_center_pb2.PowerVmRequest(
+            vm_id=vm_id, power=power, force=not on and not grace_seconds, grace_seconds=grace_seconds
+        )
         self._ask("PowerVm", request, slow=True)
 
     def remove_vm(self, vm_id: str) -> None:
@@ -293,11 +304,12 @@ class GrpcHost(_Caller):
         request = vm_pb2.AttachVolumeRequest(vm_id=vm_id, disk=shared.disk_to_pb(disk))
         self._ask("AttachVolume", request, slow=True)
 
-    def power_vm(self, vm_id: str, *, on: bool) -> None:
+    def power_vm(self, vm_id: str, *, on: bool, grace_seconds: int = 0) -> None:
         if on:
             self._ask("PowerOn", vm_pb2.PowerOnRequest(vm_id=vm_id), slow=True)
-        else:
-            self._ask("PowerOff", vm_pb2.PowerOffRequest(vm_id=vm_id, force=True), slow=True)
+            return
+        request = vm_pb2.PowerOffRequest(vm_id=vm_id, force=not grace_seconds, grace_seconds=grace_seconds)
+        self._ask("PowerOff", request, slow=True)
 
     def remove_vm(self, vm_id: str) -> None:
         request = vm_pb2.DeleteVmRequest(vm_id=vm_id, keep_volumes=True, missing_ok=True)
@@ -333,12 +345,29 @@ class GrpcArray(_Caller):
         seconds = self._deadlines.long_seconds if slow else self._deadlines.call_seconds
         return self.call(volume_pb2_grpc.VolumeServiceStub, method, request, seconds=seconds)
 
-    def prepare_restore(self, transfer_id: str, *, target: str, volume_name: str) -> bytes:
+    def prepare_restore(
+        self, transfer_id: str, *, target: str, volume_name: str, group_id: str = ""
+    ) -> bytes:
         request = volume_pb2.PrepareRestoreRequest(
-            transfer_id=transfer_id, target=target, volume_name=volume_name
+            transfer_id=transfer_id, target=target, volume_name=volume_name, group_id=group_id
         )
         grant: bytes = self._ask("PrepareRestore", request).grant
         return grant
+
+    def commit_group(self, group_id: str, transfer_ids: Sequence[str], *, safety_name: str) -> list[Safety]:
+        request = volume_pb2.CommitRestoreGroupRequest(
+            group_id=group_id, transfer_ids=transfer_ids, safety_name=safety_name
+        )
+        kept = self._ask("CommitRestoreGroup", request, slow=True).safeties
+        return [Safety("", self._peer.name, one.volume_name, one.snapshot_id, one.name) for one in kept]
+
+    def was_swapped(self, transfer_id: str, volume_name: str) -> bool:
+        found = self._ask("ListVolumes", volume_pb2.ListVolumesRequest(name=volume_name)).volumes
+        if not found:
+            raise NotFound(f"{self._what} has no volume {volume_name}", subject=f"volume {volume_name}")
+        # The lineage that a swap begins bears its transfer's id.
+        lineage: str = found[0].state.lineage_id
+        return lineage == transfer_id
 
     def revoke_restore(self, transfer_id: str) -> None:
         self._ask("RevokeRestore", volume_pb2.RevokeRestoreRequest(transfer_id=transfer_id), slow=True)

@@ -7,13 +7,13 @@ Callers: use cases, any thread.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
 from arraylift.vm.types import Disk, SnapshotRequest, Vm, VmConfig, VmSnapshot
-from backup_server.model import Backup, Located, RegisteredPeer, TransferNews, Verdict
+from backup_server.model import Backup, Located, RegisteredPeer, Safety, TransferNews, Verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +38,8 @@ class Center(Protocol):
 
     def provision_vm(self, vm_id: str, config: VmConfig, host: str) -> HostRef: ...
     def attach_volume(self, vm_id: str, disk: Disk) -> None: ...
-    def power_vm(self, vm_id: str, *, on: bool) -> None:
-        """Off is at once, without asking the guest."""
+    def power_vm(self, vm_id: str, *, on: bool, grace_seconds: int = 0) -> None:
+        """Off is at once, without asking the guest, unless it is given seconds to obey."""
         ...
 
     def remove_vm(self, vm_id: str) -> None:
@@ -59,7 +59,7 @@ class Host(Protocol):
     def delete_snapshot(self, vm_snapshot_id: str) -> None: ...
     def create_vm(self, vm_id: str, config: VmConfig) -> None: ...
     def attach_volume(self, vm_id: str, disk: Disk) -> None: ...
-    def power_vm(self, vm_id: str, *, on: bool) -> None: ...
+    def power_vm(self, vm_id: str, *, on: bool, grace_seconds: int = 0) -> None: ...
     def remove_vm(self, vm_id: str) -> None: ...
 
 
@@ -83,8 +83,22 @@ class Array(Protocol):
         patience_seconds: int,
     ) -> Transfer: ...
 
-    def prepare_restore(self, transfer_id: str, *, target: str, volume_name: str) -> bytes:
-        """The grant."""
+    def prepare_restore(
+        self, transfer_id: str, *, target: str, volume_name: str, group_id: str = ""
+    ) -> bytes:
+        """The grant; again, it restarts the lease. With a group the volume exists, and is restored in
+        place by ``commit_group``."""
+        ...
+
+    def commit_group(self, group_id: str, transfer_ids: Sequence[str], *, safety_name: str) -> list[Safety]:
+        """Swap all images of a group for their volumes in one commit; done before, it says the same.
+
+        Raises NotFound (unknown, lapsed), WrongState (not whole, or open for writing), OutOfSpace.
+        """
+        ...
+
+    def was_swapped(self, transfer_id: str, volume_name: str) -> bool:
+        """The volume is what this restore made of it, and was not set back since. Raises NotFound."""
         ...
 
     def revoke_restore(self, transfer_id: str) -> None:

@@ -12,13 +12,11 @@ Callers: the engine's thread of the job.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from arraylift.errors import AlreadyExists, Conflict, NotFound
+from arraylift.errors import AlreadyExists, NotFound
 from arraylift.exchange.messages import Figures
-from arraylift.sizes import spans_of
 from arraylift.vm.types import Disk, VmConfig
 from backup_server import documents
 from backup_server.engine import Outcome
@@ -34,22 +32,13 @@ from backup_server.job_rules import (
     transfer_id,
 )
 from backup_server.job_run import JobRun
-from backup_server.model import Backup, Receipt, RegisteredPeer
-from backup_server.ports import Array, HostRef, Peers
+from backup_server.model import Backup, Receipt
+from backup_server.ports import HostRef, Peers
 from backup_server.registry import Registry
+from backup_server.restore_sends import SEND, PlannedDisk, RestoreSends
 from backup_server.server_db import ServerDb
 
 PLAN, PROVISION, START = "plan", "provision", "start"
-_SEND = "send "
-GRANTS_LOST_MAX = 5
-
-
-@dataclass(frozen=True, slots=True)
-class PlannedDisk:
-    """An image, and the disk that it becomes."""
-
-    image_id: str
-    disk: Disk
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +58,7 @@ class RestoreJob:
         self._db = db
         self._registry = registry
         self._inventory = inventory
-        self._peers = peers
+        self._sends = RestoreSends(registry, peers)
 
     def run(self, run: JobRun) -> None:
         job, order = run.job, _order(run.job)
@@ -82,7 +71,7 @@ class RestoreJob:
             lambda: side.provision(vm_id, plan.config, plan.host),
             detail=lambda ref: f"VM {vm_id} on host {ref.name}",
         )
-        run.in_parallel(plan.disks, lambda disk: self._send(run, plan, disk))
+        run.in_parallel(plan.disks, lambda disk: self._sends.send(run, plan.target, disk))
         for planned in plan.disks:
             run.step(
                 step_name("attach", planned.disk.name), str, _doing(side.attach, vm_id, planned.disk, at)
@@ -101,7 +90,7 @@ class RestoreJob:
         )
         disks = tuple(self._planned(job, backup, index) for index in range(len(backup.disks)))
         for planned in disks:
-            if self._array(planned.disk).volume_size(planned.disk.volume_name) is not None:
+            if self._sends.array(planned.disk).volume_size(planned.disk.volume_name) is not None:
                 raise AlreadyExists(
                     f"array {planned.disk.array} has a volume {planned.disk.volume_name} already",
                     subject=f"volume {planned.disk.volume_name}",
@@ -123,51 +112,6 @@ class RestoreJob:
             size_bytes=made.size_bytes,
         )
         return PlannedDisk(made.image_id, disk)
-
-    def _send(self, run: JobRun, plan: RestorePlan, planned: PlannedDisk) -> Receipt:
-        disk = planned.disk
-        transfer = transfer_id(run.job.job_id, disk.name)
-
-        grants_lost = itertools.count(1)
-
-        def send() -> Receipt:
-            # Looked up at each try: an operator may have set an address right meanwhile.
-            array, target = self._array(disk), self._peers.target(self._registry.target(plan.target))
-            try:
-                # Asked for at each try: an array forgets a grant that nobody used when it restarts.
-                grant = array.prepare_restore(transfer, target=plan.target, volume_name=disk.volume_name)
-            except AlreadyExists:
-                # Ours, whole (a volume appears at its commit): its receipt was lost with the answer.
-                if array.volume_size(disk.volume_name) is None:
-                    raise
-                return Receipt("", b"", Figures(spans_total=spans_of(disk.size_bytes)))
-            running = target.send_image(
-                planned.image_id,
-                transfer,
-                receiver_address=self._array_peer(disk).address,
-                grant=grant,
-                patience_seconds=run.pacing.transfer_patience_seconds,
-            )
-            with running:
-                try:
-                    return run.follow(disk.name, running, spans_of(disk.size_bytes))
-                except NotFound as error:
-                    # The array restarted before anything arrived; or the image is gone, which stays so.
-                    if next(grants_lost) > GRANTS_LOST_MAX:
-                        raise
-                    raise Conflict(
-                        f"the restore of {disk.name} is to be prepared again: {error.message}"
-                    ) from error
-
-        return run.step(
-            step_name("send", disk.name), Receipt, send, detail=lambda _: f"volume {disk.volume_name}"
-        )
-
-    def _array(self, disk: Disk) -> Array:
-        return self._peers.array(self._array_peer(disk))
-
-    def _array_peer(self, disk: Disk) -> RegisteredPeer:
-        return self._registry.array(disk.array, disk.array_address)
 
     # -- cleaning up ------------------------------------------------------------------------
 
@@ -201,7 +145,7 @@ class RestoreJob:
         """First what is still on its way, then what has arrived."""
 
         def remove() -> None:
-            array = self._array(disk)
+            array = self._sends.array(disk)
             array.revoke_restore(transfer)
             array.delete_volume(disk.volume_name)
 
@@ -215,9 +159,9 @@ class RestoreJob:
         for step in steps:
             if step.name == PROVISION and step.ended_at_ns:
                 made = new_vm_id(job.job_id)
-            if step.name.startswith(_SEND) and step.ended_at_ns:
+            if step.name.startswith(SEND) and step.ended_at_ns:
                 one = documents.load(Receipt, step.result, what="a receipt")
-                figures[step.name.removeprefix(_SEND)] = (one.figures.spans_total, one.figures)
+                figures[step.name.removeprefix(SEND)] = (one.figures.spans_total, one.figures)
         return Outcome(job.vm_id, job.vm_name, figures, result_vm_id=made)
 
 

@@ -17,6 +17,7 @@ from arraylift.failpoints import FAILPOINTS
 from backup_server.backup_job import BackupJob
 from backup_server.backups import Backups
 from backup_server.engine import Engine
+from backup_server.in_place_job import ByPlace, InPlaceJob
 from backup_server.inventory import Inventory
 from backup_server.job_rules import JobKind, Pacing
 from backup_server.orders import Orders
@@ -57,7 +58,10 @@ class BackupServer:
         parts = (self.db, self.registry, self.inventory, peers)
         self.engine = Engine(
             self.db,
-            {JobKind.BACKUP: BackupJob(*parts), JobKind.RESTORE: RestoreJob(*parts)},
+            {
+                JobKind.BACKUP: BackupJob(*parts),
+                JobKind.RESTORE: ByPlace(anew=RestoreJob(*parts), in_place=InPlaceJob(*parts)),
+            },
             clock=clock,
             pacing=pacing,
             hook=hook,

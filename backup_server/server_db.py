@@ -7,6 +7,7 @@ Invariants:
   D3 a change that failed on its disk poisons the database: later ones raise StoreFailed until
      the process starts again (law 3).
   D4 a database of another application or version is refused.
+  D5 at most one unfinished restore in place a VM.
 Callers: any thread; one lock. Format: docs/formats/server-db-v1.md
 Decision: docs/decisions/0028-sqlite-for-the-server.md
 """
@@ -141,8 +142,7 @@ class ServerDb:
                     next_step="wait for some to end",
                 )
             for job in jobs:
-                if job.kind is JobKind.BACKUP:
-                    self._check_free(db, job)
+                self._check_free(db, job)
                 db.execute(
                     "INSERT INTO jobs (job_id, kind, state, vm_id, document) VALUES (?, ?, ?, ?, ?)",
                     (job.job_id, job.kind, job.state, job.vm_id, documents.dump(job)),
@@ -154,12 +154,24 @@ class ServerDb:
             )
 
     def _check_free(self, db: sqlite3.Connection, job: Job) -> None:
-        found = db.execute(
-            "SELECT job_id FROM jobs WHERE vm_id = ? AND kind = 1 AND state < 3", (job.vm_id,)
-        ).fetchone()
+        """D2, D5. A restore as a new VM is in nobody's way."""
+        if job.kind is JobKind.BACKUP:
+            found = db.execute(
+                "SELECT job_id FROM jobs WHERE vm_id = ? AND kind = 1 AND state < 3", (job.vm_id,)
+            ).fetchone()
+            what = "backed up"
+        elif job.restore is not None and job.restore.in_place:
+            found = db.execute(
+                "SELECT job_id FROM jobs WHERE vm_id = ? AND kind = 2 AND state < 3"
+                " AND json_extract(document, '$.restore.in_place')",
+                (job.vm_id,),
+            ).fetchone()
+            what = "restored in place"
+        else:
+            return
         if found is not None:
             raise Conflict(
-                f"VM {job.vm_name} is being backed up by job {found[0]}",
+                f"VM {job.vm_name} is being {what} by job {found[0]}",
                 subject=f"VM {job.vm_name}",
                 next_step="wait for that job, or cancel it",
                 job_id=found[0],

@@ -35,6 +35,7 @@ from arraylift.errors import (
 )
 from arraylift.exchange.coverage import Coverage
 from arraylift.exchange.messages import Committed, Figures, Limits, Open, Opened
+from arraylift.failpoints import FAILPOINTS
 from arraylift.grants import grant_for
 from arraylift.ids import ImageId, LineageId, TransferId, VolumeId
 from arraylift.logs import get_logger
@@ -117,7 +118,7 @@ class Restores:
         reference: Source | None = None,
         group_id: str = "",
     ) -> bytes:
-        """Return the grant; idempotent by transfer id.
+        """Return the grant; idempotent by transfer id, and restarts the lease (S2).
 
         ``reference``: the volume or snapshot whose segments need not travel. ``group_id``: restore
         ``volume_name``, which exists, in place, when ``commit_group`` is called; it is its own reference.
@@ -137,6 +138,8 @@ class Restores:
                         f"transfer {transfer_id} was granted for something else",
                         next_step="make a new transfer id",
                     )
+                if entry is not None:
+                    entry.lease_until = self._lease_end()
                 return grant.grant
             if len(self._entries) >= RESTORES_MAX:
                 raise Overloaded(f"{RESTORES_MAX} restores are open", next_step="let some end or lapse")
@@ -276,7 +279,9 @@ class Restores:
             group = [e for e in self._entries.values() if e.grant.group_id == group_id]
             if len(group) != len(set(transfer_ids)):
                 raise InvalidRequest(f"name all {len(group)} restores of group {group_id}")
+            FAILPOINTS.hit("restore-group.swap.before")
             safeties = self._pool.swap_drafts(members, safety_name=safety_name)
+            FAILPOINTS.hit("restore-group.swap.after")
             for transfer_id in transfer_ids:
                 del self._entries[transfer_id]
             _log.info("restores_swapped_in", group=group_id, volumes=[one.volume_name for one in members])

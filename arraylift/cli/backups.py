@@ -45,7 +45,8 @@ def register(app: typer.Typer) -> None:
     command(
         app,
         "restore",
-        examples="arraylift restore web --as web-restored --start\narraylift restore 3f2a --host host2",
+        examples="arraylift restore web --as web-restored --start\narraylift restore 3f2a --host host2\n"
+        "arraylift restore web --in-place --stop --start",
     )(restore)
     noun = group("Backups that exist.")
     command(noun, "ls", examples="arraylift backups ls\narraylift backups ls web --json")(ls)
@@ -100,10 +101,19 @@ def restore(
         bool,
         typer.Option("--keep-identity", help="The same UUID and MAC addresses: the old VM must be gone."),
     ] = False,
+    in_place: Annotated[
+        bool,
+        typer.Option(
+            "--in-place", help="Onto the disks of the VM itself; what they hold is kept as snapshots."
+        ),
+    ] = False,
+    stop: Annotated[
+        bool, typer.Option("--stop", help="With --in-place: power the VM off when all has arrived.")
+    ] = False,
     direct: Direct = False,
     no_wait: NoWait = False,
 ) -> None:
-    """Restore a backup as a new VM with new volumes."""
+    """Restore a backup: as a new VM with new volumes, or in place, all disks at one instant."""
     server = session.server
     request = backup_pb2.StartRestoreRequest(
         backup_id=find_backup(server, backup).backup_id,
@@ -113,6 +123,8 @@ def restore(
         start=start,
         direct=direct,
         keep_identity=keep_identity,
+        in_place=in_place,
+        stop=stop,
     )
     answer = server.call(server.backups.StartRestore, request, timeout_seconds=LONG_CALL_SECONDS)
     _wait(session, [answer.job_id], no_wait=no_wait)
@@ -127,6 +139,8 @@ def _wait(session: Session, job_ids: list[str], *, no_wait: bool) -> None:
         return
     ended = jobs.follow(session, session.server, job_ids)
     session.emit([plain(job) for job in ended], jobs.summary(ended))
+    for line in (line for job in ended for line in jobs.safety_lines(job)):
+        session.note(line)
     jobs.check_outcome(ended)
 
 

@@ -26,7 +26,7 @@ from arraylift.errors import ArrayliftError, Cancelled, DeadlineExceeded, PeerUn
 from arraylift.exit_codes import exit_code, line_of
 from arraylift.rpc.status import class_of
 from arraylift.sizes import human
-from arraylift.v1 import backup_pb2
+from arraylift.v1 import backup_pb2, vm_pb2
 
 SHOWN_MAX = 20
 """Jobs with a line of their own while they run; the others wait in the count."""
@@ -139,6 +139,7 @@ def summary(jobs: Sequence[backup_pb2.Job]) -> Table:
         ">stored",
         ">ratio",
         ">frozen ms",
+        "consistency",
     )
     shown = table(*columns, "id")
     for job in jobs:
@@ -155,9 +156,23 @@ def summary(jobs: Sequence[backup_pb2.Job]) -> Table:
             human(figures.bytes_stored),
             ratio(figures.bytes_read, figures.bytes_stored) if figures.bytes_read else "-",
             f"{job.frozen_ns / 1e6:.1f}" if job.frozen_ns else "-",
+            short_name(vm_pb2.ConsistencyLevel, job.level) if job.level else "-",
             job.job_id,
         )
     return shown
+
+
+def safety_lines(job: backup_pb2.Job) -> list[str]:
+    """Say where what the disks held before a restore in place is kept, a line a disk."""
+    return [
+        f"what {one.disk_name} held is kept: array {one.array}, snapshot {one.volume_name}@{one.name}"
+        f" ({one.snapshot_id})"
+        for one in map(_printable_safety, job.safeties)
+    ]
+
+
+def _printable_safety(one: backup_pb2.SafetySnapshot) -> backup_pb2.SafetySnapshot:
+    return backup_pb2.SafetySnapshot(**{field.name: printable(value) for field, value in one.ListFields()})
 
 
 def seconds_of(job: backup_pb2.Job) -> float:
@@ -181,8 +196,11 @@ def details(job: backup_pb2.Job) -> list[tuple[str, object]]:
         rows.append(("backup", job.backup_id))
     if job.result_vm_id:
         rows.append(("VM made", job.result_vm_id))
+    if job.level:
+        rows.append(("consistency", short_name(vm_pb2.ConsistencyLevel, job.level)))
     if job.frozen_ns:
         rows.append(("guest frozen", f"{job.frozen_ns / 1e6:.1f} ms"))
+    rows += [("held before", line) for line in safety_lines(job)]
     for step in job.steps:
         took = f"{max(0, step.ended_at_ns - step.started_at_ns) / 1e9:.2f} s" if step.ended_at_ns else "runs"
         rows.append((f"  {step.name}", f"{took}{', ' if step.detail else ''}{step.detail}"))

@@ -59,7 +59,7 @@ class JobStep(_message.Message):
     def __init__(self, name: _Optional[str] = ..., started_at_ns: _Optional[int] = ..., ended_at_ns: _Optional[int] = ..., detail: _Optional[str] = ...) -> None: ...
 
 class Job(_message.Message):
-    __slots__ = ("job_id", "kind", "state", "vm_name", "vm_id", "created_at_ns", "ended_at_ns", "steps", "spans_done", "spans_total", "figures", "frozen_ns", "error", "error_text", "backup_id", "result_vm_id")
+    __slots__ = ("job_id", "kind", "state", "vm_name", "vm_id", "created_at_ns", "ended_at_ns", "steps", "spans_done", "spans_total", "figures", "frozen_ns", "error", "error_text", "backup_id", "result_vm_id", "level", "safeties")
     JOB_ID_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -76,6 +76,8 @@ class Job(_message.Message):
     ERROR_TEXT_FIELD_NUMBER: _ClassVar[int]
     BACKUP_ID_FIELD_NUMBER: _ClassVar[int]
     RESULT_VM_ID_FIELD_NUMBER: _ClassVar[int]
+    LEVEL_FIELD_NUMBER: _ClassVar[int]
+    SAFETIES_FIELD_NUMBER: _ClassVar[int]
     job_id: str
     kind: JobKind
     state: JobState
@@ -92,7 +94,23 @@ class Job(_message.Message):
     error_text: str
     backup_id: str
     result_vm_id: str
-    def __init__(self, job_id: _Optional[str] = ..., kind: _Optional[_Union[JobKind, str]] = ..., state: _Optional[_Union[JobState, str]] = ..., vm_name: _Optional[str] = ..., vm_id: _Optional[str] = ..., created_at_ns: _Optional[int] = ..., ended_at_ns: _Optional[int] = ..., steps: _Optional[_Iterable[_Union[JobStep, _Mapping]]] = ..., spans_done: _Optional[int] = ..., spans_total: _Optional[int] = ..., figures: _Optional[_Union[_common_pb2.TransferFigures, _Mapping]] = ..., frozen_ns: _Optional[int] = ..., error: _Optional[_Union[_common_pb2.ErrorDetail, _Mapping]] = ..., error_text: _Optional[str] = ..., backup_id: _Optional[str] = ..., result_vm_id: _Optional[str] = ...) -> None: ...
+    level: _vm_pb2.ConsistencyLevel
+    safeties: _containers.RepeatedCompositeFieldContainer[SafetySnapshot]
+    def __init__(self, job_id: _Optional[str] = ..., kind: _Optional[_Union[JobKind, str]] = ..., state: _Optional[_Union[JobState, str]] = ..., vm_name: _Optional[str] = ..., vm_id: _Optional[str] = ..., created_at_ns: _Optional[int] = ..., ended_at_ns: _Optional[int] = ..., steps: _Optional[_Iterable[_Union[JobStep, _Mapping]]] = ..., spans_done: _Optional[int] = ..., spans_total: _Optional[int] = ..., figures: _Optional[_Union[_common_pb2.TransferFigures, _Mapping]] = ..., frozen_ns: _Optional[int] = ..., error: _Optional[_Union[_common_pb2.ErrorDetail, _Mapping]] = ..., error_text: _Optional[str] = ..., backup_id: _Optional[str] = ..., result_vm_id: _Optional[str] = ..., level: _Optional[_Union[_vm_pb2.ConsistencyLevel, str]] = ..., safeties: _Optional[_Iterable[_Union[SafetySnapshot, _Mapping]]] = ...) -> None: ...
+
+class SafetySnapshot(_message.Message):
+    __slots__ = ("disk_name", "array", "volume_name", "snapshot_id", "name")
+    DISK_NAME_FIELD_NUMBER: _ClassVar[int]
+    ARRAY_FIELD_NUMBER: _ClassVar[int]
+    VOLUME_NAME_FIELD_NUMBER: _ClassVar[int]
+    SNAPSHOT_ID_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    disk_name: str
+    array: str
+    volume_name: str
+    snapshot_id: str
+    name: str
+    def __init__(self, disk_name: _Optional[str] = ..., array: _Optional[str] = ..., volume_name: _Optional[str] = ..., snapshot_id: _Optional[str] = ..., name: _Optional[str] = ...) -> None: ...
 
 class BackupDisk(_message.Message):
     __slots__ = ("disk_name", "image_id", "size_bytes", "root", "figures", "array")
@@ -163,7 +181,7 @@ class StartBackupResponse(_message.Message):
     def __init__(self, job_ids: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class StartRestoreRequest(_message.Message):
-    __slots__ = ("backup_id", "as_name", "host", "array", "start", "direct", "keep_identity")
+    __slots__ = ("backup_id", "as_name", "host", "array", "start", "direct", "keep_identity", "in_place", "stop")
     BACKUP_ID_FIELD_NUMBER: _ClassVar[int]
     AS_NAME_FIELD_NUMBER: _ClassVar[int]
     HOST_FIELD_NUMBER: _ClassVar[int]
@@ -171,6 +189,8 @@ class StartRestoreRequest(_message.Message):
     START_FIELD_NUMBER: _ClassVar[int]
     DIRECT_FIELD_NUMBER: _ClassVar[int]
     KEEP_IDENTITY_FIELD_NUMBER: _ClassVar[int]
+    IN_PLACE_FIELD_NUMBER: _ClassVar[int]
+    STOP_FIELD_NUMBER: _ClassVar[int]
     backup_id: str
     as_name: str
     host: str
@@ -178,7 +198,9 @@ class StartRestoreRequest(_message.Message):
     start: bool
     direct: bool
     keep_identity: bool
-    def __init__(self, backup_id: _Optional[str] = ..., as_name: _Optional[str] = ..., host: _Optional[str] = ..., array: _Optional[str] = ..., start: _Optional[bool] = ..., direct: _Optional[bool] = ..., keep_identity: _Optional[bool] = ...) -> None: ...
+    in_place: bool
+    stop: bool
+    def __init__(self, backup_id: _Optional[str] = ..., as_name: _Optional[str] = ..., host: _Optional[str] = ..., array: _Optional[str] = ..., start: _Optional[bool] = ..., direct: _Optional[bool] = ..., keep_identity: _Optional[bool] = ..., in_place: _Optional[bool] = ..., stop: _Optional[bool] = ...) -> None: ...
 
 class StartRestoreResponse(_message.Message):
     __slots__ = ("job_id",)

@@ -130,7 +130,10 @@ class BackupServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def StartRestore(self, request, context):
-        """Restores a backup as a new VM. Errors: NOT_FOUND, ALREADY_EXISTS (name), UNAVAILABLE.
+        """Restores a backup as a new VM; in_place: onto the disks of the VM that it is a backup of, all of them in
+        one commit, after which what they held stays as the snapshots that Job.safeties names. Errors: NOT_FOUND
+        (backup, VM), ALREADY_EXISTS (name), ABORTED conflict (in_place: that VM is being restored; job_id),
+        FAILED_PRECONDITION (in_place: it runs, and `stop` is not set), INVALID_ARGUMENT, UNAVAILABLE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -230,7 +230,7 @@ class VolumeServiceServicer:
         segments that it has in the same span do not travel, and what equals it shares its slots.
         With `group_id` the volume exists, and is its own reference: at Commit the image is verified and
         waits, under its lease, for CommitRestoreGroup; until then the volume is as it was.
-        Idempotent by transfer_id. Errors: ALREADY_EXISTS, NOT_FOUND (volume, reference), INVALID_ARGUMENT.
+        Idempotent by transfer_id; again, it restarts the lease. Errors: ALREADY_EXISTS, NOT_FOUND (volume, reference), INVALID_ARGUMENT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -79,6 +79,8 @@ class BackupEdge(FilesEdge):
             start=request.start,
             direct=request.direct,
             keep_identity=request.keep_identity,
+            in_place=request.in_place,
+            stop=request.stop,
         )
         return pb.StartRestoreResponse(job_id=self._orders.start_restore(order))
 

@@ -1,9 +1,10 @@
-"""kill -9 of each of the five daemons at each step of a backup and of a restore.
+"""kill -9 of each of the five daemons at each step of a backup, of a restore and of one in place.
 
 A daemon dies at a failpoint of its own, or, where it has none, as soon as the job's record tells
 that the step began; it is started again at once. What is checked: within a minute the job has
 succeeded or failed and nothing is left of it; a backup that exists has every byte of its snapshot,
-a restored VM every byte of its backup, and the earlier backup is untouched.
+a restored VM every byte of its backup, disks that were restored in place all have the backup's bytes (and
+named snapshots what they held) or all their own, and the earlier backup is untouched.
 """
 
 from __future__ import annotations
@@ -57,6 +58,30 @@ def _restore(daemon: str, step: str, *failpoints: str) -> list[Point]:
     return [Point(daemon, "restore", step, failpoint) for failpoint in failpoints or ("",)]
 
 
+def _in_place(daemon: str, step: str, *failpoints: str) -> list[Point]:
+    return [Point(daemon, "in place", step, failpoint) for failpoint in failpoints or ("",)]
+
+
+SWAP_STEPS = ("plan", "power", "stop", "swap", "start")
+IN_PLACE_POINTS = [
+    *(point for step in ("send", "power", "stop", "swap", "start") for point in _in_place("center", step)),
+    *(point for step in ("send", "stop", "swap", "start") for point in _in_place("host", step)),
+    *_in_place("array", "send", "journal.sync.before=kill", "journal.sync.after=kill@4", ""),
+    *_in_place("array", "stop"),
+    *_in_place("array", "swap", "restore-group.swap.before=kill", "restore-group.swap.after=kill"),
+    *_in_place("array", "start"),
+    *_in_place("target", "send"),
+    *_in_place("target", "swap"),
+    *(
+        point
+        for step in SWAP_STEPS
+        for point in _in_place(
+            "server", step, *(f"job.{step}.{when}=kill" for when in ("before", "done", "after"))
+        )
+    ),
+    *_in_place("server", "send", "job.send*=kill@2", "job.send*=kill@3", ""),
+    *_in_place("server", "end", "job.end.before=kill"),
+]
 POINTS = [
     *(point for step in ("snapshot", "send", "publish", "release") for point in _backup("center", step)),
     *(point for step in ("provision", "send", "attach") for point in _restore("center", step)),
@@ -107,6 +132,7 @@ POINTS = [
     *_restore("server", "provision", "job.provision.before=kill", "job.provision.done=kill"),
     *_restore("server", "send", "job.send*=kill@2", "job.send*=kill@3", ""),
     *_restore("server", "attach", "job.attach*=kill@1", "job.attach*=kill@2", "job.end.before=kill"),
+    *IN_PLACE_POINTS,
 ]
 FEW_POINTS = [
     *_backup("center", "snapshot"),
@@ -114,6 +140,8 @@ FEW_POINTS = [
     *_backup("array", "send"),
     *_backup("target", "publish", "backup-manifest.fsync_dir.after=kill"),
     *_restore("server", "provision", "job.provision.done=kill"),
+    *_in_place("array", "swap", "restore-group.swap.after=kill"),
+    *_in_place("server", "swap", "job.swap.done=kill"),
 ]
 
 
@@ -144,7 +172,7 @@ class Walk:
     def run(self, point: Point) -> str:
         """Have somebody die there; returns how the job ended and how long after the restart."""
         victim = self.daemons[point.daemon]
-        if point.kind == "backup":
+        if point.kind != "restore":
             for disk in DISKS:
                 self.house.write(f"{VM}-{disk}", 0, random_disk(CHANGED_BYTES, seed=self._next_seed()))
         content = self.house.vm_bytes(self.vm)
@@ -154,8 +182,10 @@ class Walk:
         as_name = f"{VM}-again-{self._next_seed()}"
         if point.kind == "backup":
             (job_id,) = self.house.start_backup(VM)
-        else:
+        elif point.kind == "restore":
             job_id = self.house.start_restore(self.first.backup_id, as_name=as_name)
+        else:
+            job_id = self.house.start_restore(self.first.backup_id, in_place=True, stop=True, start=True)
         at = self._die(victim, point, job_id)
         victim.start()
         restarted = time.monotonic()
@@ -164,8 +194,10 @@ class Walk:
         self.house.wait_nothing_left(seconds=JOB_SECONDS - seconds)
         if point.kind == "backup":
             self._check_backup(job, content)
-        else:
+        elif point.kind == "restore":
             self._check_restore(job, as_name)
+        else:
+            self._check_in_place(job, content)
         self.house.check_images(self.first)
         end = {pb.JOB_STATE_SUCCEEDED: "succeeded", pb.JOB_STATE_FAILED: f"failed: {job.error_text}"}[
             job.state
@@ -216,6 +248,19 @@ class Walk:
             name = restored_volume_name(as_name, disk, job.job_id)
             assert not self.house.restore_is_open(name, array=ARRAY)
 
+    def _check_in_place(self, job: pb.Job, content: dict[str, bytes]) -> None:
+        """New, with the old state kept, or old, and whole in any case; the VM runs."""
+        swapped = bool(job.safeties)
+        self.house.check_vm(self.vm, self.first.disks if swapped else content)
+        self.house.check_safeties(job, content if swapped else {})
+        assert swapped or job.state == pb.JOB_STATE_FAILED
+        if job.state == pb.JOB_STATE_SUCCEEDED:
+            assert self.house.power(VM) == vm_pb2.POWER_STATE_ON
+        self.house.drop_safeties()
+        for disk in DISKS:
+            assert not self.house.restore_is_open(f"{VM}-{disk}", group=True)
+        self.house.ask("PowerOn", vm_pb2.PowerOnRequest(vm_id=self.vm.vm_id))
+
     def finish(self) -> None:
         """The first backup, restored after all that."""
         self.house.check_restore(self.first, as_name=f"{VM}-at-the-end")
@@ -245,18 +290,21 @@ def _end_badly(walk: Walk, job_id: str, state: int) -> pb.Job:
     return job
 
 
-@pytest.mark.parametrize("kind", ["backup", "restore"])
+@pytest.mark.parametrize("kind", ["backup", "restore", "in place"])
 def test_a_server_that_dies_while_it_cleans_up_goes_on_with_it(tmp_path: Path, kind: str) -> None:
     with running_house(tmp_path) as house:
         walk = Walk(house)
         house.server.stop()
-        house.server.start(failpoints="job.clean*=kill@2")
+        house.server.start(failpoints=f"job.clean*=kill@{1 if kind == 'in place' else 2}")
         for disk in DISKS:
             house.write(f"{VM}-{disk}", 0, random_disk(DISK_BYTES, seed=7))
+        spoilt = house.vm_bytes(walk.vm)
         if kind == "backup":
             (job_id,) = house.start_backup(VM)
-        else:
+        elif kind == "restore":
             job_id = house.start_restore(walk.first.backup_id, as_name="never")
+        else:
+            job_id = house.start_restore(walk.first.backup_id, in_place=True, stop=True)
         wait_until(
             lambda: any(step.name.startswith("send") for step in house.job(job_id).steps), "sending begins"
         )
@@ -264,6 +312,8 @@ def test_a_server_that_dies_while_it_cleans_up_goes_on_with_it(tmp_path: Path, k
         house.server.wait_dead()
         house.server.start()
         _end_badly(walk, job_id, pb.JOB_STATE_CANCELLED)
+        house.check_vm(walk.vm, spoilt)
+        assert house.power(VM) == vm_pb2.POWER_STATE_ON
 
 
 @pytest.mark.campaign

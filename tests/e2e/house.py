@@ -15,6 +15,7 @@ import grpc
 
 from arraylift import pki
 from arraylift.errors import AlreadyExists, ArrayliftError, NotFound, PeerUnavailable
+from arraylift.ids import random_id
 from arraylift.rpc.channel import call, stream
 from arraylift.v1 import backup_pb2 as pb
 from arraylift.v1 import (
@@ -29,6 +30,7 @@ from arraylift.v1 import (
     volume_pb2,
     volume_pb2_grpc,
 )
+from backup_server.job_rules import safety_name
 from tests.e2e.cluster import ARRAY, CALL_SECONDS, TARGET
 from tests.e2e.daemon import Daemon, wait_until
 from tests.e2e.disks import differing_spans
@@ -38,6 +40,8 @@ from tests.e2e.running import shown_when_failing
 CENTER, SERVER = "vcenter1", "server1"
 JOB_SECONDS = 60.0
 PATIENCE_SECONDS = 30.0
+SAFETY = safety_name("")
+"""How the names of such snapshots begin."""
 ENDED = (pb.JOB_STATE_SUCCEEDED, pb.JOB_STATE_FAILED, pb.JOB_STATE_CANCELLED)
 
 
@@ -290,6 +294,31 @@ class House(HostCluster):
         for name, content in disks.items():
             assert differing_spans(found[name], content) == [], f"disk {name} of {vm.config.name}"
 
+    def power(self, name: str) -> int:
+        """Of a VM, as its host says."""
+        return int(self.all_vms()[name].power)
+
+    def check_safeties(self, job: pb.Job, disks: dict[str, bytes]) -> None:
+        """The job names snapshots that hold these bytes, and there are no others of that kind."""
+        assert {one.disk_name for one in job.safeties} == set(disks)
+        for one in job.safeties:
+            content = self.of(array=one.array).volume_bytes(snapshot_id=one.snapshot_id)
+            assert differing_spans(content, disks[one.disk_name]) == []
+        found = {one.snapshot_id for array in self.arrays for one in self.safeties_on(array)}
+        assert found == {one.snapshot_id for one in job.safeties}
+
+    def safeties_on(self, array: str) -> list[volume_pb2.Snapshot]:
+        """What restores in place left there."""
+        return [one for one in self.of(array=array).array_snapshots() if is_safety(one)]
+
+    def drop_safeties(self) -> None:
+        """Delete all of them."""
+        for array in self.arrays:
+            at = self.of(array=array)
+            for one in self.safeties_on(array):
+                request = volume_pb2.DeleteSnapshotRequest(snapshot_id=one.snapshot_id)
+                call(at.volumes.DeleteSnapshot, request, peer=array, timeout_seconds=CALL_SECONDS)
+
     def delete_vm(self, name: str) -> None:
         """With its volumes."""
         vm = self.all_vms()[name]
@@ -310,7 +339,9 @@ class House(HostCluster):
         owned = {(disk.array, disk.volume_name) for vm in vms.values() for disk in vm.config.disks}
         for array in self.arrays:
             at = self.of(array=array)
-            left += [f"snapshot {one.snapshot_id} on {array}" for one in at.array_snapshots()]
+            left += [
+                f"snapshot {one.snapshot_id} on {array}" for one in at.array_snapshots() if not is_safety(one)
+            ]
             names = {(array, name) for name in at.volume_names()} - owned - {(array, one) for one in volumes}
             left += [f"volume {name} on {array}" for _, name in sorted(names)]
         for target in self.targets:
@@ -325,15 +356,21 @@ class House(HostCluster):
             left += [f"image {one.name} on {target}" for one in at.image_list() if one.image_id not in named]
         return left
 
-    def restore_is_open(self, volume_name: str, *, array: str = ARRAY, target: str = TARGET) -> bool:
-        """Some restore holds that name: granted, or with a draft."""
+    def restore_is_open(
+        self, volume_name: str, *, array: str = ARRAY, target: str = TARGET, group: bool = False
+    ) -> bool:
+        """Some restore holds that name, or with ``group`` that volume: granted, or with a draft."""
         at = self.of(array=array)
+        transfer_id = random_id()
+        request = volume_pb2.PrepareRestoreRequest(
+            transfer_id=transfer_id, target=target, volume_name=volume_name, group_id=random_id() * group
+        )
         try:
-            transfer_id, _ = at.prepare_restore(volume_name, target=target)
+            call(at.volumes.PrepareRestore, request, peer=array, timeout_seconds=CALL_SECONDS)
         except AlreadyExists:
             return True
-        request = volume_pb2.RevokeRestoreRequest(transfer_id=transfer_id)
-        call(at.volumes.RevokeRestore, request, peer=array, timeout_seconds=CALL_SECONDS)
+        revoke = volume_pb2.RevokeRestoreRequest(transfer_id=transfer_id)
+        call(at.volumes.RevokeRestore, revoke, peer=array, timeout_seconds=CALL_SECONDS)
         return False
 
     def wait_nothing_left(self, *, volumes: Sequence[str] = (), seconds: float = JOB_SECONDS) -> None:
@@ -348,6 +385,11 @@ class House(HostCluster):
                 return
             assert time.monotonic() < deadline, f"left after {seconds:.0f} s: {left}"
             time.sleep(0.1)
+
+
+def is_safety(snapshot: volume_pb2.Snapshot) -> bool:
+    """It keeps what a volume held before a restore in place: that stays."""
+    return snapshot.name.startswith(SAFETY)
 
 
 def _stubs(name: str, channel: grpc.Channel) -> dict[str, Any]:

@@ -113,6 +113,20 @@ class Rig:
             RestoreOrder(backup_id, name, "", "", start=start, direct=direct, keep_identity=keep)
         )
 
+    def order_in_place(
+        self, backup_id: str, *, stop: bool = True, start: bool = False, direct: bool = False
+    ) -> str:
+        """Accept a restore in place; returns its job's id."""
+        order = RestoreOrder(
+            *(backup_id, "", "", ""),
+            start=start,
+            direct=direct,
+            keep_identity=False,
+            in_place=True,
+            stop=stop,
+        )
+        return self.server.orders.start_restore(order)
+
     def run(self, job_id: str) -> JobView:
         """Run a job in this thread; returns how it stands then."""
         self.server.engine.run(job_id)

@@ -53,6 +53,7 @@ class FakePeers:
             volume_pb2_grpc.VolumeServiceServicer,
             PrepareRestore=world.one("PrepareRestore", world.prepare_restore),
             RevokeRestore=world.one("RevokeRestore", world.revoke_restore),
+            CommitRestoreGroup=world.one("CommitRestoreGroup", world.commit_group),
             ListVolumes=world.one("ListVolumes", world.list_volumes),
             DeleteVolume=world.one("DeleteVolume", world.delete_volume),
         )

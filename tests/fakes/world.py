@@ -14,20 +14,16 @@ from typing import Any
 
 import grpc
 
-from arraylift.errors import AlreadyExists, Conflict, Corruption, NotFound, PeerUnavailable, WrongState
+from arraylift.errors import AlreadyExists, Corruption, NotFound, PeerUnavailable, WrongState
 from arraylift.ids import random_id
 from arraylift.v1 import (
-    backup_logic_pb2,
-    common_pb2,
     image_pb2,
     target_admin_pb2,
     vm_pb2,
     volume_pb2,
 )
 from backup_server.job_rules import RESTORE_TAG
-
-SPAN = 1 << 20
-GRANT = b"g" * 32
+from tests.fakes.world_array import GRANT, SPAN, ArraySide
 
 Handler = Callable[[Any], Any]
 
@@ -43,9 +39,11 @@ class Fault:
 
     kind: str
     error: Exception = field(default_factory=lambda: PeerUnavailable("the peer is down"))
+    meanwhile: Callable[[], object] = lambda: None
+    """What else happens as the call comes in."""
 
 
-class World:
+class World(ArraySide):
     """What the four daemons hold."""
 
     def __init__(self) -> None:
@@ -70,6 +68,14 @@ class World:
             self.clock_lags = False
             self.image_content: dict[str, bytes] = {}
             self.restores: dict[str, volume_pb2.PrepareRestoreRequest] = {}
+            self.whole: dict[str, str] = {}
+            """Images that have arrived for a restore in place, by transfer."""
+            self.held: dict[str, str] = {}
+            """The image that a volume holds since such a restore."""
+            self.lineages: dict[str, str] = {}
+            self.safeties: dict[str, volume_pb2.Snapshot] = {}
+            """By ``VOLUME@CONTENT``."""
+            self.swapped_under_a_guest: list[str] = []
             self.manifests: dict[str, image_pb2.BackupManifest] = {}
             self.made_manifests: list[str] = []
             self.frozen_ns = 7_000_000
@@ -135,6 +141,7 @@ class World:
             found += [f"image {one}" for one in self.images if one not in named]
             found += [f"lost image {one}" for one in named - self.images.keys()]
             found += [f"volume {one}" for one in self.volumes.keys() - self.own_volumes - disks]
+            found += [f"draft for {one.volume_name}" for one in self.restores.values() if one.group_id]
             return found
 
     def restored(self) -> list[vm_pb2.Vm]:
@@ -149,7 +156,9 @@ class World:
             self._active += 1
             self.calls.append((method, request))
             waiting = self.faults.get(method)
-            return waiting.popleft() if waiting else Fault("none")
+            fault = waiting.popleft() if waiting else Fault("none")
+            fault.meanwhile()
+            return fault
 
     def _leave(self) -> None:
         with self._idle:
@@ -289,72 +298,6 @@ class World:
         vm.power = power  # type: ignore[assignment]
         return vm
 
-    # -- array ------------------------------------------------------------------------------
-
-    def send_snapshot(self, request: Any) -> Iterator[Any]:
-        with self.lock:
-            disks = [disk for one in self.vm_snapshots.values() for disk in one.disks]
-            disk = next((one for one in disks if one.snapshot_id == request.snapshot_id), None)
-            if disk is None:
-                raise NotFound(f"there is no snapshot {request.snapshot_id}")
-            self._granted(request.transfer_id)
-        spans = disk.size_bytes // SPAN
-        for done in range(spans):
-            yield backup_logic_pb2.SendSnapshotResponse(spans_done=done, figures=_figures(spans, done))
-        with self.lock:
-            granted = self._granted(request.transfer_id)
-            self.images.setdefault(request.transfer_id, (granted.image_name, disk.size_bytes))
-            base = self.bases.get(request.transfer_id, "")
-        full = request.change_source == backup_logic_pb2.CHANGE_SOURCE_FULL_READ or not base
-        sources = backup_logic_pb2.ChangeSource
-        yield backup_logic_pb2.SendSnapshotResponse(
-            spans_done=spans,
-            figures=_figures(spans, spans),
-            receipt_id=request.transfer_id,
-            root=b"r" * 32,
-            change_source=sources.CHANGE_SOURCE_FULL_READ if full else sources.CHANGE_SOURCE_BIRTHS,
-        )
-
-    def _granted(self, transfer_id: str) -> target_admin_pb2.CreateGrantRequest:
-        if transfer_id not in self.grants:
-            raise NotFound(f"there is no transfer {transfer_id}")
-        return self.grants[transfer_id]
-
-    def prepare_restore(self, request: Any) -> volume_pb2.PrepareRestoreResponse:
-        known = self.restores.get(request.transfer_id)
-        if known is not None and known != request:
-            raise AlreadyExists("that transfer is another")
-        if known is None and request.volume_name in self.volumes:
-            raise AlreadyExists(f"volume {request.volume_name} exists already")
-        self.restores[request.transfer_id] = request
-        return volume_pb2.PrepareRestoreResponse(grant=GRANT)
-
-    def revoke_restore(self, request: Any) -> volume_pb2.RevokeRestoreResponse:
-        self.restores.pop(request.transfer_id, None)
-        return volume_pb2.RevokeRestoreResponse()
-
-    def list_volumes(self, request: Any) -> volume_pb2.ListVolumesResponse:
-        return volume_pb2.ListVolumesResponse(
-            volumes=[
-                volume_pb2.Volume(name=name, size_bytes=size)
-                for name, size in self.volumes.items()
-                if request.name in ("", name)
-            ]
-        )
-
-    def delete_volume(self, request: Any) -> volume_pb2.DeleteVolumeResponse:
-        for vm in self.vms.values():
-            if any(disk.volume_name == request.name for disk in vm.config.disks):
-                raise WrongState(f"VM {vm.config.name} has volume {request.name}")
-        if self.volumes.pop(request.name, None) is None and not request.missing_ok:
-            raise NotFound(f"there is no volume {request.name}")
-        return volume_pb2.DeleteVolumeResponse()
-
-    def forget_restores(self) -> None:
-        """The array restarts: it forgets grants that nobody used, and receipts."""
-        with self.lock:
-            self.restores.clear()
-
     # -- target -----------------------------------------------------------------------------
 
     def create_grant(self, request: Any) -> target_admin_pb2.CreateGrantResponse:
@@ -469,29 +412,6 @@ class World:
                 yield image_pb2.ReadRangeResponse(offset=at, data=data)
             else:
                 yield image_pb2.ReadRangeResponse(offset=at, zero_bytes=len(data))
-
-    def send_image(self, request: Any) -> Iterator[image_pb2.SendImageResponse]:
-        with self.lock:
-            if request.image_id not in self.images:
-                raise NotFound(f"there is no image {request.image_id}")
-            size = self.images[request.image_id][1]
-            if request.transfer_id not in self.restores:
-                raise NotFound("there is no such restore")
-        spans = size // SPAN
-        for done in range(spans):
-            yield image_pb2.SendImageResponse(spans_done=done, figures=_figures(spans, done))
-        with self.lock:
-            prepared = self.restores.get(request.transfer_id)
-            if prepared is None:
-                raise Conflict("the restore was given up")
-            self.volumes.setdefault(prepared.volume_name, size)
-        yield image_pb2.SendImageResponse(
-            spans_done=spans, figures=_figures(spans, spans), receipt_id="e" * 32, root=b"r" * 32
-        )
-
-
-def _figures(spans: int, done: int) -> common_pb2.TransferFigures:
-    return common_pb2.TransferFigures(spans_total=spans, spans_read=done, bytes_read=done * SPAN, attempts=1)
 
 
 def _until_left(context: grpc.ServicerContext) -> None:

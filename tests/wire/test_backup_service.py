@@ -21,7 +21,8 @@ from backup_server.service.backup import BackupEdge
 from backup_server.service.files import ImageAccess
 from tests.fakes.backup_server import Rig
 from tests.fakes.peers import FakePeers
-from tests.fakes.world import SPAN, Fault, World
+from tests.fakes.world import Fault, World
+from tests.fakes.world_array import SPAN
 from tests.wire.stage import House
 
 PEER = "server of the test"

@@ -16,7 +16,8 @@ from backup_server.job_rules import JobState, transfer_id
 from backup_server.job_run import JobRun
 from backup_server.model import Receipt, TransferNews
 from tests.fakes.backup_server import PACING, Rig
-from tests.fakes.world import SPAN, Fault
+from tests.fakes.world import Fault
+from tests.fakes.world_array import SPAN
 
 CENTER_CALLS = ("GetManagedVm", "PrepareBackup", "CreateGrant", "SendSnapshot", "PublishBackup")
 STEPS = [
@@ -318,7 +319,7 @@ def test_a_lapsed_snapshot_fails_the_job_at_once(rig: Rig) -> None:
     view = rig.run(job_id)
     assert view.job.state is JobState.FAILED
     assert view.job.failure is not None
-    assert "before its disks were sent" in view.job.failure.message
+    assert "before all disks were sent" in view.job.failure.message
     assert rig.world.leftovers() == []
 
 

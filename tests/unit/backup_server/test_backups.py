@@ -9,7 +9,8 @@ from backup_server.image_access import BLOCK_BYTES, BLOCKS_MAX, RemoteImage
 from backup_server.job_rules import JobState
 from backup_server.model import PeerKind
 from tests.fakes.backup_server import Rig
-from tests.fakes.world import SPAN, Fault
+from tests.fakes.world import Fault
+from tests.fakes.world_array import SPAN
 
 
 def ids(rig: Rig) -> list[str]:

@@ -11,7 +11,8 @@ from arraylift.v1 import vm_pb2
 from backup_server.job_rules import RESTORE_TAG, JobState, new_vm_id
 from backup_server.model import PeerKind, RegisteredPeer
 from tests.fakes.backup_server import PACING, Killed, Rig
-from tests.fakes.world import SPAN, Fault
+from tests.fakes.world import Fault
+from tests.fakes.world_array import SPAN
 
 CENTER_CALLS = ("PlaceVm", "ProvisionVm", "PrepareRestore", "SendImage", "AttachVmVolume", "PowerVm")
 HOST_CALLS = ("CreateVm", "PrepareRestore", "SendImage", "AttachVolume", "PowerOn")

@@ -139,6 +139,19 @@ def test_a_restore_takes_the_newest_backup_of_a_name(arraylift: Arraylift, daemo
     assert asked.direct
 
 
+def test_a_restore_in_place_tells_where_the_old_state_is(arraylift: Arraylift, daemons: Daemons) -> None:
+    done = job(1, SUCCEEDED)
+    done.safeties.add(disk_name="disk0", array="a8", volume_name="web-0", snapshot_id="5" * 32, name="before")
+    daemons.server.jobs = {hex_id(1): [done]}
+    daemons.server.backups = [backup(1, "web", 9)]
+    ended = arraylift("restore", "web", "--in-place", "--stop")
+    assert ended.code == 0
+    asked = daemons.server.restored[0]
+    assert (asked.in_place, asked.stop, asked.start) == (True, True, False)
+    assert f"what disk0 held is kept: array a8, snapshot web-0@before ({'5' * 32})" in ended.err
+    assert "web-0@before" in arraylift("job", "show", hex_id(1)).out
+
+
 @pytest.mark.parametrize(
     ("reference", "found"),
     [("00000002", 2), ("00000002" + "0" * 24, 2), ("db", 3), (hex_id(500), 3), ("0000000a", 10)],

@@ -1,0 +1,88 @@
+"""Images on their way to volumes of arrays: what all restores do alike ([0024], [0045]).
+
+Invariants:
+  I1 a replay is the same transfer: its id follows from the job's and the disk's.
+Callers: jobs, on the threads that ``JobRun.in_parallel`` makes.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+
+from arraylift.errors import AlreadyExists, Conflict, NotFound
+from arraylift.exchange.messages import Figures
+from arraylift.sizes import spans_of
+from arraylift.vm.types import Disk
+from backup_server.job_rules import step_name, transfer_id
+from backup_server.job_run import JobRun
+from backup_server.model import Receipt, RegisteredPeer
+from backup_server.ports import Array, Peers
+from backup_server.registry import Registry
+
+SEND = "send "
+GRANTS_LOST_MAX = 5
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedDisk:
+    """An image, and the disk that it becomes, or is restored onto."""
+
+    image_id: str
+    disk: Disk
+
+
+class RestoreSends:
+    """For one server."""
+
+    def __init__(self, registry: Registry, peers: Peers) -> None:
+        self._registry = registry
+        self._peers = peers
+
+    def array(self, disk: Disk) -> Array:
+        """Looked up at each try: an operator may have set an address right meanwhile."""
+        return self._peers.array(self._peer(disk))
+
+    def _peer(self, disk: Disk) -> RegisteredPeer:
+        return self._registry.array(disk.array, disk.array_address)
+
+    def send(self, run: JobRun, target_name: str, planned: PlannedDisk, *, group_id: str = "") -> Receipt:
+        """Do the step that brings one image into its volume, or, with a group, beside it (I1)."""
+        disk = planned.disk
+        transfer = transfer_id(run.job.job_id, disk.name)
+        grants_lost = itertools.count(1)
+
+        def send() -> Receipt:
+            array, target = self.array(disk), self._peers.target(self._registry.target(target_name))
+            try:
+                # Asked for at each try: an array forgets a grant that nobody used when it restarts.
+                grant = array.prepare_restore(
+                    transfer, target=target_name, volume_name=disk.volume_name, group_id=group_id
+                )
+            except AlreadyExists:
+                # Ours, whole (a volume appears at its commit): its receipt was lost with the answer.
+                # In place the volume was there before, and tells nothing.
+                if group_id or array.volume_size(disk.volume_name) is None:
+                    raise
+                return Receipt("", b"", Figures(spans_total=spans_of(disk.size_bytes)))
+            running = target.send_image(
+                planned.image_id,
+                transfer,
+                receiver_address=self._peer(disk).address,
+                grant=grant,
+                patience_seconds=run.pacing.transfer_patience_seconds,
+            )
+            with running:
+                try:
+                    return run.follow(disk.name, running, spans_of(disk.size_bytes))
+                except NotFound as error:
+                    # The array restarted before anything arrived; or the image is gone, which stays so.
+                    if next(grants_lost) > GRANTS_LOST_MAX:
+                        raise
+                    raise Conflict(
+                        f"the restore of {disk.name} is to be prepared again: {error.message}"
+                    ) from error
+
+        return run.step(
+            step_name("send", disk.name), Receipt, send, detail=lambda _: f"volume {disk.volume_name}"
+        )
