@@ -4,7 +4,8 @@ Invariants:
   S1 the base is what the target says it is; each source vouches only for that very state.
   S2 a source that cannot vouch gives None, and everything is read: never a guess.
   S3 what the caller supplies counts only inside one lineage: whoever watched a disk from outside did not
-     see the array set it back, clone it, cut it or replace it.
+     see the array set it back, clone it, cut it or replace it. Nor did he see what came by another way (an
+     operator, another host): what was born since counts as changed as well.
 Callers: send, one thread a transfer. Source: US 2016/0170666 [0047]-[0052].
 """
 
@@ -18,7 +19,6 @@ from arraylift.errors import InvalidRequest
 from arraylift.exchange.messages import Base
 from arraylift.ids import SnapshotId, SourceState
 from arraylift.sizes import SPAN_BYTES
-from primary_array import changes
 from primary_array.block_map import U64
 from primary_array.change_types import Changed, ChangeSource
 from primary_array.pool import Pool
@@ -70,7 +70,7 @@ def changed_since(pool: Pool, info: SnapshotInfo, base: Base, request: ChangeReq
         spans = pool.diff_spans(info.snapshot_id, request.diff_base, base.state, base_bytes=base.image_bytes)
     elif source is ChangeSource.SUPPLIED:
         assert request.supplied is not None
-        spans = _supplied(info, base, request.supplied)
+        spans = _supplied(pool, info, base, request.supplied)
     return None if spans is None else Changed(spans, source)
 
 
@@ -86,7 +86,7 @@ def _births(pool: Pool, info: SnapshotInfo, base: Base) -> U64 | None:
     return told
 
 
-def _supplied(info: SnapshotInfo, base: Base, supplied: Supplied) -> U64 | None:
+def _supplied(pool: Pool, info: SnapshotInfo, base: Base, supplied: Supplied) -> U64 | None:
     state = base.state
     ends = supplied.offsets + supplied.lengths
     if len(ends) and int(ends[-1]) > info.size_bytes:
@@ -100,7 +100,5 @@ def _supplied(info: SnapshotInfo, base: Base, supplied: Supplied) -> U64 | None:
     np.add.at(marks, (supplied.offsets // np.uint64(SPAN_BYTES)).astype(np.int64), 1)
     np.add.at(marks, ((ends - np.uint64(1)) // np.uint64(SPAN_BYTES)).astype(np.int64) + 1, -1)
     touched = np.flatnonzero(np.cumsum(marks[:-1])).astype(np.uint64)
-    resized = changes.spans_of_granules(
-        np.empty(0, np.uint64), size_bytes=info.size_bytes, base_bytes=base.image_bytes
-    )
-    return np.union1d(touched, resized)
+    born = pool.changed_spans(info.snapshot_id, state, base_bytes=base.image_bytes)
+    return None if born is None else np.union1d(touched, born)
