@@ -365,7 +365,6 @@ class MapState:
 
     def _volume_cloned(self, event: VolumeCloned) -> U64:
         snapshot = self._snapshot(event.snapshot_id)
-        source = self._volume(snapshot.volume_id)
         self._forget_void_draft(event.name)
         self.lineages.add(Lineage(event.lineage_id, snapshot.lineage_id, snapshot.birth))
         self.add(
@@ -375,9 +374,8 @@ class MapState:
                 size_bytes=snapshot.size_bytes,
                 epoch=snapshot.birth + 1,
                 map=snapshot.map.fork(),
-                family_id=source.family_id,
-                lineage_id=event.lineage_id,
-                origin=source.origin,
+                family_id=self._volume(snapshot.volume_id).family_id,
+                lineage_id=event.lineage_id,  # no origin: by that a restore finds the volume that it made
             )
         )
         return NO_SLOTS

@@ -252,6 +252,22 @@ def test_a_group_is_not_swapped_in_by_halves(array: Array) -> None:
     assert read(array, VolumeSource("a")) == read(array, VolumeSource("b")) == DISK
 
 
+def test_a_clone_of_what_was_restored_is_not_taken_for_it(array: Array) -> None:
+    add(array, "b", LIVE_BYTES)
+    message = opening(array, volume="b", group_id=GROUP)
+    arrive(array, message)
+    done = array.restores.commit_group(GROUP, [message.transfer_id], safety_name="before")
+    (taken,) = array.pool.snapshot(["b"])
+    array.pool.clone_volume(taken.snapshot_id, "aa")  # listed before it
+    again = array.restores.commit_group(GROUP, [message.transfer_id], safety_name="before")
+    assert [one.volume_id for one in again[0]] == [one.volume_id for one in done[0]]
+    assert again[1] == done[1]
+    assert opening(array, volume="b", group_id=GROUP).grant == message.grant, "idempotent"
+    array.pool.delete_volume("b", cascade=True)
+    with pytest.raises(NotFound, match="lapsed"):
+        array.restores.commit_group(GROUP, [message.transfer_id], safety_name="before")
+
+
 def test_a_volume_in_use_is_not_swapped(array: Array) -> None:
     message = opening(array, group_id=GROUP)
     arrive(array, message)
