@@ -162,8 +162,12 @@ class PoolDevice:
 
     def _changes_of(self, context: str) -> Changes:
         """Raises NotFound, WrongState, where the older snapshot cannot vouch any more."""
+        assert self._snapshot is not None
+        if self._pool.get_snapshot(self._snapshot.snapshot_id).state != self._snapshot.state:
+            raise WrongState(  # what was computed before is not believed either
+                f"the changes of volume {self._name} are not believed any more", subject=self._name
+            )
         if context not in self._changes:
-            assert self._snapshot is not None
             older = SnapshotId(context.removeprefix(CHANGED_PREFIX))
             key = self._snapshot.snapshot_id, older
             found = self._shared.get(key)

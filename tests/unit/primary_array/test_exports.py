@@ -256,6 +256,21 @@ def test_a_snapshot_tells_what_changed_since_each_older_one(stage: Stage) -> Non
     device.close()
 
 
+def test_a_client_that_is_connected_is_told_nothing_after_distrust(stage: Stage) -> None:
+    older, newer = (stage.pool.snapshot(["v"])[0].snapshot_id for _ in range(2))
+    stage.exports.create("s", snapshot_id=newer, read_only=True)
+    device = stage.exports.open("s", None, nobody)
+    since = f"arraylift:changed:{older}"
+    assert list(device.status(since, 0, 64 * G)) == [(64 * G, 0)]
+    stage.pool.distrust("v")
+    with pytest.raises(WrongState, match="not believed"):
+        list(device.status(since, 0, 64 * G))
+    later = stage.exports.open("s", None, nobody)
+    assert later.contexts() == [BASE_ALLOCATION]
+    device.close()
+    later.close()
+
+
 def test_a_volume_and_other_lineages_tell_no_changes(stage: Stage) -> None:
     older = stage.pool.snapshot(["v"])[0].snapshot_id
     stage.pool.rollback_volume("v", older)
