@@ -70,7 +70,8 @@ What makes each pair safe (the first column does its data I/O without commit or 
                             volume is as of one instant for each 4 GiB.
   export   | delete volume, delete snapshot   a snapshot is pinned while it is exported; the edge holds a
                             volume, so that it is not exported or opened while it goes (exports X2, X3).
-  NBD client | shrink, roll back, swap   refused while somebody has it open for writing; asked in the gate.
+  NBD client | roll back, swap   refused while somebody has it open for writing; asked in the gate.
+  export   | shrink         refused while the volume is exported; asked in the gate (exports X5).
   check    | any            it looks at maps that hold still, and at files between commits; a repair holds all
                             gates and the commit lock, and gives up if a volume was made meanwhile.
   open     | open           flock on the directory with a fencing token; the second is refused.

@@ -6,10 +6,11 @@ Invariants:
   X2 what is exported is not deleted: a snapshot is pinned while it is, a volume is guarded by ``hold``.
   X3 an export that is being removed, or whose volume is, is opened by nobody; ``remove``
      returns when nobody has it open any more.
-  X4 nobody opens a volume for writing while it is made smaller or replaced.
+  X4 nobody opens a volume for writing while it is replaced.
+  X5 nobody exports a volume while it is made smaller.
 Callers: the VolumeService edge and connections of the NBD server, any thread; the pool, by
-``refuse_if_open`` and ``kept_unopened``. Lock order: gate and commit lock of the pool, this lock, the
-pool's map lock.
+``refuse_if_open``, ``kept_unopened`` and ``kept_unexported``. Lock order: gate and commit lock of the
+pool, this lock, the pool's map lock.
 Format: docs/formats/exports-v1.md
 """
 
@@ -69,7 +70,9 @@ class ArrayExports:
         self._removing: set[str] = set()
         self._held: set[VolumeId] = set()
         self._replaced: set[str] = set()
-        """Names of volumes that are made smaller or replaced right now (X4)."""
+        """Names of volumes that are replaced right now (X4)."""
+        self._cut: set[str] = set()
+        """Names of volumes that are made smaller right now (X5)."""
         self._shared: SharedChanges = WeakValueDictionary()
         self._pins: dict[str, Pin] = {}
         self._names: dict[VolumeId, str] = {}
@@ -79,7 +82,7 @@ class ArrayExports:
                 self._pin(record)
             except NotFound:  # it stays in the table, and opens for nobody
                 _log.warning("export_without_snapshot", export=record.name, snapshot=record.snapshot_id)
-        pool.refuse_changes_under(self.refuse_if_open, self.kept_unopened)
+        pool.refuse_changes_under(self.refuse_if_open, self.kept_unopened, self.kept_unexported)
 
     def _pin(self, record: ExportRecord) -> None:
         """X2. Raises NotFound, WrongState (the snapshot is being deleted)."""
@@ -108,6 +111,8 @@ class ArrayExports:
             if found is None:
                 if volume_id in self._held:
                     raise WrongState("the volume is being removed", subject=name)
+                if snapshot_id is None and volume_name in self._cut:  # X5
+                    raise WrongState(f"volume {volume_name} is being changed", next_step="repeat it")
                 self._add(record)
             return self._info(record)
 
@@ -195,11 +200,7 @@ class ArrayExports:
                 raise WrongState(f"volume {volume_name} is being removed", subject=volume_name)
             for record in self._table.all():
                 if record.volume_id == volume_id:
-                    raise WrongState(
-                        f"volume {volume_name} is exported as {record.name}",
-                        subject=volume_name,
-                        next_step="remove its exports first",
-                    )
+                    raise _exported(volume_name, record)
             self._held.add(volume_id)
         try:
             yield
@@ -232,6 +233,21 @@ class ArrayExports:
         finally:
             with self._changed:
                 self._replaced.discard(volume_name)
+
+    @contextmanager
+    def kept_unexported(self, volume_name: str) -> Iterator[None]:
+        """Raise WrongState if the living volume is exported; let nobody export it before this ends (X5)."""
+        with self._changed:
+            volume_id = self._pool.volume(volume_name).volume_id
+            for record in self._table.all():
+                if record.volume_id == volume_id and record.snapshot_id is None:
+                    raise _exported(volume_name, record)
+            self._cut.add(volume_name)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._cut.discard(volume_name)
 
     # -- what the NBD server asks ---------------------------------------------------------------
 
@@ -279,6 +295,14 @@ class ArrayExports:
         assert not self._opened, "devices are open"
         for name in list(self._pins):
             self._unpin(name)
+
+
+def _exported(volume_name: str, record: ExportRecord) -> WrongState:
+    return WrongState(
+        f"volume {volume_name} is exported as {record.name}",
+        subject=volume_name,
+        next_step="remove its exports first",
+    )
 
 
 def _described(record: ExportRecord) -> str:

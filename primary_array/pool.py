@@ -177,12 +177,16 @@ class Pool:
         self,
         refuse_if_used: Callable[[str], None],
         kept_unused: Callable[[str], AbstractContextManager[None]] | None = None,
+        kept_unexported: Callable[[str], AbstractContextManager[None]] | None = None,
     ) -> None:
         """Ask ``refuse_if_used`` (volume name; raises WrongState) before a volume is made smaller,
-        replaced or deleted, and do that inside ``kept_unused``. Called once, before requests come."""
+        replaced or deleted, and do that inside ``kept_unused``, or make it smaller inside
+        ``kept_unexported``. Called once, before requests come."""
         self._ops.refuse_if_used = refuse_if_used
         if kept_unused is not None:
             self._ops.kept_unused = kept_unused
+        if kept_unexported is not None:
+            self._ops.kept_unexported = kept_unexported
 
     def volumes(self, *, with_space: bool = False) -> list[VolumeInfo]:
         """All volumes, by name; ``with_space`` counts what only each one names (milliseconds for

@@ -6,8 +6,9 @@ Invariants:
      given, taken in the same frame.
   V2 a volume that grows reads as zeros there, whatever an earlier cut left in its last granule.
   V3 each fork begins a lineage: no state of one branch is taken for an ancestor of the other.
-  V4 what somebody uses is not made smaller or replaced under him: ``refuse_if_used`` is asked
-     first, ``kept_unused`` again inside the gate, and nobody comes to use it before the commit is over.
+  V4 what somebody uses is not replaced under him, nor made smaller while it is exported: ``refuse_if_used``
+     is asked first, ``kept_unused`` or ``kept_unexported`` again inside the gate, and nobody comes to use
+     it before the commit is over.
 Callers: pool, any thread. Format: docs/formats/pool-v2.md.
 """
 
@@ -67,6 +68,9 @@ class VolumeOps:
         """Raises WrongState where a volume of that name has a writable export open (V4)."""
         self.kept_unused: Callable[[str], AbstractContextManager[None]] = self._asked_again
         """The same, and has nobody open one meanwhile."""
+        self.kept_unexported: Callable[[str], AbstractContextManager[None]] = self._asked_again
+        """Raises WrongState where a volume of that name is exported at all, and has nobody export it
+        meanwhile: a client whose connection is cut comes back to the size that it knows (V4)."""
 
     @contextmanager
     def _asked_again(self, name: str) -> Iterator[None]:
@@ -88,7 +92,7 @@ class VolumeOps:
             if size_bytes > volume.size_bytes:
                 self._io.zero_tail(volume)  # V2
             else:
-                stack.enter_context(self.kept_unused(volume.name))
+                stack.enter_context(self.kept_unexported(volume.name))
                 lineage_id = random_id()  # V3
             self._commit.commit(VolumeResized(volume.volume_id, size_bytes, lineage_id))
 

@@ -184,41 +184,73 @@ def _rollback(pool: Pool) -> None:
     pool.rollback_volume("v", pool.snapshots("v")[0].snapshot_id)
 
 
-@pytest.mark.parametrize("change", [_resize, _rollback])
-def test_what_somebody_writes_to_is_not_changed_under_him(
-    stage: Stage, change: Callable[[Pool], None]
-) -> None:
+def test_what_somebody_writes_to_is_not_changed_under_him(stage: Stage) -> None:
     stage.pool.snapshot(["v"])
     stage.exports.create("e", volume_name="v", read_only=False)
     writer = stage.exports.open("e", Peer("host", "h"), nobody)
-    with pytest.raises(WrongState, match="open for writing"):
-        change(stage.pool)
+    for change in (_resize, _rollback):
+        with pytest.raises(WrongState, match="open for writing"):
+            change(stage.pool)
     writer.close()
     reader = stage.exports.open("e", Peer("array", "a"), nobody)
-    change(stage.pool)
+    _rollback(stage.pool)
     reader.close()
 
 
-@pytest.mark.parametrize("change", [_resize, _rollback])
-def test_nobody_opens_for_writing_what_is_being_changed(
-    stage: Stage, change: Callable[[Pool], None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    stage.pool.snapshot(["v"])
-    stage.exports.create("e", volume_name="v", read_only=False)
-    commit, tried = stage.pool._commit.commit, []
+def test_what_is_exported_is_not_made_smaller(stage: Stage) -> None:
+    """A client whose connection was cut comes back to its export, and to the size that it knows."""
+    snapshot = stage.pool.snapshot(["v"])[0].snapshot_id
+    stage.exports.create("s", snapshot_id=snapshot, read_only=True)
+    stage.exports.create("e", volume_name="v", read_only=True)
+    with pytest.raises(WrongState, match="exported as e"):
+        _resize(stage.pool)
+    stage.pool.resize_volume("v", 65 * G)
+    stage.exports.remove("e")
+    _resize(stage.pool)
 
-    def meanwhile(*events: TableEvent) -> None:
-        stage.exports.open("e", Peer("array", "a"), nobody).close()
-        with pytest.raises(WrongState, match="being changed"):
-            stage.exports.open("e", Peer("host", "h"), nobody)
-        tried.append(events)
+
+def _meanwhile(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, change: Callable[[Pool], None], tried: Callable[[], None]
+) -> None:
+    """Try something in the moment in which a change commits."""
+    commit, commits = stage.pool._commit.commit, []
+
+    def committing(*events: TableEvent) -> None:
+        tried()
+        commits.append(events)
         commit(*events)
 
     with monkeypatch.context() as patch:
-        patch.setattr(stage.pool._commit, "commit", meanwhile)
+        patch.setattr(stage.pool._commit, "commit", committing)
         change(stage.pool)
-    assert tried
+    assert commits
+
+
+def test_nobody_opens_for_writing_what_is_being_rolled_back(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage.pool.snapshot(["v"])
+    stage.exports.create("e", volume_name="v", read_only=False)
+
+    def tried() -> None:
+        stage.exports.open("e", Peer("array", "a"), nobody).close()
+        with pytest.raises(WrongState, match="being changed"):
+            stage.exports.open("e", Peer("host", "h"), nobody)
+
+    _meanwhile(stage, monkeypatch, _rollback, tried)
     stage.exports.open("e", Peer("host", "h"), nobody).close()
+
+
+def test_nobody_exports_what_is_being_made_smaller(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    snapshot = stage.pool.snapshot(["v"])[0].snapshot_id
+
+    def tried() -> None:
+        stage.exports.create("s", snapshot_id=snapshot, read_only=True)
+        with pytest.raises(WrongState, match="being changed"):
+            stage.exports.create("e", volume_name="v", read_only=False)
+
+    _meanwhile(stage, monkeypatch, _resize, tried)
+    stage.exports.create("e", volume_name="v", read_only=False)
 
 
 # -- changes ------------------------------------------------------------------------------------
