@@ -6,7 +6,7 @@ Invariants:
   X2 what is exported is not deleted: a snapshot is pinned while it is, a volume is guarded by ``hold``.
   X3 an export that is being removed, or whose volume is, is opened by nobody; ``remove``
      returns when nobody has it open any more.
-  X4 nobody opens a volume for writing while it is replaced.
+  X4 nobody opens a volume for writing while it is replaced, or written through VolumeService.
   X5 nobody exports a volume while it is made smaller.
 Callers: the VolumeService edge and connections of the NBD server, any thread; the pool, by
 ``refuse_if_open``, ``kept_unopened`` and ``kept_unexported``. Lock order: gate and commit lock of the
@@ -17,6 +17,7 @@ Format: docs/formats/exports-v1.md
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -69,8 +70,8 @@ class ArrayExports:
         self._serial = 0
         self._removing: set[str] = set()
         self._held: set[VolumeId] = set()
-        self._replaced: set[str] = set()
-        """Names of volumes that are replaced right now (X4)."""
+        self._replaced: Counter[str] = Counter()
+        """How often a volume is written by another way, or replaced, right now, by name (X4)."""
         self._cut: set[str] = set()
         """Names of volumes that are made smaller right now (X5)."""
         self._shared: SharedChanges = WeakValueDictionary()
@@ -224,15 +225,17 @@ class ArrayExports:
 
     @contextmanager
     def kept_unopened(self, volume_name: str) -> Iterator[None]:
-        """The same, and admit no writer before this ends (X4). The caller holds the volume's gate."""
+        """The same, and admit no writer before this ends (X4)."""
         with self._changed:
             self._refuse_if_open(volume_name)
-            self._replaced.add(volume_name)
+            self._replaced[volume_name] += 1
         try:
             yield
         finally:
             with self._changed:
-                self._replaced.discard(volume_name)
+                self._replaced[volume_name] -= 1
+                if not self._replaced[volume_name]:
+                    del self._replaced[volume_name]
 
     @contextmanager
     def kept_unexported(self, volume_name: str) -> Iterator[None]:

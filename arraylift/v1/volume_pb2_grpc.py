@@ -185,8 +185,8 @@ class VolumeServiceServicer:
 
     def WriteExtents(self, request_iterator, context):
         """Overwrites ranges of a volume; durable when answered. The first message names the volume.
-        A cut stream may have written a part, as a disk would. Errors: NOT_FOUND,
-        INVALID_ARGUMENT, RESOURCE_EXHAUSTED.
+        A cut stream may have written a part, as a disk would. Errors: NOT_FOUND, INVALID_ARGUMENT,
+        FAILED_PRECONDITION (a writable export is open, whose client would not see it), RESOURCE_EXHAUSTED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

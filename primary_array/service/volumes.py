@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import threading
 from collections.abc import Callable, Iterator
 
@@ -164,21 +165,21 @@ class VolumeEdge(pb_grpc.VolumeServiceServicer):
     def WriteExtents(
         self, requests: Iterator[pb.WriteExtentsRequest], context: grpc.ServicerContext
     ) -> pb.WriteExtentsResponse:
-        name, written, count = "", 0, 0
-        for request in requests:
-            name = name or request.volume_name
-            if not name:
-                raise InvalidRequest("the first message names the volume")
-            if request.zero_bytes:
-                self._pool.trim(name, request.extent.offset, request.zero_bytes)
-            elif request.HasField("extent"):
-                _check_extent(request.extent)
-                self._pool.write(name, request.extent.offset, request.extent.data)
-                written += len(request.extent.data)
-            count += request.HasField("extent")
-        if not name:
+        first = next(requests, None)
+        name = "" if first is None else first.volume_name
+        if first is None or not name:
             raise InvalidRequest("the first message names the volume")
-        self._pool.flush(name)
+        written = count = 0
+        with self._exports.kept_unopened(name):  # who has it open for writing does not see what comes here
+            for request in itertools.chain([first], requests):
+                if request.zero_bytes:
+                    self._pool.trim(name, request.extent.offset, request.zero_bytes)
+                elif request.HasField("extent"):
+                    _check_extent(request.extent)
+                    self._pool.write(name, request.extent.offset, request.extent.data)
+                    written += len(request.extent.data)
+                count += request.HasField("extent")
+            self._pool.flush(name)
         return pb.WriteExtentsResponse(bytes_written=written, extent_count=count)
 
     # -- snapshots ------------------------------------------------------------------------------
