@@ -8,7 +8,7 @@ Invariants:
 A field's type is str, int, bool, bytes, an enum, another dataclass, Figures, tuple[X, ...],
 dict[str, str], Tags, or one of these ``| None``. Bytes are hex; enums are their numbers or strings;
 tags are an object.
-Callers: any thread. Format: docs/formats/server-db-v1.md
+Callers: any thread. Format: docs/formats/server-db-v2.md
 """
 
 from __future__ import annotations

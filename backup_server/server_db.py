@@ -1,14 +1,16 @@
 """The server's database: jobs, their steps, backups as last seen on the targets, peers.
 
-Owns: ``<state>/server.db``, by SQLite; no other module of this daemon imports sqlite3.
+Owns: ``<state>/server.db``, by SQLite. Policies have their tables in it, and their own module
+(``policy_store``).
 Invariants:
   D1 every change is one transaction, durable when it returns (WAL, synchronous=FULL).
   D2 at most one unfinished backup job a VM, kept by an index of the database.
   D3 a change that failed on its disk poisons the database: later ones raise StoreFailed until
      the process starts again (law 3).
-  D4 a database of another application or version is refused.
+  D4 a database of another application or a later version is refused; an earlier one becomes this one in
+     one transaction.
   D5 at most one unfinished restore in place a VM.
-Callers: any thread; one lock. Format: docs/formats/server-db-v1.md
+Callers: any thread; one lock. Format: docs/formats/server-db-v2.md
 Decision: docs/decisions/0028-sqlite-for-the-server.md
 """
 
@@ -41,7 +43,7 @@ from backup_server.job_rules import (
 from backup_server.model import Backup, PeerKind, RegisteredPeer
 
 APPLICATION_ID = 0x414C5344  # "ALSD"
-VERSION = 1
+VERSION = 2
 BUSY_SECONDS = 10.0
 
 _SCHEMA = """
@@ -79,6 +81,27 @@ CREATE TABLE peers (
     PRIMARY KEY (kind, name)
 ) STRICT, WITHOUT ROWID;
 """
+_UPGRADES = {
+    1: """
+CREATE TABLE policies (
+    name TEXT PRIMARY KEY,
+    since_ns INTEGER NOT NULL,
+    last_due_ns INTEGER NOT NULL DEFAULT 0,
+    problem TEXT NOT NULL DEFAULT '',
+    document TEXT NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE TABLE policy_starts (
+    policy TEXT NOT NULL REFERENCES policies (name) ON DELETE CASCADE,
+    vm_id TEXT NOT NULL,
+    vm_name TEXT NOT NULL,
+    due_ns INTEGER NOT NULL,
+    start_ns INTEGER NOT NULL,
+    PRIMARY KEY (policy, vm_id)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX policy_starts_by_time ON policy_starts (start_ns);
+""",
+}
+"""From each earlier version to the next."""
 
 
 class ServerDb:
@@ -102,9 +125,9 @@ class ServerDb:
     def _open(self) -> None:
         found = (self._pragma("application_id"), self._pragma("user_version"))
         empty = found == (0, 0) and not self._db.execute("SELECT 1 FROM sqlite_schema").fetchone()
-        if not empty and found != (APPLICATION_ID, VERSION):
+        if not empty and (found[0] != APPLICATION_ID or not 1 <= found[1] <= VERSION):
             raise WrongState(
-                f"{self._path} is no server database of version {VERSION}: it says {found}",
+                f"{self._path} is no server database of version 1 to {VERSION}: it says {found}",
                 subject=self._path,
                 next_step="use the release that wrote it, or another state directory",
             )
@@ -112,11 +135,14 @@ class ServerDb:
             raise WrongState(f"the file system of {self._path} does not bear a write-ahead log")
         self._db.execute("PRAGMA synchronous=FULL")
         self._db.execute("PRAGMA foreign_keys=ON")
-        if empty:
-            statements = f"PRAGMA application_id={APPLICATION_ID}; PRAGMA user_version={VERSION};"
-            self._db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} {statements} COMMIT;")
-        elif (problem := self._db.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
+        if not empty and (problem := self._db.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
             raise _damaged(self._path, problem)
+        missing = [_UPGRADES[version] for version in range(found[1] or 1, VERSION)]
+        if empty:
+            missing.insert(0, f"{_SCHEMA} PRAGMA application_id={APPLICATION_ID};")
+        if missing:
+            steps = " ".join(missing)
+            self._db.executescript(f"BEGIN IMMEDIATE; {steps} PRAGMA user_version={VERSION}; COMMIT;")
 
     def _pragma(self, name: str) -> int:
         value: int = self._db.execute(f"PRAGMA {name}").fetchone()[0]
@@ -134,7 +160,7 @@ class ServerDb:
 
         Raises Conflict with job_id (a VM is being backed up, D2), Overloaded.
         """
-        with self._change() as db:
+        with self.change() as db:
             count = db.execute("SELECT count(*) FROM jobs WHERE state < 3").fetchone()[0]
             if count + len(jobs) > JOBS_UNFINISHED_MAX:
                 raise Overloaded(
@@ -179,7 +205,7 @@ class ServerDb:
 
     def job(self, job_id: str) -> Job:
         """Raises NotFound."""
-        with self._read() as db:
+        with self.read() as db:
             row = db.execute("SELECT document FROM jobs WHERE job_id = ?", (job_id,)).fetchone()
         if row is None:
             raise NotFound(f"there is no job {job_id}", subject=f"job {job_id}", next_step="list the jobs")
@@ -188,7 +214,7 @@ class ServerDb:
     def jobs(self, *, unfinished: bool, limit: int, behind: str = "") -> list[Job]:
         """Newest first; ``behind``: only those older than this job, none if it is forgotten."""
         where = "state < 3" if unfinished else "1"
-        with self._read() as db:
+        with self.read() as db:
             rows = db.execute(
                 f"SELECT document FROM jobs WHERE {where} AND (?1 = '' OR serial <"  # noqa: S608 - constants
                 " (SELECT serial FROM jobs WHERE job_id = ?1)) ORDER BY serial DESC LIMIT ?2",
@@ -198,7 +224,7 @@ class ServerDb:
 
     def jobs_to_sweep(self) -> list[Job]:
         """Jobs that ended badly and are to be cleaned up after again."""
-        with self._read() as db:
+        with self.read() as db:
             rows = db.execute(
                 "SELECT document FROM jobs WHERE state >= 3 AND json_extract(document, '$.sweeps_left') > 0"
             ).fetchall()
@@ -206,7 +232,7 @@ class ServerDb:
 
     def save_job(self, job: Job) -> None:
         """Replace a job. Raises NotFound."""
-        with self._change() as db:
+        with self.change() as db:
             changed = db.execute(
                 "UPDATE jobs SET state = ?, vm_id = ?, document = ? WHERE job_id = ?",
                 (job.state, job.vm_id, documents.dump(job), job.job_id),
@@ -216,7 +242,7 @@ class ServerDb:
 
     def update_job(self, job_id: str, **changes: object) -> Job:
         """Change fields of a job in one transaction; returns it. Raises NotFound."""
-        with self._change():
+        with self.change():
             job = replace(self.job(job_id), **changes)  # type: ignore[arg-type]
             self.save_job(job)
         return job
@@ -225,7 +251,7 @@ class ServerDb:
 
     def steps(self, job_id: str) -> list[Step]:
         """In the order in which they began."""
-        with self._read() as db:
+        with self.read() as db:
             rows = db.execute(
                 "SELECT document FROM steps WHERE job_id = ? ORDER BY position", (job_id,)
             ).fetchall()
@@ -233,7 +259,7 @@ class ServerDb:
 
     def save_step(self, job_id: str, step: Step) -> None:
         """Keep a step that began or ended."""
-        with self._change() as db:
+        with self.change() as db:
             db.execute(
                 "INSERT INTO steps (job_id, name, position, document) VALUES (?1, ?2,"
                 " (SELECT coalesce(max(position), 0) + 1 FROM steps WHERE job_id = ?1), ?3)"
@@ -246,7 +272,7 @@ class ServerDb:
     def save_backup(self, backup: Backup) -> None:
         """Keep what a target's manifest says; a backup that is being deleted stays so."""
         row = (backup.backup_id, backup.vm_id, backup.vm_name, backup.target, backup.snapshot_at_ns)
-        with self._change() as db:
+        with self.change() as db:
             db.execute(
                 "INSERT INTO backups (backup_id, vm_id, vm_name, target, snapshot_at_ns, document)"
                 " VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (backup_id) DO UPDATE SET vm_id = excluded.vm_id,"
@@ -257,7 +283,7 @@ class ServerDb:
 
     def backup(self, backup_id: str) -> Backup:
         """Raises NotFound, also for one that is being deleted."""
-        with self._read() as db:
+        with self.read() as db:
             row = db.execute(
                 "SELECT document FROM backups WHERE backup_id = ? AND NOT deleting", (backup_id,)
             ).fetchone()
@@ -269,7 +295,7 @@ class ServerDb:
 
     def backups(self, *, vm: str = "", deleting: bool = False) -> list[Backup]:
         """Newest first; ``vm`` is a name or an id, empty: all."""
-        with self._read() as db:
+        with self.read() as db:
             rows = db.execute(
                 "SELECT document FROM backups WHERE deleting = ?1 AND (?2 = '' OR vm_id = ?2 OR vm_name = ?2)"
                 " ORDER BY snapshot_at_ns DESC, backup_id DESC",
@@ -279,7 +305,7 @@ class ServerDb:
 
     def backups_behind(self, behind: tuple[int, str] | None, *, vm: str = "", count_max: int) -> list[Backup]:
         """At most so many of ``backups``, older than one of that time and id."""
-        with self._read() as db:
+        with self.read() as db:
             rows = db.execute(
                 "SELECT document FROM backups WHERE NOT deleting AND (?1 = '' OR vm_id = ?1 OR vm_name = ?1)"
                 " AND (?2 IS NULL OR (snapshot_at_ns, backup_id) < (?2, ?3))"
@@ -290,24 +316,24 @@ class ServerDb:
 
     def begin_delete(self, backup_id: str) -> None:
         """From now on the backup is not listed; its deletion is finished even after a crash."""
-        with self._change() as db:
+        with self.change() as db:
             db.execute("UPDATE backups SET deleting = 1 WHERE backup_id = ?", (backup_id,))
 
     def cancel_delete(self, backup_id: str) -> None:
         """The target refuses to delete it: it is listed as before."""
-        with self._change() as db:
+        with self.change() as db:
             db.execute("UPDATE backups SET deleting = 0 WHERE backup_id = ?", (backup_id,))
 
     def forget_backup(self, backup_id: str) -> None:
         """No target has it any more. Idempotent."""
-        with self._change() as db:
+        with self.change() as db:
             db.execute("DELETE FROM backups WHERE backup_id = ?", (backup_id,))
 
     # -- peers ------------------------------------------------------------------------------
 
     def save_peer(self, peer: RegisteredPeer) -> None:
         """Add, or change the address."""
-        with self._change() as db:
+        with self.change() as db:
             db.execute(
                 "INSERT INTO peers (kind, name, address) VALUES (?, ?, ?)"
                 " ON CONFLICT (kind, name) DO UPDATE SET address = excluded.address",
@@ -316,20 +342,20 @@ class ServerDb:
 
     def peers(self) -> list[RegisteredPeer]:
         """By kind and name."""
-        with self._read() as db:
+        with self.read() as db:
             rows = db.execute("SELECT kind, name, address FROM peers ORDER BY kind, name").fetchall()
         return [RegisteredPeer(PeerKind(kind), name, address) for kind, name, address in rows]
 
     def remove_peer(self, kind: PeerKind, name: str) -> None:
         """Idempotent."""
-        with self._change() as db:
+        with self.change() as db:
             db.execute("DELETE FROM peers WHERE kind = ? AND name = ?", (kind, name))
 
     # -- SQLite -----------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def _change(self) -> Iterator[sqlite3.Connection]:
-        """One transaction; joins the one that this thread is in (D1)."""
+    def change(self) -> Iterator[sqlite3.Connection]:
+        """One transaction; joins the one that this thread is in (D1). For modules with tables in here."""
         with self._lock, self._mapped():
             if self._failed is not None:
                 raise StoreFailed(self._failed, subject=self._path, next_step="restart the backup server")
@@ -346,7 +372,8 @@ class ServerDb:
                 raise
 
     @contextlib.contextmanager
-    def _read(self) -> Iterator[sqlite3.Connection]:
+    def read(self) -> Iterator[sqlite3.Connection]:
+        """For what changes nothing. Fetch all before leaving."""
         with self._lock, self._mapped():
             yield self._db
 

@@ -14,10 +14,23 @@ from arraylift.vm.types import VmSnapshot
 from backup_server import documents, job_rules, server_db
 from backup_server.job_rules import Job, JobState, Step
 from backup_server.model import Backup, PeerKind, RegisteredPeer
+from backup_server.policies.policy import Policy, Selection, WindowText
+from backup_server.policies.retention import Retention
+from backup_server.policies.schedule import Schedule
+from backup_server.policy_store import PolicyStore, Start
 from backup_server.server_db import ServerDb
 from tests.unit.backup_server.material import SNAPSHOT, backup, job, located, restore_job
 
-GOLDEN = Path(__file__).parents[2] / "golden" / "server-db-v1.sql"
+GOLDEN = Path(__file__).parents[2] / "golden" / "server-db-v2.sql"
+GOLDEN_V1 = GOLDEN.with_name("server-db-v1.sql")
+POLICY = Policy(
+    "nightly",
+    selection=Selection(all=True, exclude_vms=("test-*",)),
+    schedule=Schedule(("30 2 * * *",), "Europe/Berlin", 600),
+    retention=Retention(keep_daily=7),
+    windows=(WindowText(("sat",), "22:00", "06:00"),),
+)
+START = Start("nightly", "e" * 32, "web1", 5, 6)
 
 
 @pytest.fixture
@@ -33,6 +46,13 @@ def fill(db: ServerDb) -> None:
     db.save_backup(backup(9))
     db.save_peer(RegisteredPeer(PeerKind.TARGET, "target1", "127.0.0.1:7404"))
     db.save_peer(RegisteredPeer(PeerKind.ARRAY, "array1", "127.0.0.1:7403"))
+    fill_policies(db)
+
+
+def fill_policies(db: ServerDb) -> None:
+    store = PolicyStore(db)
+    store.set(POLICY, now_ns=4)
+    store.begin_run("nightly", 5, [START])
 
 
 def dump(path: str) -> str:
@@ -61,23 +81,40 @@ def test_what_is_kept_is_there_after_a_restart(path: str) -> None:
     db.close()
 
 
-def test_version_1_is_written_and_read(path: str) -> None:
+def test_version_2_is_written(path: str) -> None:
     db = ServerDb(path)
     fill(db)
     db.close()
     assert dump(path) == GOLDEN.read_text(encoding="utf-8")
 
 
-def test_the_golden_database_reads(path: str) -> None:
+def load_golden(path: str, golden: Path, version: int) -> None:
     with sqlite3.connect(path) as plain:
-        plain.executescript(GOLDEN.read_text(encoding="utf-8"))
+        plain.executescript(golden.read_text(encoding="utf-8"))
         plain.execute(f"PRAGMA application_id={server_db.APPLICATION_ID}")
-        plain.execute(f"PRAGMA user_version={server_db.VERSION}")
+        plain.execute(f"PRAGMA user_version={version}")
     plain.close()
+
+
+@pytest.mark.parametrize(("golden", "version"), [(GOLDEN_V1, 1), (GOLDEN, 2)])
+def test_the_golden_databases_read(path: str, golden: Path, version: int) -> None:
+    load_golden(path, golden, version)
+    for _ in range(2):  # the second time it is of this version
+        db = ServerDb(path)
+        assert db.steps(job(1).job_id) == [located()]
+        assert db.backups() == [backup(9)]
+        kept = PolicyStore(db).all()
+        assert [one.policy for one in kept] == ([POLICY] if version == 2 else [])
+        assert PolicyStore(db).starts(count_max=9) == ([START] if version == 2 else [])
+        db.close()
+
+
+def test_version_1_becomes_what_is_made_anew(path: str, tmp_path: Path) -> None:
+    load_golden(path, GOLDEN_V1, 1)
     db = ServerDb(path)
-    assert db.steps(job(1).job_id) == [located()]
-    assert db.backups() == [backup(9)]
+    fill_policies(db)
     db.close()
+    assert dump(path) == GOLDEN.read_text(encoding="utf-8")
 
 
 def test_one_unfinished_backup_a_vm(path: str) -> None:
@@ -193,7 +230,7 @@ def test_damage_is_told(path: str) -> None:
 def test_another_version_is_refused(path: str) -> None:
     ServerDb(path).close()
     with sqlite3.connect(path) as plain:
-        plain.execute("PRAGMA user_version=2")
+        plain.execute(f"PRAGMA user_version={server_db.VERSION + 1}")
     plain.close()
     with pytest.raises(errors.WrongState, match="version"):
         ServerDb(path)
