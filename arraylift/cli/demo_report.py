@@ -36,6 +36,7 @@ class Report:
     """All steps, in order."""
 
     session: Session
+    title: str
     steps: list[Step] = field(default_factory=list)
 
     @contextlib.contextmanager
@@ -65,7 +66,7 @@ class Report:
     def table(self) -> Table:
         shown = table(
             *("step", ">seconds", ">read", ">offered", ">sent", ">stored", ">ratio", ">frozen ms"),
-            title="Arraylift demo: the restored VM equals its source in every byte",
+            title=self.title,
         )
         shown.caption = "ratio: size of the disks to bytes stored; frozen: how long the guest stood still"
         shown.caption_justify = "left"

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from arraylift.cli import house, processes
+from arraylift.cli import house, processes, running_vms
 from arraylift.cli.command import command
 from arraylift.cli.house import DaemonStatus
 from arraylift.cli.interrupts import shielded
@@ -27,7 +27,7 @@ def register(app: typer.Typer) -> None:
         "up",
         examples="arraylift up\narraylift up --driver qemu\narraylift up --state /srv/lift --base-port 9401",
     )(up)
-    command(app, "down", examples="arraylift down")(down)
+    command(app, "down", examples="arraylift down\narraylift down --vms")(down)
     command(app, "status", examples="arraylift status --json")(status)
 
 
@@ -71,8 +71,20 @@ def up(
                 house.down(layout, [daemon.kind for daemon in found if daemon.started])
 
 
-def down(session: Session) -> None:
-    """Stop the daemons of this machine; they finish what they answered for."""
+def down(
+    session: Session,
+    vms: Annotated[bool, typer.Option("--vms", help="Switch the VMs of this machine off first.")] = False,
+) -> None:
+    """Stop the daemons of this machine; they finish what they answered for.
+
+    VMs that a real VMM runs go on, and wait for their disks until the array is up again.
+    """
+    layout = session.places.layout
+    if vms:
+        for name in running_vms.end_all(layout, force=False):
+            session.note(f"VM {name} is off")
+    elif left := running_vms.running(layout):
+        session.note(f"these VMs run on, without disks until `arraylift up`: {', '.join(left)}")
     session.note(f"stopping, at most {processes.STOP_SECONDS:.0f} s a daemon")
     ended = house.down(session.places.layout)
     shown = table("daemon", "result")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from arraylift.cli import peers, volume_data
@@ -193,10 +193,17 @@ def power_vm(center: Connection, vm_id: str, *, on: bool, force: bool = False, g
 
 def put_file(host: Connection, place: vm_pb2.GuestPath, source: SourceFile) -> vm_pb2.GuestFile:
     """Write a local file into a guest, whole or not at all."""
+    return put_pieces(host, place, source.pieces(EXTENT_BYTES_MAX), mode=source.permissions)
+
+
+def put_pieces(
+    host: Connection, place: vm_pb2.GuestPath, pieces: Iterable[bytes], *, mode: int
+) -> vm_pb2.GuestFile:
+    """Likewise, of pieces of at most EXTENT_BYTES_MAX."""
 
     def requests() -> Iterator[vm_pb2.PutGuestFileRequest]:
-        yield vm_pb2.PutGuestFileRequest(header=place, mode=source.permissions)
-        for data in source.pieces(EXTENT_BYTES_MAX):
+        yield vm_pb2.PutGuestFileRequest(header=place, mode=mode)
+        for data in pieces:
             yield vm_pb2.PutGuestFileRequest(data=data)
         yield vm_pb2.PutGuestFileRequest(last=True)
 

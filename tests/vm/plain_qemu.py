@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import socket
 import subprocess
+import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -76,6 +78,14 @@ class PlainQemu:
         answer = self._converse("agent", {"execute": command, "arguments": dashed})
         assert "return" in answer, answer
         return answer["return"]
+
+    def run(self, script: str) -> str:
+        """Run a script in the guest to its end."""
+        started = self.ask_agent("guest-exec", path="/bin/sh", arg=["-c", script], capture_output=True)
+        while not (state := self.ask_agent("guest-exec-status", pid=started["pid"]))["exited"]:
+            time.sleep(0.05)
+        assert state["exitcode"] == 0, (script, state)
+        return base64.b64decode(state.get("out-data", "")).decode()
 
     def _converse(self, name: str, *requests: object, greeted: bool = False) -> Any:
         with socket.socket(socket.AF_UNIX) as link:
