@@ -1,55 +1,69 @@
 """The frames between the parser's process and its parent. Pure.
 
 A frame is kind (u8), payload length (u32, big-endian), payload. Parent to parser: one ASK, then BYTES
-for every READ. Parser to parent: READ, ENTRY, PIECES, LITERAL, and as the last one DONE or FAILED.
+for every READ. Parser to parent: READ, VOLUME, BATCH, UNREAD, and as the last one DONE or FAILED.
 Invariants: F1 no frame passes PAYLOAD_BYTES_MAX. F2 decoding raises ValueError for what has no such
-shape; it does not judge values, which sandbox does.
+shape; it does not judge values, which sandbox and batch do.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Sequence
+from dataclasses import dataclass
 from enum import IntEnum
 
-from arraylift.sizes import KIB, MIB
-from backup_server.catalog.entry import FileEntry
-from backup_server.catalog.pieces import Piece, PieceKind
+from arraylift.sizes import MIB
+from backup_server.catalog.entry import Volume
 
 HEADER = struct.Struct(">BI")
-PAYLOAD_BYTES_MAX = MIB + KIB
-"""A literal piece of the largest size, and its place."""
+PAYLOAD_BYTES_MAX = 9 * MIB
+"""A batch of one file in as many pieces as can be."""
 
-READ_BYTES_MAX = 64 * KIB
+READ_BYTES_MAX = MIB
 PATH_BYTES_MAX = 4096
-NAME_BYTES_MAX = 255
+NAME_BYTES_MAX = 255 * 3 * 2 + 1
+"""255 characters of UTF-16, a colon and the name of a stream; where names are bytes they have 255."""
+
+KEY_BYTES_MAX = 1024
 MESSAGE_BYTES_MAX = 2048
-PIECES_PER_FRAME = 4096
+DISKS_MAX = 1024
 
 
 class FrameKind(IntEnum):
     ASK = 1
     BYTES = 2
     READ = 3
-    ENTRY = 4
-    PIECES = 5
-    LITERAL = 6
+    VOLUME = 4
+    BATCH = 5
+    UNREAD = 6
     DONE = 7
     FAILED = 8
 
 
 class Operation(IntEnum):
-    LIST = 1
-    READ_FILE = 2
+    SURVEY = 1
+    WALK = 2
+    LIST = 3
+    FIND = 4
 
 
-_ASK = struct.Struct(">BQ")
-_READ = struct.Struct(">QI")
-_ENTRY = struct.Struct(">QIIIqIH")
-_PIECE = struct.Struct(">BQQQ")
-_LITERAL = struct.Struct(">Q")
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What a parser is to do: the disks by name and size; an empty volume is for the parser to choose."""
+
+    operation: Operation
+    disks: Sequence[tuple[str, int]]
+    volume: str = ""
+    path: bytes = b""
+
+
+_ASK = struct.Struct(">BHHH")
+_ASK_DISK = struct.Struct(">QH")
+_READ = struct.Struct(">HQI")
+_VOLUME = struct.Struct(">Q?HHHHH")
+_UNREAD = struct.Struct(">I")
 _REASON = struct.Struct(">B")
-_NS = 1_000_000_000
 
 
 def frame(kind: FrameKind, payload: bytes = b"") -> bytes:
@@ -66,75 +80,71 @@ def header(raw: bytes) -> tuple[FrameKind, int]:
     return FrameKind(number), length
 
 
-def encode_ask(operation: Operation, image_bytes: int, path: bytes) -> bytes:
-    return frame(FrameKind.ASK, _ASK.pack(operation, image_bytes) + path)
+def encode_ask(ask: Ask) -> bytes:
+    volume = to_bytes(ask.volume)
+    parts = [_ASK.pack(ask.operation, len(ask.disks), len(volume), len(ask.path)), volume, ask.path]
+    for name, size in ask.disks:
+        raw = to_bytes(name)
+        parts += [_ASK_DISK.pack(size, len(raw)), raw]
+    return frame(FrameKind.ASK, b"".join(parts))
 
 
-def decode_ask(payload: bytes) -> tuple[Operation, int, bytes]:
-    operation, image_bytes = _unpack(_ASK, payload)
-    return Operation(operation), image_bytes, payload[_ASK.size :]
+def decode_ask(payload: bytes) -> Ask:
+    operation, disk_count, volume_bytes, path_bytes = _unpack(_ASK, payload)
+    at = _ASK.size + volume_bytes
+    volume, path = payload[_ASK.size : at], payload[at : at + path_bytes]
+    at += path_bytes
+    disks = []
+    for _ in range(disk_count):
+        size, name_bytes = _unpack(_ASK_DISK, payload[at : at + _ASK_DISK.size])
+        at += _ASK_DISK.size
+        disks.append((to_text(payload[at : at + name_bytes]), size))
+        at += name_bytes
+    return Ask(Operation(operation), disks, to_text(volume), path)
 
 
-def encode_read(offset: int, length: int) -> bytes:
-    return frame(FrameKind.READ, _READ.pack(offset, length))
+def encode_read(disk: int, offset: int, length: int) -> bytes:
+    return frame(FrameKind.READ, _READ.pack(disk, offset, length))
 
 
-def decode_read(payload: bytes) -> tuple[int, int]:
-    """Return (offset, length) in bytes."""
-    offset, length = _unpack(_READ, payload, whole=True)
-    return offset, length
+def decode_read(payload: bytes) -> tuple[int, int, int]:
+    """Return (disk, offset, length in bytes)."""
+    disk, offset, length = _unpack(_READ, payload, whole=True)
+    return disk, offset, length
 
 
-def encode_entry(entry: FileEntry) -> bytes:
-    name = entry.name.encode("utf-8", "surrogateescape")
-    target = entry.link_target.encode("utf-8", "surrogateescape")
-    seconds, nanoseconds = divmod(entry.modified_at_ns, _NS)
-    fixed = _ENTRY.pack(entry.size_bytes, entry.mode, entry.uid, entry.gid, seconds, nanoseconds, len(name))
-    return frame(FrameKind.ENTRY, fixed + name + target)
+def encode_volume(volume: Volume) -> bytes:
+    texts = [
+        to_bytes(text)[:KEY_BYTES_MAX]
+        for text in (volume.key, volume.kind, volume.label, volume.uuid, volume.remark)
+    ]
+    return frame(
+        FrameKind.VOLUME,
+        _VOLUME.pack(volume.size_bytes, volume.readable, *map(len, texts)) + b"".join(texts),
+    )
 
 
-def decode_entry(payload: bytes, *, directory: str) -> FileEntry:
-    """Return the entry; its path is below ``directory``, which ends in a slash."""
-    size, mode, uid, gid, seconds, nanoseconds, name_bytes = _unpack(_ENTRY, payload)
-    names = payload[_ENTRY.size :]
-    if name_bytes > len(names) or nanoseconds >= _NS:
-        raise ValueError("an entry that contradicts itself")
-    name = names[:name_bytes].decode("utf-8", "surrogateescape")
-    target = names[name_bytes:].decode("utf-8", "surrogateescape")
-    return FileEntry(directory + name, name, size, mode, uid, gid, seconds * _NS + nanoseconds, target)
+def decode_volume(payload: bytes) -> Volume:
+    size, readable, *lengths = _unpack(_VOLUME, payload)
+    if len(payload) != _VOLUME.size + sum(lengths):
+        raise ValueError("a volume that is not whole")
+    texts = []
+    at = _VOLUME.size
+    for length in lengths:
+        texts.append(printable(payload[at : at + length]))
+        at += length
+    key, kind, label, uuid, remark = texts
+    return Volume(key, kind, label, uuid, size, bool(readable), remark)
 
 
-def encode_pieces(pieces: Iterable[Piece]) -> Iterator[bytes]:
-    """Yield the frames of a file's pieces, in order."""
-    packed = bytearray()
-    for piece in pieces:
-        if piece.kind is not PieceKind.LITERAL:
-            packed += _PIECE.pack(piece.kind, piece.file_offset, piece.image_offset, piece.length)
-        if packed and (piece.kind is PieceKind.LITERAL or len(packed) >= PIECES_PER_FRAME * _PIECE.size):
-            yield frame(FrameKind.PIECES, bytes(packed))
-            packed.clear()
-        if piece.kind is PieceKind.LITERAL:
-            yield frame(FrameKind.LITERAL, _LITERAL.pack(piece.file_offset) + piece.literal)
-    if packed:
-        yield frame(FrameKind.PIECES, bytes(packed))
+def encode_unread(directory: int, why: str) -> bytes:
+    """The walk's directory of this number could not be read whole."""
+    return frame(FrameKind.UNREAD, _UNREAD.pack(directory) + to_bytes(why)[:MESSAGE_BYTES_MAX])
 
 
-def decode_pieces(payload: bytes) -> list[Piece]:
-    if not payload or len(payload) % _PIECE.size:
-        raise ValueError("pieces that are not whole")
-    pieces = []
-    for number, file_offset, image_offset, length in _PIECE.iter_unpack(payload):
-        kind = PieceKind(number)
-        if kind is PieceKind.LITERAL:
-            raise ValueError("a literal without its bytes")
-        pieces.append(Piece(kind, file_offset, length, image_offset))
-    return pieces
-
-
-def decode_literal(payload: bytes) -> Piece:
-    (file_offset,) = _unpack(_LITERAL, payload)
-    content = payload[_LITERAL.size :]
-    return Piece(PieceKind.LITERAL, file_offset, len(content), literal=content)
+def decode_unread(payload: bytes) -> tuple[int, str]:
+    (directory,) = _unpack(_UNREAD, payload)
+    return directory, printable(payload[_UNREAD.size : _UNREAD.size + MESSAGE_BYTES_MAX])
 
 
 def encode_failed(reason: int, message: str) -> bytes:
@@ -145,8 +155,20 @@ def encode_failed(reason: int, message: str) -> bytes:
 def decode_failed(payload: bytes) -> tuple[int, str]:
     """Return the number of the reason, and text that is safe to show."""
     (reason,) = _unpack(_REASON, payload)
-    text = payload[_REASON.size : _REASON.size + MESSAGE_BYTES_MAX].decode("utf-8", "replace")
-    return reason, "".join(mark if mark.isprintable() else "?" for mark in text)
+    return reason, printable(payload[_REASON.size : _REASON.size + MESSAGE_BYTES_MAX])
+
+
+def to_bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")
+
+
+def to_text(raw: bytes) -> str:
+    return raw.decode("utf-8", "surrogateescape")
+
+
+def printable(raw: bytes) -> str:
+    """Return text that is safe to show, of bytes that are not trusted."""
+    return "".join(mark if mark.isprintable() else "?" for mark in raw.decode("utf-8", "replace"))
 
 
 def _unpack(layout: struct.Struct, payload: bytes, *, whole: bool = False) -> tuple[int, ...]:

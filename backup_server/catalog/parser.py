@@ -1,8 +1,8 @@
-"""The throw-away process that parses a hostile image: ``python -m backup_server.catalog.parser``.
+"""The throw-away process that parses hostile disks: ``python -m backup_server.catalog.parser``.
 
-It has standard input and output, and nothing else: the image is read by asking the parent, results
+It has standard input and output, and nothing else: disks are read by asking the parent, results
 are frames.
-Invariants: R1 the limits are in force before the first byte of the image arrives: CPU, memory, no new
+Invariants: R1 the limits are in force before the first byte of a disk arrives: CPU, memory, no new
 process, and no new file handle, hence neither files nor network. R2 standard output carries frames only.
 R3 it ends when its parent does.
 Started by sandbox, which sends the limits as arguments and trusts nothing that comes back.
@@ -11,23 +11,27 @@ Started by sandbox, which sends the limits as arguments and trusts nothing that 
 from __future__ import annotations
 
 import contextlib
+import encodings.ascii
+import encodings.utf_16_le
+import gc
 import os
 import resource
 import sys
 from collections import OrderedDict
-from collections.abc import Iterator
-
-import pytsk3
 
 from arraylift.errors import InvalidRequest, NotFound, WrongState
 from arraylift.sizes import KIB
 from backup_server.catalog import frames
-from backup_server.catalog.ext import ExtFileSystem, Source, TskImage, is_ext
-from backup_server.catalog.frames import FrameKind, Operation
+from backup_server.catalog.frames import Ask, FrameKind, Operation
+from backup_server.catalog.parse import tree, volumes
+from backup_server.catalog.parse.space import DiskSpace
 
 BLOCK_BYTES = 64 * KIB
-BLOCKS_MAX = 512
-"""32 MiB of cache: without it a walk asks for the same blocks a hundred times."""
+BLOCKS_MAX = 1024
+"""64 MiB of cache: without it a walk asks for the same blocks a hundred times."""
+
+AHEAD_BLOCKS_MAX = 16
+"""Blocks that one read fetches at most, of what is read in sequence: 1 MiB."""
 
 REASONS: tuple[type[NotFound | InvalidRequest | WrongState], ...] = (NotFound, InvalidRequest, WrongState)
 """What a parser may say; its place here is the number in a FAILED frame."""
@@ -35,7 +39,8 @@ REASONS: tuple[type[NotFound | InvalidRequest | WrongState], ...] = (NotFound, I
 NOBODY = 65534
 """User and group of a parser that root starts."""
 
-_SECTOR_BYTES = 512
+CODECS = (encodings.ascii, encodings.utf_16_le)
+"""What is imported at its first use, which is after no file can be opened any more."""
 
 
 class Wire:
@@ -65,79 +70,92 @@ class Wire:
         return bytes(data)
 
 
-class RemoteImage:
-    """The image behind the wire, through a cache of blocks."""
+class BlockCache:
+    """The last blocks of all disks, by disk and number; the first in is the first out."""
 
-    def __init__(self, wire: Wire, size_bytes: int) -> None:
-        self.size_bytes = size_bytes
-        self._wire = wire
-        self._blocks: OrderedDict[int, bytes] = OrderedDict()
+    def __init__(self) -> None:
+        self._blocks: OrderedDict[tuple[int, int], bytes] = OrderedDict()
+
+    def get(self, key: tuple[int, int]) -> bytes | None:
+        block = self._blocks.get(key)
+        if block is not None:
+            self._blocks.move_to_end(key)
+        return block
+
+    def put(self, key: tuple[int, int], block: bytes) -> None:
+        self._blocks[key] = block
+        if len(self._blocks) > BLOCKS_MAX:
+            self._blocks.popitem(last=False)
+
+    def __contains__(self, key: tuple[int, int]) -> bool:
+        return key in self._blocks
+
+
+class RemoteDisk:
+    """One disk behind the wire, through the cache; what is read in sequence is fetched ahead."""
+
+    def __init__(self, wire: Wire, number: int, size_bytes: int, cache: BlockCache) -> None:
+        self.size_bytes, self.number = size_bytes, number
+        self._wire, self._cache = wire, cache
+        self._expected, self._ahead = -1, 1
 
     def read(self, offset: int, length: int) -> bytes:
-        """Return ``length`` bytes; fewer only at the image's end."""
+        """Return ``length`` bytes; fewer only at the disk's end."""
         length = max(0, min(length, self.size_bytes - offset))
+        number, skip = divmod(offset, BLOCK_BYTES)
+        if skip + length <= BLOCK_BYTES and length:
+            return self._block(number, 1)[skip : skip + length]
         parts = []
         at, end = offset, offset + length
         while at < end:
             number, skip = divmod(at, BLOCK_BYTES)
-            part = self._block(number)[skip : skip + end - at]
+            part = self._block(number, -(-end // BLOCK_BYTES) - number)[skip : skip + end - at]
             parts.append(part)
             at += len(part)
         return b"".join(parts)
 
-    def _block(self, number: int) -> bytes:
-        if number in self._blocks:
-            self._blocks.move_to_end(number)
-            return self._blocks[number]
+    def _block(self, number: int, wanted: int) -> bytes:
+        block = self._cache.get((self.number, number))
+        if block is not None:
+            return block
+        self._ahead = min(self._ahead * 2, AHEAD_BLOCKS_MAX) if number == self._expected else 1
+        most = min(max(wanted, self._ahead), AHEAD_BLOCKS_MAX, -(-self.size_bytes // BLOCK_BYTES) - number)
+        count = 1
+        while count < most and (self.number, number + count) not in self._cache:
+            count += 1
+        self._expected = number + count
+        return self._fetch(number, count)
+
+    def _fetch(self, number: int, count: int) -> bytes:
         start = number * BLOCK_BYTES
-        self._wire.send(frames.encode_read(start, min(BLOCK_BYTES, self.size_bytes - start)))
-        block = self._wire.receive(FrameKind.BYTES)
-        self._blocks[number] = block
-        if len(self._blocks) > BLOCKS_MAX:
-            self._blocks.popitem(last=False)
-        return block
+        length = min(count * BLOCK_BYTES, self.size_bytes - start)
+        self._wire.send(frames.encode_read(self.number, start, length))
+        content = self._wire.receive(FrameKind.BYTES)
+        for index in reversed(range(count)):
+            block = content[index * BLOCK_BYTES : (index + 1) * BLOCK_BYTES]
+            self._cache.put((self.number, number + index), block)
+        return content[:BLOCK_BYTES]
 
 
-def open_file_system(source: Source) -> ExtFileSystem:
-    """Return the first readable file system: in the partitions in order, else on the whole disk."""
-    refusal: WrongState | None = None
-    for offset in (*_partitions(source), 0):
-        if not is_ext(source, offset):
-            continue
-        try:
-            return ExtFileSystem(source, offset)
-        except WrongState as error:
-            refusal = refusal or error
-    raise refusal or WrongState(
-        "the image holds no ext2, ext3 or ext4 file system, the only ones read so far"
-    )
-
-
-def _partitions(source: Source) -> Iterator[int]:
-    """Yield the byte offsets of the partitions of a GPT or MBR, if there is one."""
-    try:
-        volume = pytsk3.Volume_Info(TskImage(source))
-    except OSError:
+def answer(wire: Wire, ask: Ask) -> None:
+    """Send the frames that answer a request, without the last."""
+    cache = BlockCache()
+    disks = [
+        (name, DiskSpace(RemoteDisk(wire, number, size, cache)))
+        for number, (name, size) in enumerate(ask.disks)
+    ]
+    if ask.operation is Operation.SURVEY:
+        for volume, _ in volumes.survey(disks):
+            wire.send(frames.encode_volume(volume))
         return
-    sector_bytes = volume.info.block_size or _SECTOR_BYTES
-    for part in volume:
-        if (
-            int(part.flags) & pytsk3.TSK_VS_PART_FLAG_ALLOC
-            and not int(part.flags) & pytsk3.TSK_VS_PART_FLAG_META
-        ):
-            yield part.start * sector_bytes
-
-
-def answer(source: Source, operation: Operation, path: bytes) -> Iterator[bytes]:
-    """Yield the frames that answer one request, without the last."""
-    file_system = open_file_system(source)
-    if operation is Operation.LIST:
-        for entry in file_system.list_directory(path):
-            yield frames.encode_entry(entry)
+    volume, system = volumes.open_volume(disks, ask.volume)
+    wire.send(frames.encode_volume(volume))
+    if ask.operation is Operation.WALK:
+        tree.walk(system, wire.send)
+    elif ask.operation is Operation.LIST:
+        tree.list_directory(system, ask.path, wire.send)
     else:
-        entry, pieces = file_system.open_file(path)
-        yield frames.encode_entry(entry)
-        yield from frames.encode_pieces(pieces)
+        tree.find(system, ask.path, wire.send)
 
 
 def limit(cpu_seconds: int, memory_bytes: int) -> None:
@@ -165,21 +183,21 @@ def main(arguments: list[str]) -> None:
     os.dup2(devnull, 1)  # R2: a library that prints, prints nowhere
     wire = Wire(0, output)
     limit(int(arguments[0]), int(arguments[1]))
-    operation, image_bytes, path = frames.decode_ask(wire.receive(FrameKind.ASK))
+    gc.disable()  # nothing here makes cycles, and a walk makes millions of objects
+    ask = frames.decode_ask(wire.receive(FrameKind.ASK))
     try:
-        for data in answer(RemoteImage(wire, image_bytes), operation, path):
-            wire.send(data)
+        answer(wire, ask)
     except REASONS as error:
         wire.send(frames.encode_failed(REASONS.index(type(error)), error.message))
     except BrokenPipeError:
         pass
     except MemoryError:
         wire.send(_failed("it needs more memory than a parser gets"))
-    except Exception as error:  # noqa: BLE001 - whatever a library makes of a hostile image is an answer
+    except Exception as error:  # noqa: BLE001 - whatever comes of a hostile image is an answer
         wire.send(_failed(f"{type(error).__name__}: {str(error).strip()}"))
     else:
         wire.send(frames.frame(FrameKind.DONE))
-    os._exit(0)  # no destructors of a library that has seen a hostile image
+    os._exit(0)
 
 
 def _failed(why: str) -> bytes:

@@ -1,7 +1,7 @@
-"""A file as a list of pieces: where in the image its bytes lie, computed after the journal overlay.
+"""A file as a list of pieces: where in the disks its bytes lie, computed after any journal's overlay.
 
 Invariants: P1 pieces follow each other from file offset 0 to the file's size, without gap or overlap.
-P2 a data piece lies inside the image; no other kind names an image offset. P3 a literal carries
+P2 a data piece lies inside one disk; no other kind names a disk or an offset. P3 a literal carries
 exactly its length in bytes; nothing else carries any. P4 neither the pieces nor the literal bytes of a
 file pass their maximum.
 Pure: called by the parser's process and by the server alike.
@@ -9,22 +9,20 @@ Pure: called by the parser's process and by the server alike.
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from operator import itemgetter
+from typing import NamedTuple
 
 from arraylift.errors import WrongState
-from arraylift.sizes import MIB
+from arraylift.sizes import KIB
 
 PIECES_MAX = 1 << 18
 """A file in fragments of 4 KiB reaches this at 1 GiB."""
 
-LITERAL_BYTES_MAX = MIB
-"""One literal piece, and inline data as a whole."""
-
-LITERALS_OF_FILE_BYTES_MAX = 32 * MIB
-"""Blocks of one file that lie in the journal: the default size of a journal is 64 MiB or more."""
+LITERALS_OF_FILE_BYTES_MAX = 64 * KIB
+"""Content that lies in an inode, and the first words of blocks that a journal escapes."""
 
 
 class PieceKind(IntEnum):
@@ -35,39 +33,39 @@ class PieceKind(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """``length`` bytes of a file from ``file_offset``: in the image, zeros, or given here."""
+    """``length`` bytes of a file: at an offset of a disk (by its place in the set), zeros, or given here."""
 
     kind: PieceKind
-    file_offset: int
     length: int
-    image_offset: int = 0
+    disk: int = 0
+    offset: int = 0
     literal: bytes = b""
 
 
-@dataclass(frozen=True, slots=True)
-class Run:
-    """What a file system says: bytes of a file that lie together. No image offset: a hole."""
+class Run(NamedTuple):
+    """What a file system says: bytes of a file that lie together in its volume. No offset: zeros."""
 
     file_offset: int
     length: int
-    image_offset: int | None
+    offset: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class Overlay:
-    """Blocks of a file system whose true content is elsewhere, i.e. in its journal.
+class Place(NamedTuple):
+    """Where bytes of a volume are: on a disk, or ``literal`` (``disk`` is then NO_DISK)."""
 
-    ``blocks`` are sorted numbers of blocks of ``block_bytes``, counted from ``image_offset``;
-    ``read`` gives (image offset, length) as it is with the overlay.
-    """
-
-    image_offset: int
-    block_bytes: int
-    blocks: Sequence[int]
-    read: Callable[[int, int], bytes]
+    disk: int
+    offset: int
+    length: int
+    literal: bytes = b""
 
 
-def pieces_of(runs: Iterable[Run], *, size_bytes: int, overlay: Overlay | None = None) -> list[Piece]:
+NO_DISK = -1
+
+Locate = Callable[[int, int], Iterable[Place]]
+"""(volume offset, length) to the places that hold these bytes, in order."""
+
+
+def pieces_of(runs: Iterable[Run], *, size_bytes: int, locate: Locate) -> list[Piece]:
     """Return the pieces of a file of ``size_bytes`` whose runs are given in any order.
 
     Runs beyond the size are trimmed. WrongState: the runs leave a gap, overlap, or pass a maximum; a gap is
@@ -76,20 +74,24 @@ def pieces_of(runs: Iterable[Run], *, size_bytes: int, overlay: Overlay | None =
     pieces: list[Piece] = []
     at = 0
     literal_bytes = 0
-    for run in sorted(runs, key=lambda run: run.file_offset):
+    for run in sorted(runs, key=itemgetter(0)):
         if at >= size_bytes:
             break
         if run.file_offset != at or run.length <= 0:
             raise WrongState(f"the file system gives no sound list of extents: byte {at} is not in it once")
         length = min(run.length, size_bytes - at)
-        for piece in _of_run(Run(at, length, run.image_offset), overlay):
-            literal_bytes += len(piece.literal)
-            if literal_bytes > LITERALS_OF_FILE_BYTES_MAX:
-                raise WrongState(
-                    f"more than {LITERALS_OF_FILE_BYTES_MAX} bytes of the file are in the journal"
-                )
-            _append(pieces, piece)
         at += length
+        if run.offset is None:
+            _append(pieces, Piece(PieceKind.ZERO, length))
+            continue
+        for place in locate(run.offset, length):
+            if place.disk == NO_DISK:
+                literal_bytes += place.length
+                if literal_bytes > LITERALS_OF_FILE_BYTES_MAX:
+                    raise WrongState(f"more than {LITERALS_OF_FILE_BYTES_MAX} bytes of it are in no block")
+                _append(pieces, Piece(PieceKind.LITERAL, place.length, literal=place.literal))
+            else:
+                _append(pieces, Piece(PieceKind.DATA, place.length, place.disk, place.offset))
     if at != size_bytes:
         raise WrongState(f"the file system gives extents for {at} of the file's {size_bytes} bytes")
     return pieces
@@ -97,21 +99,24 @@ def pieces_of(runs: Iterable[Run], *, size_bytes: int, overlay: Overlay | None =
 
 def literal_pieces(content: bytes) -> list[Piece]:
     """Return the pieces of a file whose content is not in blocks of its own, i.e. inline."""
-    assert len(content) <= LITERAL_BYTES_MAX, "P4"
-    return [Piece(PieceKind.LITERAL, 0, len(content), literal=content)] if content else []
+    assert len(content) <= LITERALS_OF_FILE_BYTES_MAX, "P4"
+    return [Piece(PieceKind.LITERAL, len(content), literal=content)] if content else []
 
 
-def flaw_of(pieces: Sequence[Piece], *, size_bytes: int, image_bytes: int) -> str:
+def flaw_of(pieces: Sequence[Piece], *, size_bytes: int, disk_sizes: Sequence[int]) -> str:
     """Return what breaks P1 to P4, or nothing. For pieces that come from a process that is not trusted."""
     at = 0
     literal_bytes = 0
     for piece in pieces:
-        if piece.file_offset != at or piece.length <= 0:
-            return f"a piece at file offset {piece.file_offset} where {at} is due"
-        if piece.kind is PieceKind.DATA and not 0 <= piece.image_offset <= image_bytes - piece.length:
-            return f"a piece at {piece.image_offset}, outside the image of {image_bytes} bytes"
-        if piece.kind is not PieceKind.DATA and piece.image_offset:
-            return "an image offset for bytes that are not in the image"
+        if piece.length <= 0:
+            return f"a piece of {piece.length} bytes"
+        if piece.kind is PieceKind.DATA:
+            if not 0 <= piece.disk < len(disk_sizes) or not (
+                0 <= piece.offset <= disk_sizes[piece.disk] - piece.length
+            ):
+                return f"a piece at {piece.offset} of disk {piece.disk}, outside it"
+        elif piece.offset or piece.disk:
+            return "a place for what is in no image"
         if len(piece.literal) != (piece.length if piece.kind is PieceKind.LITERAL else 0):
             return f"{len(piece.literal)} bytes given for {piece.length}"
         literal_bytes += len(piece.literal)
@@ -124,15 +129,15 @@ def flaw_of(pieces: Sequence[Piece], *, size_bytes: int, image_bytes: int) -> st
 
 
 def content_of(
-    pieces: Iterable[Piece], read: Callable[[int, int], bytes], *, step_bytes: int
+    pieces: Iterable[Piece], read: Callable[[int, int, int], bytes], *, step_bytes: int
 ) -> Iterator[bytes]:
-    """Yield the file's bytes in order, at most ``step_bytes`` at once; ``read`` reads the image."""
+    """Yield the file's bytes in order, at most ``step_bytes`` at once; ``read`` takes disk, offset, length."""
     zeros = b""
     for piece in pieces:
         for start in range(0, piece.length, step_bytes):
             length = min(step_bytes, piece.length - start)
             if piece.kind is PieceKind.DATA:
-                yield read(piece.image_offset + start, length)
+                yield read(piece.disk, piece.offset + start, length)
             elif piece.kind is PieceKind.LITERAL:
                 yield piece.literal[start : start + length]
             else:
@@ -140,43 +145,13 @@ def content_of(
                 yield zeros
 
 
-def _of_run(run: Run, overlay: Overlay | None) -> Iterator[Piece]:
-    """Yield a run's pieces; blocks that the overlay replaces become literals."""
-    if run.image_offset is None:
-        yield Piece(PieceKind.ZERO, run.file_offset, run.length)
-        return
-    at, end = run.image_offset, run.image_offset + run.length
-    shift = run.file_offset - run.image_offset
-    if overlay and overlay.blocks:
-        first = bisect_left(overlay.blocks, (at - overlay.image_offset) // overlay.block_bytes)
-        for block in overlay.blocks[first:]:
-            start = max(at, overlay.image_offset + block * overlay.block_bytes)
-            stop = min(end, overlay.image_offset + (block + 1) * overlay.block_bytes)
-            if start >= end:
-                break
-            if start > at:
-                yield Piece(PieceKind.DATA, at + shift, start - at, at)
-            yield Piece(
-                PieceKind.LITERAL, start + shift, stop - start, literal=overlay.read(start, stop - start)
-            )
-            at = stop
-    if at < end:
-        yield Piece(PieceKind.DATA, at + shift, end - at, at)
-
-
 def _append(pieces: list[Piece], piece: Piece) -> None:
     """Append, or grow the last piece where both are of one kind and lie together."""
     if pieces and (last := pieces[-1]).kind is piece.kind:
-        assert last.file_offset + last.length == piece.file_offset, "P1"
-        length = last.length + piece.length
-        together = last.image_offset + last.length == piece.image_offset
-        if (
-            piece.kind is PieceKind.ZERO
-            or (piece.kind is PieceKind.DATA and together)
-            or (piece.kind is PieceKind.LITERAL and length <= LITERAL_BYTES_MAX)
-        ):
-            literal = last.literal + piece.literal
-            pieces[-1] = Piece(piece.kind, last.file_offset, length, last.image_offset, literal)
+        together = last.disk == piece.disk and last.offset + last.length == piece.offset
+        if piece.kind is not PieceKind.DATA or together:
+            length, literal = last.length + piece.length, last.literal + piece.literal
+            pieces[-1] = Piece(piece.kind, length, last.disk, last.offset, literal)
             return
     if len(pieces) >= PIECES_MAX:
         raise WrongState(f"the file lies in more than {PIECES_MAX} pieces")

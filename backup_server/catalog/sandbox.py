@@ -11,53 +11,48 @@ from __future__ import annotations
 import os
 import select
 import signal
-import stat
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from arraylift.clock import SYSTEM_CLOCK, Clock
 from arraylift.errors import Corruption, InvalidRequest, NotFound, Overloaded, WrongState
-from arraylift.sizes import MIB
+from arraylift.sizes import KIB, MIB
 from backup_server.catalog import frames
-from backup_server.catalog.entry import FileEntry
-from backup_server.catalog.frames import FrameKind, Operation
-from backup_server.catalog.pieces import LITERALS_OF_FILE_BYTES_MAX, PIECES_MAX, Piece, flaw_of
+from backup_server.catalog.batch import Batch, BatchChecker, Unread
+from backup_server.catalog.entry import DiskSet, FileEntry, Volume
+from backup_server.catalog.frames import Ask, FrameKind, Operation
+from backup_server.catalog.pieces import Piece, flaw_of
 
 ENTRIES_MAX = 100_000
-SIZE_BYTES_MAX = 1 << 60
-LINK_BYTES_MAX = 4096
+"""Names of a directory that is listed; a walk has no such maximum, since it keeps none."""
+
+LISTED_BYTES_MAX = 64 * MIB
+VOLUMES_MAX = 4096
+VOLUME_BYTES_MAX = 1 << 63
 
 _PACKAGES_ROOT = Path(__file__).resolve().parents[2]
-_PIPE_STEP_BYTES = 64 * 1024
+_PIPE_STEP_BYTES = 256 * KIB
 _REASONS = (NotFound, InvalidRequest, WrongState)  # numbered as parser.REASONS
-_NEXT_STEP = "restore the whole disk, and look at it with the guest's own tools"
-
-
-class ImageAccess(Protocol):
-    """An image of a backup; ``read`` returns exactly ``length`` bytes or raises."""
-
-    @property
-    def size_bytes(self) -> int: ...
-
-    def read(self, offset: int, length: int) -> bytes: ...
+NEXT_STEP = "restore the whole disk, and look at it with the guest's own tools"
 
 
 @dataclass(frozen=True, slots=True)
 class ParserLimits:
-    """What one run may take. Reads are of 64 KiB at most."""
+    """What one run may take. Reads are of READ_BYTES_MAX at most."""
 
     run_seconds: float = 120.0
     cpu_seconds: int = 60
-    memory_bytes: int = 512 * MIB
+    memory_bytes: int = 384 * MIB
     reads_max: int = 1 << 18
 
 
 DEFAULT_LIMITS = ParserLimits()
+WALK_LIMITS = ParserLimits(run_seconds=4 * 3600.0, cpu_seconds=2 * 3600, reads_max=1 << 24)
+"""For whole volumes: ten million files at some thousand a second."""
 
 
 def parser_command(limits: ParserLimits) -> list[str]:
@@ -88,13 +83,14 @@ class ParserRun:
 
     def __init__(
         self,
-        image: ImageAccess,
+        disks: DiskSet,
         *,
         limits: ParserLimits = DEFAULT_LIMITS,
         command: Sequence[str] = (),
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
-        self._image, self._limits, self._clock = image, limits, clock
+        self._disks, self._limits, self._clock = disks, limits, clock
+        assert 0 < len(disks) <= frames.DISKS_MAX
         self._deadline = clock.monotonic() + limits.run_seconds
         self._process = _start(list(command) or parser_command(limits))
         assert self._process.stdin is not None
@@ -117,15 +113,20 @@ class ParserRun:
             if pipe is not None:
                 pipe.close()
 
-    def ask(self, operation: Operation, path: str) -> Iterator[tuple[FrameKind, bytes]]:
+    @property
+    def disk_sizes(self) -> list[int]:
+        return [disk.image.size_bytes for disk in self._disks]
+
+    def ask(
+        self, operation: Operation, volume: str = "", path: str = ""
+    ) -> Iterator[tuple[FrameKind, bytes]]:
         """Yield the result frames up to DONE, answering the parser's reads in between.
 
         NotFound, InvalidRequest, WrongState: what the parser says, or that it crashed or took too long.
-        Corruption: it broke the protocol. Errors of the image's own reads pass through.
+        Corruption: it broke the protocol. Errors of the images' own reads pass through.
         """
-        self._send(
-            frames.encode_ask(operation, self._image.size_bytes, path.encode("utf-8", "surrogateescape"))
-        )
+        named = [(disk.name, disk.image.size_bytes) for disk in self._disks]
+        self._send(frames.encode_ask(Ask(operation, named, volume, frames.to_bytes(path))))
         reads = 0
         while True:
             kind, payload = self._frame()
@@ -133,26 +134,27 @@ class ParserRun:
                 reads += 1
                 if reads > self._limits.reads_max:
                     raise WrongState(
-                        f"the parser asked for more than {reads - 1} reads", next_step=_NEXT_STEP
+                        f"the parser asked for more than {reads - 1} reads", next_step=NEXT_STEP
                     )
                 self._answer(payload)
             elif kind is FrameKind.DONE:
                 return
             elif kind is FrameKind.FAILED:
                 raise _said(payload)
-            elif kind in {FrameKind.ENTRY, FrameKind.PIECES, FrameKind.LITERAL}:
+            elif kind in {FrameKind.VOLUME, FrameKind.BATCH, FrameKind.UNREAD}:
                 yield kind, payload
             else:
                 raise broken(f"a frame of kind {kind.name}")
 
     def _answer(self, payload: bytes) -> None:
         try:
-            offset, length = frames.decode_read(payload)
+            number, offset, length = frames.decode_read(payload)
         except ValueError as error:
             raise broken(str(error)) from error
-        if not 0 < length <= frames.READ_BYTES_MAX or offset + length > self._image.size_bytes:  # S2
-            raise broken(f"a read of {length} bytes at {offset} of an image of {self._image.size_bytes}")
-        content = self._image.read(offset, length)
+        sizes = self.disk_sizes
+        if number >= len(sizes) or not 0 < length <= frames.READ_BYTES_MAX or offset + length > sizes[number]:
+            raise broken(f"a read of {length} bytes at {offset} of disk {number}")  # S2
+        content = self._disks[number].image.read(offset, length)
         if len(content) != length:
             raise Corruption(f"the image gave {len(content)} of {length} bytes at {offset}")
         self._send(frames.frame(FrameKind.BYTES, content))
@@ -194,7 +196,7 @@ class ParserRun:
         if left <= 0 or not poll.poll(left * 1000):
             raise WrongState(
                 f"the file system in the image could not be read in {self._limits.run_seconds:g} s",
-                next_step=_NEXT_STEP,
+                next_step=NEXT_STEP,
             )
 
     def _ended(self) -> WrongState:
@@ -203,48 +205,80 @@ class ParserRun:
             how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
         except subprocess.TimeoutExpired:
             how = "closed its output"
-        return WrongState(f"the parser of the image's file system {how}", next_step=_NEXT_STEP)
+        return WrongState(f"the parser of the image's file system {how}", next_step=NEXT_STEP)
 
 
-def list_entries(run: ParserRun, path: str) -> list[FileEntry]:
-    """Return a directory's entries as the parser gives them, checked. Errors as ``ParserRun.ask``."""
-    directory = path.rstrip("/") + "/"
-    entries: dict[str, FileEntry] = {}
-    count = 0
+def survey(run: ParserRun) -> list[Volume]:
+    """Return the volumes as the parser gives them, checked. Errors as ``ParserRun.ask``."""
+    volumes: dict[str, Volume] = {}
     with closing(run):
-        for kind, payload in run.ask(Operation.LIST, path):
-            if kind is not FrameKind.ENTRY:
-                raise broken(f"a frame of kind {kind.name} in a list of names")
-            entry = _entry(payload, directory)
-            count += 1
-            if count > ENTRIES_MAX:
-                raise broken(f"more than {ENTRIES_MAX} names")
-            entries.setdefault(entry.name, entry)  # as the parser finds a name that is there twice
-    return list(entries.values())
+        for kind, payload in run.ask(Operation.SURVEY):
+            volume = _volume(kind, payload)
+            if volume.key in volumes or len(volumes) >= VOLUMES_MAX:
+                raise broken(f"the volume {volume.key!r} twice, or volumes without end")
+            volumes[volume.key] = volume
+    return list(volumes.values())
 
 
-def file_pieces(run: ParserRun, path: str, *, image_bytes: int) -> tuple[FileEntry, list[Piece]]:
-    """Return a regular file and its pieces, checked. Errors as ``ParserRun.ask``."""
-    directory, _, name = path.rpartition("/")
-    entry: FileEntry | None = None
-    pieces: list[Piece] = []
-    literal_bytes = 0
+def walk(run: ParserRun, volume: str) -> Iterator[Volume | Batch | Unread]:
+    """Yield the volume, then its entries in checked batches. Errors as ``ParserRun.ask``; also on the way."""
+    checker = BatchChecker(run.disk_sizes)
     with closing(run):
-        for kind, payload in run.ask(Operation.READ_FILE, path):
-            if (kind is FrameKind.ENTRY) != (entry is None):
-                raise broken(f"a frame of kind {kind.name} out of turn")
-            if kind is FrameKind.ENTRY:
-                entry = _entry(payload, directory + "/")
+        answers = run.ask(Operation.WALK, volume)
+        yield _first(answers, volume)
+        for kind, payload in answers:
+            if kind is FrameKind.BATCH:
+                yield _batch(checker, payload)
+            elif kind is FrameKind.UNREAD:
+                yield _unread(payload, checker.directories)
             else:
-                pieces += _pieces(kind, payload)
-                literal_bytes += len(payload) if kind is FrameKind.LITERAL else 0
-            if len(pieces) > PIECES_MAX or literal_bytes > 2 * LITERALS_OF_FILE_BYTES_MAX:
-                raise broken("pieces without end")
-    if entry is None or entry.name != name or not entry.is_file:
+                raise broken(f"a frame of kind {kind.name} in a walk")
+    if not checker.directories:
+        raise broken("a walk without a root")
+
+
+def list_entries(run: ParserRun, volume: str, path: str) -> tuple[Volume, list[FileEntry]]:
+    """Return the volume and a directory's entries, checked. Errors as ``ParserRun.ask``."""
+    entries: dict[str, FileEntry] = {}
+    count = size = 0
+    checker = BatchChecker(run.disk_sizes)
+    checker.expect_in_directory(without_pieces=True)
+    with closing(run):
+        answers = run.ask(Operation.LIST, volume, path)
+        found = _first(answers, volume)
+        for kind, payload in answers:
+            if kind is not FrameKind.BATCH:
+                raise broken(f"a frame of kind {kind.name} in a list of names")
+            batch = _batch(checker, payload)
+            count, size = count + len(batch), size + len(payload)
+            if count > ENTRIES_MAX or size > LISTED_BYTES_MAX:
+                raise broken(f"more than {ENTRIES_MAX} names")
+            for entry, _ in batch.entries(path):
+                entries.setdefault(entry.name, entry)  # as the parser finds a name that is there twice
+    return found, list(entries.values())
+
+
+def find_file(run: ParserRun, volume: str, path: str) -> tuple[Volume, FileEntry, list[Piece]]:
+    """Return the volume, an entry and its pieces, checked. Errors as ``ParserRun.ask``."""
+    directory, _, name = path.rpartition("/")
+    checker = BatchChecker(run.disk_sizes)
+    checker.expect_in_directory()
+    with closing(run):
+        answers = run.ask(Operation.FIND, volume, path)
+        found = _first(answers, volume)
+        kind, payload = next(answers, (FrameKind.DONE, b""))
+        if kind is not FrameKind.BATCH or next(answers, None) is not None:
+            raise broken(f"an answer that is not about {path!r}")
+    batch = _batch(checker, payload)
+    if len(batch) != 1:
         raise broken(f"an answer that is not about {path!r}")
-    if flaw := flaw_of(pieces, size_bytes=entry.size_bytes, image_bytes=image_bytes):
+    ((entry, pieces),) = batch.entries(directory or "/")
+    if entry.name != name:
+        raise broken(f"an answer that is not about {path!r}")
+    whole = entry.is_file and (pieces or not entry.flaw)
+    if whole and (flaw := flaw_of(pieces, size_bytes=entry.size_bytes, disk_sizes=run.disk_sizes)):
         raise broken(flaw)
-    return entry, pieces
+    return found, entry, pieces
 
 
 def broken(what: str) -> Corruption:
@@ -255,34 +289,41 @@ def broken(what: str) -> Corruption:
     )
 
 
-def _entry(payload: bytes, directory: str) -> FileEntry:
-    try:
-        entry = frames.decode_entry(payload, directory=directory)
-    except ValueError as error:
-        raise broken(str(error)) from error
-    name = entry.name.encode("utf-8", "surrogateescape")
-    target = entry.link_target.encode("utf-8", "surrogateescape")
-    if (
-        not 0 < len(name) <= frames.NAME_BYTES_MAX
-        or entry.name in {".", ".."}
-        or b"/" in name
-        or b"\0" in name
-    ):
-        raise broken(f"the name {entry.name!r}")
-    if not stat.S_IFMT(entry.mode) or entry.mode > 0o177777 or entry.size_bytes > SIZE_BYTES_MAX:
-        raise broken(f"a file of {entry.size_bytes} bytes with mode {entry.mode:o}")
-    if len(target) > LINK_BYTES_MAX or b"\0" in target or bool(target) > entry.is_link:
-        raise broken(f"a link to {entry.link_target[:200]!r}")
-    return entry
+def _first(answers: Iterator[tuple[FrameKind, bytes]], volume: str) -> Volume:
+    """Return the volume that a parser looks into, which it tells before anything else."""
+    found = _volume(*next(answers, (FrameKind.DONE, b"")))
+    if not found.readable or (volume and found.key != volume):
+        raise broken(f"the volume {found.key!r}")
+    return found
 
 
-def _pieces(kind: FrameKind, payload: bytes) -> list[Piece]:
+def _volume(kind: FrameKind, payload: bytes) -> Volume:
+    if kind is not FrameKind.VOLUME:
+        raise broken(f"a frame of kind {kind.name} where a volume is due")
     try:
-        return (
-            [frames.decode_literal(payload)] if kind is FrameKind.LITERAL else frames.decode_pieces(payload)
-        )
+        volume = frames.decode_volume(payload)
     except ValueError as error:
         raise broken(str(error)) from error
+    if not volume.key or volume.size_bytes > VOLUME_BYTES_MAX:
+        raise broken(f"a volume {volume.key!r} of {volume.size_bytes} bytes")
+    return volume
+
+
+def _batch(checker: BatchChecker, payload: bytes) -> Batch:
+    try:
+        return checker.decode(payload)
+    except ValueError as error:
+        raise broken(str(error)) from error
+
+
+def _unread(payload: bytes, directories: int) -> Unread:
+    try:
+        unread = Unread(*frames.decode_unread(payload))
+    except ValueError as error:
+        raise broken(str(error)) from error
+    if unread.directory >= directories:
+        raise broken(f"words about directory {unread.directory}, which did not come")
+    return unread
 
 
 def _said(payload: bytes) -> NotFound | InvalidRequest | WrongState | Corruption:
@@ -292,4 +333,4 @@ def _said(payload: bytes) -> NotFound | InvalidRequest | WrongState | Corruption
         return broken(str(error))
     if number >= len(_REASONS):
         return broken(f"reason {number}")
-    return _REASONS[number](message, next_step=_NEXT_STEP if _REASONS[number] is WrongState else "")
+    return _REASONS[number](message, next_step=NEXT_STEP if _REASONS[number] is WrongState else "")

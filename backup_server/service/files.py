@@ -15,6 +15,7 @@ from arraylift.sizes import MIB
 from arraylift.v1 import backup_pb2 as pb
 from arraylift.v1 import backup_pb2_grpc as pb_grpc
 from backup_server.backups import Backups
+from backup_server.catalog.entry import Disk, DiskSet, FileEntry, Volume
 from backup_server.image_access import RemoteImage
 from backup_server.ports import Peers
 from backup_server.registry import Registry
@@ -22,38 +23,16 @@ from backup_server.registry import Registry
 PATH_BYTES_MAX = 4096
 
 
-class ImageAccess(Protocol):
-    """What a parser reads from."""
-
-    @property
-    def size_bytes(self) -> int: ...
-    def read(self, offset: int, length: int) -> bytes: ...
-
-
-class FileEntry(Protocol):
-    """What a parser says of a file."""
-
-    @property
-    def path(self) -> str: ...
-    @property
-    def size_bytes(self) -> int: ...
-    @property
-    def mode(self) -> int: ...
-    @property
-    def uid(self) -> int: ...
-    @property
-    def gid(self) -> int: ...
-    @property
-    def modified_at_ns(self) -> int: ...
-    @property
-    def link_target(self) -> str: ...
-
-
 class Browser(Protocol):
     """The catalog's parser: ``backup_server.catalog.browse``."""
 
-    def list_directory(self, image: ImageAccess, path: str) -> Sequence[FileEntry]: ...
-    def read_file(self, image: ImageAccess, path: str) -> tuple[FileEntry, Iterator[bytes]]: ...
+    def survey(self, disks: DiskSet) -> Sequence[Volume]: ...
+    def list_directory(
+        self, disks: DiskSet, path: str, volume: str
+    ) -> tuple[Volume, Sequence[FileEntry]]: ...
+    def read_file(
+        self, disks: DiskSet, path: str, volume: str
+    ) -> tuple[Volume, FileEntry, Iterator[bytes]]: ...
 
 
 class FilesEdge(pb_grpc.BackupServiceServicer):

@@ -18,6 +18,15 @@ SECTOR_BYTES = 512
 IMAGE_BYTES = 24 * MIB
 
 
+def disks(*images: browse.ImageAccess) -> list[browse.Disk]:
+    """Return images as the disks of one backup: disk0, disk1, ..."""
+    return [browse.Disk(f"disk{number}", image) for number, image in enumerate(images)]
+
+
+def listed(image: browse.ImageAccess, path: str, volume: str = "") -> list[browse.FileEntry]:
+    return browse.list_directory(disks(image), path, volume)[1]
+
+
 @dataclass(slots=True)
 class FileImage:
     """A file as an image; counts what was read."""
@@ -119,7 +128,7 @@ def debugfs(image: Path, *requests: str) -> str:
 
 def compare(image: browse.ImageAccess, tree: Path, path: str = "/") -> int:
     """Assert that everything below a path of the image equals the tree; return how many names were seen."""
-    entries = [entry for entry in browse.list_directory(image, path) if entry.path != "/lost+found"]
+    entries = [entry for entry in listed(image, path) if entry.path != "/lost+found"]
     at = tree / path.lstrip("/")
     assert [entry.name for entry in entries] == sorted(os.listdir(at), key=os.fsencode)
     count = len(entries)
@@ -145,7 +154,7 @@ def compare(image: browse.ImageAccess, tree: Path, path: str = "/") -> int:
 
 def read(image: browse.ImageAccess, path: str) -> bytes:
     """Return a file's whole content, each part checked for its size."""
-    parts = list(browse.read_file(image, path)[1])
+    parts = list(browse.read_file(disks(image), path)[2])
     assert all(0 < len(part) <= MIB for part in parts)
     return b"".join(parts)
 

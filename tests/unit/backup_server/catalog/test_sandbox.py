@@ -17,7 +17,7 @@ from arraylift.sizes import KIB, MIB
 from backup_server.catalog import browse, frames, sandbox
 from backup_server.catalog.frames import FrameKind
 from backup_server.catalog.sandbox import ParserLimits, ParserRun
-from tests.unit.backup_server.catalog.images import BytesImage, make_image, stage_tree
+from tests.unit.backup_server.catalog.images import BytesImage, disks, listed, make_image, stage_tree
 
 REFUSALS = (WrongState, NotFound, InvalidRequest)
 """What a real parser may end in: never Corruption, which is a parser that lies."""
@@ -256,12 +256,12 @@ def test_mutated_images_get_an_answer_in_bounded_time(seed: int, sound: list[byt
     limits = ParserLimits(run_seconds=4.0, cpu_seconds=3)
     started = time.monotonic()
     try:
-        listed = browse.list_directory(image, ("/", "/many", "/d/e/f")[seed // 3 % 3], limits=limits)
+        listed = listed(image, ("/", "/many", "/d/e/f")[seed // 3 % 3], limits=limits)
         assert all("/" not in found.name for found in listed)
     except REFUSALS:
         pass
     try:
-        found, parts = browse.read_file(image, "/large", limits=limits)
+        _, found, parts = browse.read_file(disks(image), "/large", limits=limits)
         if found.size_bytes < 64 * MIB:
             assert sum(map(len, parts)) == found.size_bytes
     except REFUSALS:
@@ -270,7 +270,7 @@ def test_mutated_images_get_an_answer_in_bounded_time(seed: int, sound: list[byt
 
 
 def test_nothing_is_left_of_the_parsers(sound: list[bytes]) -> None:
-    browse.list_directory(BytesImage(sound[0]), "/")
+    listed(BytesImage(sound[0]), "/")
     children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text(encoding="ascii").split()
     commands = [Path(f"/proc/{child}/cmdline").read_bytes() for child in children]
     assert not [command for command in commands if b"backup_server.catalog.parser" in command]

@@ -3,17 +3,21 @@
 Nothing is written: the answer is an overlay for reads. Invariants: J1 only transactions that end in a
 commit block count, in order, up to the first that does not. J2 a block that the same or a later
 transaction revokes is not replaced by this copy. J3 no more journal blocks are visited than the journal has.
-Runs in the parser's process. Layout: the kernel's documentation, "Journal (jbd2)". Checksums of the
-journal are not verified; nor are fast commits replayed, which leaves the state of the last full commit.
+Used in the parser's process only. Layout: the kernel's documentation, "Journal (jbd2)". Checksums of the
+journal are not verified; nor are fast commits replayed, which leaves the state of the last full commit:
+it is said whether there are some.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from arraylift.errors import WrongState
+from backup_server.catalog.parse.space import Replacement, Space
+from backup_server.catalog.pieces import Run
 
 REPLACED_BLOCKS_MAX = 1 << 18
 """1 GiB of 4 KiB blocks, the largest journal that mke2fs makes by itself."""
@@ -26,6 +30,7 @@ _64BIT, _CSUM_V2, _CSUM_V3, _FAST_COMMIT = 0x2, 0x8, 0x10, 0x20
 _KNOWN = 0x3F
 _ESCAPED, _SAME_UUID, _LAST = 1, 2, 8
 _FAST_COMMIT_BLOCKS_DEFAULT = 256
+_FAST_COMMIT_HEAD = 9
 _BLOCK_BYTES_MIN, _BLOCK_BYTES_MAX = 1024, 65536
 
 
@@ -45,6 +50,15 @@ class _Header:
     sequence: int
     start: int
     features: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Replaced:
+    """What a journal replaces, by block; ``has_fast_commits``: changes after these, which are not replayed."""
+
+    blocks: dict[int, Replacement]
+    has_fast_commits: bool
 
 
 @dataclass(slots=True)
@@ -52,6 +66,39 @@ class _Transaction:
     sequence: int
     copies: list[tuple[int, JournalCopy]] = field(default_factory=list)
     revoked: list[int] = field(default_factory=list)
+
+
+def replaced_blocks(space: Space, runs: Sequence[Run], block_bytes: int, block_count: int) -> Replaced:
+    """Return what the journal in these runs of a space replaces in it, as places in the same space."""
+    starts = [run.file_offset for run in runs]
+
+    def place(block: int) -> int:
+        offset = block * block_bytes
+        run = runs[bisect_right(starts, offset) - 1]
+        if run.offset is None or offset + block_bytes > run.file_offset + run.length:
+            raise WrongState("the file system's journal has a hole")
+        return run.offset + offset - run.file_offset
+
+    def read_block(block: int) -> bytes:
+        return space.read(place(block), block_bytes)
+
+    copies = replay(read_block, block_bytes=block_bytes, block_count=block_count)
+    blocks = {
+        block: Replacement(place(copy.journal_block), MAGIC_BYTES if copy.escaped else b"")
+        for block, copy in copies.items()
+    }
+    return Replaced(blocks, has_fast_commits(read_block, block_bytes=block_bytes, block_count=block_count))
+
+
+def has_fast_commits(read_block: Callable[[int], bytes], *, block_bytes: int, block_count: int) -> bool:
+    """Say whether fast commits follow the last full one, hence are to be replayed."""
+    header = _header(read_block(0), block_bytes, block_count)
+    if not header.features & _FAST_COMMIT or header.start == 0:
+        return False
+    transactions = list(_transactions(header, read_block))
+    following = (transactions[-1].sequence + 1 if transactions else header.sequence) & 0xFFFFFFFF
+    tag, _, _, transaction = struct.unpack_from("<HHII", read_block(header.last))
+    return bool(tag == _FAST_COMMIT_HEAD and transaction == following)
 
 
 def replay(
@@ -95,7 +142,7 @@ def _header(block: bytes, block_bytes: int, block_count: int) -> _Header:
         or not (start == 0 or first <= start < last)
     ):
         raise WrongState("the header of the file system's journal contradicts itself")
-    return _Header(size, first, last, sequence, start, features)
+    return _Header(size, first, last, sequence, start, features, length)
 
 
 def _transactions(header: _Header, read_block: Callable[[int], bytes]) -> Iterator[_Transaction]:
