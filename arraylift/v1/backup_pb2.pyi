@@ -357,44 +357,52 @@ class BackupFile(_message.Message):
     def __init__(self, path: _Optional[str] = ..., size_bytes: _Optional[int] = ..., mode: _Optional[int] = ..., uid: _Optional[int] = ..., gid: _Optional[int] = ..., modified_at_ns: _Optional[int] = ..., link_target: _Optional[str] = ...) -> None: ...
 
 class ListFilesRequest(_message.Message):
-    __slots__ = ("backup_id", "disk_name", "path", "page_size", "page_token")
+    __slots__ = ("backup_id", "disk_name", "path", "page_size", "page_token", "volume")
     BACKUP_ID_FIELD_NUMBER: _ClassVar[int]
     DISK_NAME_FIELD_NUMBER: _ClassVar[int]
     PATH_FIELD_NUMBER: _ClassVar[int]
     PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
     PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    VOLUME_FIELD_NUMBER: _ClassVar[int]
     backup_id: str
     disk_name: str
     path: str
     page_size: int
     page_token: str
-    def __init__(self, backup_id: _Optional[str] = ..., disk_name: _Optional[str] = ..., path: _Optional[str] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ...) -> None: ...
+    volume: str
+    def __init__(self, backup_id: _Optional[str] = ..., disk_name: _Optional[str] = ..., path: _Optional[str] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ..., volume: _Optional[str] = ...) -> None: ...
 
 class ListFilesResponse(_message.Message):
-    __slots__ = ("files", "next_page_token")
+    __slots__ = ("files", "next_page_token", "volume")
     FILES_FIELD_NUMBER: _ClassVar[int]
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    VOLUME_FIELD_NUMBER: _ClassVar[int]
     files: _containers.RepeatedCompositeFieldContainer[BackupFile]
     next_page_token: str
-    def __init__(self, files: _Optional[_Iterable[_Union[BackupFile, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
+    volume: str
+    def __init__(self, files: _Optional[_Iterable[_Union[BackupFile, _Mapping]]] = ..., next_page_token: _Optional[str] = ..., volume: _Optional[str] = ...) -> None: ...
 
 class GetFileRequest(_message.Message):
-    __slots__ = ("backup_id", "disk_name", "path")
+    __slots__ = ("backup_id", "disk_name", "path", "volume")
     BACKUP_ID_FIELD_NUMBER: _ClassVar[int]
     DISK_NAME_FIELD_NUMBER: _ClassVar[int]
     PATH_FIELD_NUMBER: _ClassVar[int]
+    VOLUME_FIELD_NUMBER: _ClassVar[int]
     backup_id: str
     disk_name: str
     path: str
-    def __init__(self, backup_id: _Optional[str] = ..., disk_name: _Optional[str] = ..., path: _Optional[str] = ...) -> None: ...
+    volume: str
+    def __init__(self, backup_id: _Optional[str] = ..., disk_name: _Optional[str] = ..., path: _Optional[str] = ..., volume: _Optional[str] = ...) -> None: ...
 
 class GetFileResponse(_message.Message):
-    __slots__ = ("file", "data")
+    __slots__ = ("file", "data", "volume")
     FILE_FIELD_NUMBER: _ClassVar[int]
     DATA_FIELD_NUMBER: _ClassVar[int]
+    VOLUME_FIELD_NUMBER: _ClassVar[int]
     file: BackupFile
     data: bytes
-    def __init__(self, file: _Optional[_Union[BackupFile, _Mapping]] = ..., data: _Optional[bytes] = ...) -> None: ...
+    volume: str
+    def __init__(self, file: _Optional[_Union[BackupFile, _Mapping]] = ..., data: _Optional[bytes] = ..., volume: _Optional[str] = ...) -> None: ...
 
 class RegisteredPeer(_message.Message):
     __slots__ = ("kind", "name", "address", "reachable", "problem")

@@ -210,7 +210,7 @@ class BackupServiceServicer:
 
     def ListFiles(self, request, context):
         """Files inside a backup, read from its images piece by piece (patent figure 6): a directory, by
-        name, in pages; each parses the directory anew. Errors: NOT_FOUND (backup, disk, path),
+        name, in pages; each parses the directory anew. Errors: NOT_FOUND (backup, disk, volume, path),
         FAILED_PRECONDITION (no file system that can be read), INVALID_ARGUMENT, DATA_LOSS.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
