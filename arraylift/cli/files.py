@@ -20,13 +20,22 @@ from arraylift.cli.show import plain
 from arraylift.sizes import human
 from arraylift.v1 import backup_pb2
 
-DiskName = Annotated[str, typer.Option(metavar="DISK", help="E.g. disk1. [default: the first]")]
+DiskName = Annotated[str, typer.Option(metavar="DISK", help="Look at this disk alone, e.g. disk1.")]
+VolumeKey = Annotated[
+    str,
+    typer.Option(
+        metavar="VOLUME",
+        help="E.g. disk0/p1, lvm/vg0/root. [default: the first with /etc or /Windows, else the largest]",
+    ),
+]
 
 
 def register(app: typer.Typer) -> None:
     """Add the noun to the root."""
     noun = group("Files inside backups.")
-    command(noun, "ls", examples="arraylift files ls web /etc\narraylift files ls 3f2a / --disk disk1")(ls)
+    command(noun, "ls", examples="arraylift files ls web /etc\narraylift files ls 3f2a / --volume disk1/p1")(
+        ls
+    )
     command(
         noun,
         "get",
@@ -39,12 +48,13 @@ def ls(
     session: Session,
     backup: BackupReference,
     path: Annotated[str, typer.Argument(metavar="[PATH]", help="A directory.")] = "/",
+    volume: VolumeKey = "",
     disk: DiskName = "",
 ) -> None:
     """List a directory inside a backup."""
     server = session.server
     request = backup_pb2.ListFilesRequest(
-        backup_id=find_backup(server, backup).backup_id, disk_name=disk, path=path
+        backup_id=find_backup(server, backup).backup_id, disk_name=disk, path=path, volume=volume
     )
     found = list(server.listing(server.backups.ListFiles, request, "files", slow=True))
     session.emit([plain(file) for file in found], single_files.listing(found))
@@ -57,6 +67,7 @@ def get(
     file: Annotated[
         Path | None, typer.Argument(metavar="[FILE]", help="Where it goes. [default: its name, here]")
     ] = None,
+    volume: VolumeKey = "",
     disk: DiskName = "",
     force: Annotated[bool, typer.Option("--force", help="Replace FILE if it exists.")] = False,
 ) -> None:
@@ -65,7 +76,9 @@ def get(
     server = session.server
     found = find_backup(server, backup)
     with session.progress(f"get {path}", 0) as bar:
-        size = get_file(server, found.backup_id, disk, path, to, overwrite=force, on_size=bar.sized)
+        size = get_file(
+            server, found.backup_id, path, to, disk=disk, volume=volume, overwrite=force, on_size=bar.sized
+        )
     session.emit(
         {"file": str(to), "size_bytes": size, "path": path, "backup_id": found.backup_id},
         f"{to}: {human(size)} of {path} in backup {found.backup_id}",
@@ -75,15 +88,16 @@ def get(
 def get_file(
     server: Connection,
     backup_id: str,
-    disk_name: str,
     path: str,
     to: Path,
     *,
+    disk: str,
+    volume: str,
     overwrite: bool,
     on_size: single_files.OnSize,
 ) -> int:
     """Write one file of a backup to ``to``; return its size. Raises AlreadyExists, NotFound, Corruption."""
-    request = backup_pb2.GetFileRequest(backup_id=backup_id, disk_name=disk_name, path=path)
+    request = backup_pb2.GetFileRequest(backup_id=backup_id, disk_name=disk, path=path, volume=volume)
     with (
         NewFile(to, overwrite=overwrite) as new,
         server.stream(server.backups.GetFile, request) as responses,

@@ -1,4 +1,4 @@
-"""Entries as they come from a parser, checked: columns for who stores them, ``FileEntry`` for who looks at one.
+"""Entries as they come from a parser, checked: columns for who stores them, ``FileEntry`` for who looks.
 
 Invariants: W1 a batch is checked whole before anything of it is seen: names, types, sizes, links, and that
 pieces lie inside the disks and add up to the file's size. W2 directories are numbered in the order in which
@@ -33,8 +33,9 @@ _FILE, _LINK, _DIRECTORY = 0o100000, 0o120000, 0o040000
 class Batch:
     """Some entries of a walk.
 
-    ``records`` has one row for each (fields of RECORD_FIELDS), ``pieces`` the rows of all their pieces; ``heaps``
-    are the bytes of their names, targets, flaws, attributes and literals, each in the order of the records.
+    ``records`` has one row for each (fields of RECORD_FIELDS), ``pieces`` the rows of all their pieces;
+    ``heaps`` are the bytes of their names, targets, flaws, attributes and literals, each in the order of the
+    records.
     """
 
     records: npt.NDArray[np.void]

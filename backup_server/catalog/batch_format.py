@@ -1,8 +1,8 @@
 """How entries travel from a parser: a batch is a table of fixed records, a table of pieces, and heaps. Pure.
 
 Payload of a BATCH frame, little-endian: the counts of HEADS (u32 each: records, pieces, then the bytes of
-each heap), the records, the pieces, then the heaps in the order of HEAPS. A record gives the length of its own
-share of each heap and its count of pieces; shares follow each other in the order of the records.
+each heap), the records, the pieces, then the heaps in the order of HEAPS. A record gives the length of its
+own share of each heap and its count of pieces; shares follow each other in the order of the records.
 The writer (``parse/batch_writer.py``) packs with struct, the reader (``batch.py``) looks through numpy.
 """
 

@@ -1,11 +1,11 @@
 """Look into the disks of a backup: which volumes, which files, what is in one. What the server calls.
 
-``survey`` names the volumes; ``walk`` streams a whole one; ``list_directory``, ``find`` and ``read_file`` answer for
-one path. Where no volume is named, the first with /etc or /Windows in it is taken, else the largest readable one.
-Invariants: B1 no path with '.', '..' or NUL reaches a parser. B2 a file's bytes come from the images,
-by its pieces; the parser hands over only what no piece of an image can say (literals).
-Callers: the server's use cases, from any thread. Each call starts a parser of its own and ends it
-before it returns; ``walk`` when its iterator ends or is closed.
+``survey`` names the volumes; ``walk`` streams a whole one; ``list_directory``, ``find`` and ``read_file``
+answer for one path. Where no volume is named, the first with /etc or /Windows in it is taken, else the
+largest that can be read. Invariants: B1 no path with '.', '..' or NUL reaches a parser. B2 a file's bytes
+come from the images, by its pieces; the parser hands over only what no piece of an image can say (literals).
+Callers: the server's use cases, from any thread. Each call starts a parser of its own and ends it before it
+returns; ``walk`` when its iterator ends or is closed.
 """
 
 from __future__ import annotations
@@ -40,9 +40,10 @@ def walk(
 ) -> Iterator[Volume | Batch | Unread]:
     """Yield the volume, then all its entries in batches, and which directories could not be read.
 
-    The root comes first, and every directory before what lies in it: ``Paths`` makes paths of their numbers.
-    Nothing starts before the first is asked for. Memory is bounded whatever the volume holds. NotFound: no such volume. WrongState: it is not readable, the
-    parser crashed or took too long (also on the way: what came until then is true). Corruption: it misbehaved.
+    Nothing starts before the first is asked for. The root comes first, and every directory before what lies
+    in it: ``Paths`` makes paths of their numbers. Memory is bounded whatever the volume holds. NotFound: no
+    such volume. WrongState: it is not readable, the parser crashed or took too long (also on the way: what
+    came until then is true). Corruption: it misbehaved.
     """
     key = _checked_key(volume)
     yield from sandbox.walk(ParserRun(disks, limits=limits), key)

@@ -1,7 +1,7 @@
 """What the catalog says of disks, volumes and files. Pure.
 
-Times are nanoseconds since 1970, within what 64 bits hold (1677 to 2262); NO_TIME: the file system keeps none.
-Text holds bytes that are not UTF-8 as surrogate escapes.
+Times are nanoseconds since 1970, within what 64 bits hold (1677 to 2262); NO_TIME: the file system keeps
+none. Text holds bytes that are not UTF-8 as surrogate escapes.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ class Volume:
     """A place where a file system may lie.
 
     ``key`` is the same in every backup of the VM: ``disk0/p1`` (a partition, numbered as Linux does),
-    ``disk0`` (a disk without a table) or ``lvm/<group>/<volume>``. ``kind`` is what lies there, in blkid's
-    words where it has one: ext4, xfs, ntfs, vfat, swap, LVM2_member, ...; empty: unknown. ``remark`` says why
-    it is not readable; of a readable one, what to know before trusting it.
+    ``disk0`` (a disk without a table) or ``lvm/<group>/<volume>``. ``kind`` is what lies there: ext4, xfs,
+    ntfs, fat32, swap, LVM2_member, ...; empty: unknown. ``remark`` says why it is not readable; of a readable
+    one, what to know before trusting it.
     """
 
     key: str
@@ -58,11 +58,11 @@ class Volume:
 class FileEntry:
     """One name in a directory of a volume.
 
-    ``path`` is absolute within the volume. ``mode`` is a whole st_mode, with the type. ``link_target`` is empty
-    unless it is a symbolic link. ``attributes`` are extended attributes by name, with the values that
-    setxattr takes; POSIX ACLs and NTFS's security descriptor (``system.ntfs_acl``) are among them.
-    ``flaw`` says what of it cannot be read; its content then cannot, or is whole all the same.
-    An alternate stream of NTFS is an entry of its own, ``file:stream``.
+    ``path`` is absolute within the volume. ``mode`` is a whole st_mode, with the type. ``link_target`` is
+    empty unless it is a symbolic link. ``attributes`` are extended attributes by name, with the values that
+    setxattr takes; POSIX ACLs and NTFS's security descriptor (``system.ntfs_acl``) are among them. ``flaw``
+    says what of it cannot be read; its content then cannot, or is whole all the same. An alternate stream of
+    NTFS is an entry of its own, ``file:stream``.
     """
 
     path: str

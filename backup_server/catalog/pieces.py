@@ -131,7 +131,7 @@ def flaw_of(pieces: Sequence[Piece], *, size_bytes: int, disk_sizes: Sequence[in
 def content_of(
     pieces: Iterable[Piece], read: Callable[[int, int, int], bytes], *, step_bytes: int
 ) -> Iterator[bytes]:
-    """Yield the file's bytes in order, at most ``step_bytes`` at once; ``read`` takes disk, offset, length."""
+    """Yield the file's bytes in order, at most ``step_bytes`` at once; ``read``: disk, offset, length."""
     zeros = b""
     for piece in pieces:
         for start in range(0, piece.length, step_bytes):

@@ -133,9 +133,7 @@ class ParserRun:
             if kind is FrameKind.READ:
                 reads += 1
                 if reads > self._limits.reads_max:
-                    raise WrongState(
-                        f"the parser asked for more than {reads - 1} reads", next_step=NEXT_STEP
-                    )
+                    raise WrongState(f"the parser asked for more than {reads - 1} reads", next_step=NEXT_STEP)
                 self._answer(payload)
             elif kind is FrameKind.DONE:
                 return

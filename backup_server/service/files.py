@@ -26,7 +26,6 @@ PATH_BYTES_MAX = 4096
 class Browser(Protocol):
     """The catalog's parser: ``backup_server.catalog.browse``."""
 
-    def survey(self, disks: DiskSet) -> Sequence[Volume]: ...
     def list_directory(
         self, disks: DiskSet, path: str, volume: str
     ) -> tuple[Volume, Sequence[FileEntry]]: ...
@@ -46,36 +45,40 @@ class FilesEdge(pb_grpc.BackupServiceServicer):
 
     def ListFiles(self, request: pb.ListFilesRequest, context: grpc.ServicerContext) -> pb.ListFilesResponse:
         behind = pages.after(request.page_token, str)
-        with self._image(request.backup_id, request.disk_name) as image:
-            found = self._browser.list_directory(image, _path(request.path))
+        with self._disks(request.backup_id, request.disk_name) as disks:
+            volume, found = self._browser.list_directory(disks, _path(request.path), request.volume)
         page, token = pages.cut(
             pages.rest(found, behind, _by_path), request.page_size, key=_by_path, to_pb=_file
         )
-        return pb.ListFilesResponse(files=page, next_page_token=token)
+        return pb.ListFilesResponse(files=page, next_page_token=token, volume=volume.key)
 
     def GetFile(
         self, request: pb.GetFileRequest, context: grpc.ServicerContext
     ) -> Iterator[pb.GetFileResponse]:
-        with self._image(request.backup_id, request.disk_name) as image:
-            entry, pieces = self._browser.read_file(image, _path(request.path))
-            yield pb.GetFileResponse(file=_file(entry))
+        with self._disks(request.backup_id, request.disk_name) as disks:
+            volume, entry, pieces = self._browser.read_file(disks, _path(request.path), request.volume)
+            yield pb.GetFileResponse(file=_file(entry), volume=volume.key)
             for piece in pieces:
                 for start in range(0, len(piece), MIB):
                     yield pb.GetFileResponse(data=piece[start : start + MIB])
 
     @contextmanager
-    def _image(self, backup_id: str, disk_name: str) -> Iterator[RemoteImage]:
+    def _disks(self, backup_id: str, disk_name: str) -> Iterator[DiskSet]:
+        """The disks of a backup, or the one that is named."""
         with self._backups.reading(check_id(backup_id, "backup id")) as backup:
-            disks = {disk.disk_name: disk for disk in backup.disks}
-            name = check_name(disk_name, "disk name") if disk_name else backup.disks[0].disk_name
-            if name not in disks:
+            names = [disk.disk_name for disk in backup.disks]
+            if disk_name and check_name(disk_name, "disk name") not in names:
                 raise NotFound(
-                    f"backup {backup_id} has no disk {name}",
-                    subject=f"disk {name}",
-                    next_step=f"name one of {', '.join(disks)}",
+                    f"backup {backup_id} has no disk {disk_name}",
+                    subject=f"disk {disk_name}",
+                    next_step=f"name one of {', '.join(names)}",
                 )
             target = self._peers.target(self._registry.target(backup.target))
-            yield RemoteImage(target, disks[name].image_id, disks[name].size_bytes)
+            yield [
+                Disk(disk.disk_name, RemoteImage(target, disk.image_id, disk.size_bytes))
+                for disk in backup.disks
+                if disk_name in {"", disk.disk_name}
+            ]
 
 
 def _by_path(entry: FileEntry) -> pages.Key:

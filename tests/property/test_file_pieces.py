@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -11,13 +12,17 @@ from hypothesis import strategies as st
 
 from arraylift.errors import WrongState
 from backup_server.catalog import frames
-from backup_server.catalog.frames import FrameKind
-from backup_server.catalog.journal import MAGIC, MAGIC_BYTES, replay
+from backup_server.catalog.batch import BatchChecker
+from backup_server.catalog.batch_format import NO_DIRECTORY
+from backup_server.catalog.parse.batch_writer import BatchWriter
+from backup_server.catalog.parse.filesystem import Node, with_holes
+from backup_server.catalog.parse.journal import MAGIC, MAGIC_BYTES, replay
+from backup_server.catalog.parse.space import Joined, Overlaid, Replacement, Slice, Space, Striped
 from backup_server.catalog.pieces import (
-    LITERAL_BYTES_MAX,
-    Overlay,
+    LITERALS_OF_FILE_BYTES_MAX,
     Piece,
     PieceKind,
+    Place,
     Run,
     content_of,
     flaw_of,
@@ -26,75 +31,184 @@ from backup_server.catalog.pieces import (
 )
 
 BLOCK = 16
-BLOCKS = 40
-START = 5  # the file system starts at no multiple of its blocks
+
+
+class Memory:
+    """A disk of bytes as a space."""
+
+    def __init__(self, content: bytes, number: int) -> None:
+        self.content, self.number, self.size_bytes = content, number, len(content)
+
+    def read(self, offset: int, length: int) -> bytes:
+        assert 0 <= offset <= offset + length <= self.size_bytes
+        return self.content[offset : offset + length]
+
+    def locate(self, offset: int, length: int) -> Iterator[Place]:
+        assert 0 <= offset <= offset + length <= self.size_bytes
+        yield Place(self.number, offset, length)
 
 
 @dataclass(frozen=True)
 class Case:
-    image: bytes
-    true: bytes  # the image as it is with the journal
+    disks: list[bytes]
+    space: Space
+    true: bytes  # the space's bytes, by a model
     runs: list[Run]
     size_bytes: int
-    overlay: Overlay
 
     @property
     def content(self) -> bytes:
         parts = [
-            bytes(run.length) if run.image_offset is None else self.true[run.image_offset :][: run.length]
+            bytes(run.length) if run.offset is None else self.true[run.offset :][: run.length]
             for run in sorted(self.runs, key=lambda run: run.file_offset)
         ]
         return b"".join(parts)[: self.size_bytes]
 
+    @property
+    def sizes(self) -> list[int]:
+        return [len(disk) for disk in self.disks]
+
+
+@st.composite
+def spaces(draw: st.DrawFn) -> tuple[list[bytes], Space, bytes]:
+    """Disks, and a space over them: slices, stripes and their row, some blocks replaced by others."""
+    disks = [draw(st.binary(min_size=500, max_size=500)) for _ in range(3)]
+    parts: list[Space] = []
+    true = b""
+    for _ in range(draw(st.integers(1, 4))):
+        chunk, rows = draw(st.sampled_from([8, 16, 24])), draw(st.integers(1, 5))
+        columns = draw(st.lists(st.integers(0, 2), min_size=1, max_size=3))
+        starts = [draw(st.integers(0, 500 - chunk * rows)) for _ in columns]
+        slices = [
+            Slice(Memory(disks[disk], disk), start, chunk * rows)
+            for disk, start in zip(columns, starts, strict=True)
+        ]
+        parts.append(Striped(slices, chunk) if len(slices) > 1 else slices[0])
+        for row in range(rows):
+            for disk, start in zip(columns, starts, strict=True):
+                true += disks[disk][start + row * chunk :][:chunk]
+    whole = bytearray(true)
+    replaced = {}
+    if len(true) >= BLOCK:
+        for block in draw(st.sets(st.integers(0, len(true) // BLOCK - 1), max_size=6)):
+            offset = draw(st.integers(0, len(true) - BLOCK))
+            first = draw(st.sampled_from([b"", b"abcd"]))
+            replaced[block] = Replacement(offset, first)
+            whole[block * BLOCK : (block + 1) * BLOCK] = first + true[offset + len(first) : offset + BLOCK]
+    space = Joined(parts)
+    return disks, Overlaid(space, BLOCK, replaced) if replaced else space, bytes(whole)
+
 
 @st.composite
 def cases(draw: st.DrawFn) -> Case:
-    image = draw(st.binary(min_size=START + BLOCK * BLOCKS, max_size=START + BLOCK * BLOCKS))
-    true = bytearray(image)
-    replaced = sorted(draw(st.sets(st.integers(0, BLOCKS - 1), max_size=12)))
-    for block in replaced:
-        true[START + block * BLOCK : START + (block + 1) * BLOCK] = draw(
-            st.binary(min_size=BLOCK, max_size=BLOCK)
-        )
-    whole = bytes(true)
+    disks, space, true = draw(spaces())
     runs = []
     at = 0
     for _ in range(draw(st.integers(0, 8))):
-        count = draw(st.integers(1, 6))
-        first = draw(st.none() | st.integers(0, BLOCKS - count))
-        runs.append(Run(at, count * BLOCK, None if first is None else START + first * BLOCK))
-        at += count * BLOCK
+        length = draw(st.integers(1, 90))
+        offset = draw(st.none() | st.integers(0, max(0, len(true) - length)))
+        runs.append(Run(at, length, offset if length <= len(true) else None))
+        at += length
     size = draw(st.integers(0, at))
-    overlay = Overlay(START, BLOCK, replaced, lambda offset, length: whole[offset : offset + length])
-    return Case(image, whole, draw(st.permutations(runs)), size, overlay)
+    return Case(disks, space, true, draw(st.permutations(runs)), size)
+
+
+def pieces(case: Case) -> list[Piece]:
+    return pieces_of(case.runs, size_bytes=case.size_bytes, locate=case.space.locate)
+
+
+@given(spaces(), st.data())
+def test_a_space_reads_and_locates_the_same(
+    case: tuple[list[bytes], Space, bytes], data: st.DataObject
+) -> None:
+    disks, space, true = case
+    assert space.size_bytes == len(true)
+    offset = data.draw(st.integers(0, len(true)))
+    length = data.draw(st.integers(0, len(true) - offset))
+    assert space.read(offset, length) == true[offset : offset + length]
+    located = b"".join(
+        place.literal or disks[place.disk][place.offset : place.offset + place.length]
+        for place in space.locate(offset, length)
+    )
+    assert located == true[offset : offset + length]
+    for beyond in (len(true) - offset + 1, 1 << 60):
+        with pytest.raises(WrongState):
+            space.read(offset, beyond)
+        with pytest.raises(WrongState):
+            list(space.locate(offset, beyond))
+    with pytest.raises(WrongState):
+        space.read(-1, 1)
 
 
 @given(cases(), st.integers(1, 100))
 def test_pieces_say_what_the_runs_and_the_journal_say(case: Case, step_bytes: int) -> None:
-    pieces = pieces_of(case.runs, size_bytes=case.size_bytes, overlay=case.overlay)
-    assert not flaw_of(pieces, size_bytes=case.size_bytes, image_bytes=len(case.image))
-    parts = list(
-        content_of(pieces, lambda offset, length: case.image[offset : offset + length], step_bytes=step_bytes)
-    )
+    found = pieces(case)
+    assert not flaw_of(found, size_bytes=case.size_bytes, disk_sizes=case.sizes)
+
+    def read(disk: int, offset: int, length: int) -> bytes:
+        return case.disks[disk][offset : offset + length]
+
+    parts = list(content_of(found, read, step_bytes=step_bytes))
     assert b"".join(parts) == case.content
     assert all(0 < len(part) <= step_bytes for part in parts)
-    for one, other in pairwise(pieces):  # as few as can be
-        together = one.image_offset + one.length == other.image_offset or one.kind is not PieceKind.DATA
-        assert one.kind is not other.kind or not together
+    for one, other in pairwise(found):  # as few as can be
+        together = (one.disk, one.offset + one.length) == (other.disk, other.offset)
+        assert one.kind is not other.kind or not (together or one.kind is not PieceKind.DATA)
 
 
-@given(cases())
-def test_pieces_survive_the_wire(case: Case) -> None:
-    pieces = pieces_of(case.runs, size_bytes=case.size_bytes, overlay=case.overlay)
-    read: list[Piece] = []
-    for data in frames.encode_pieces(pieces):
-        kind, length = frames.header(data[: frames.HEADER.size])
-        payload = data[frames.HEADER.size :]
-        assert len(payload) == length
-        read += (
-            [frames.decode_literal(payload)] if kind is FrameKind.LITERAL else frames.decode_pieces(payload)
-        )
-    assert read == pieces
+@given(st.lists(cases(), min_size=1, max_size=3))
+def test_pieces_survive_the_wire(some: list[Case]) -> None:
+    sent: list[bytes] = []
+    writer = BatchWriter(sent.append)
+    root = Node(2, 0o40755, 0)
+    writer.add(parent=NO_DIRECTORY, name=b"", node=root, directory=0)
+    for number, case in enumerate(some):
+        node = Node(number, 0o100644, case.size_bytes, modified_ns=-number, attributes=[(b"user.a", b"\0v")])
+        writer.add(parent=0, name=b"%d" % number, node=node, pieces=pieces(case))
+    writer.flush()
+    (data,) = sent
+    kind, length = frames.header(data[: frames.HEADER.size])
+    assert (kind, length) == (frames.FrameKind.BATCH, len(data) - frames.HEADER.size)
+    (_, _), *found = BatchChecker([500] * 3).decode(data[frames.HEADER.size :]).entries()
+    assert [read for _, read in found] == [pieces(case) for case in some]
+    assert [entry.modified_at_ns for entry, _ in found] == [-number for number in range(len(some))]
+    assert all(entry.attributes == ((b"user.a", b"\0v"),) for entry, _ in found)
+
+
+@given(cases(), st.integers(0, 1 << 20), st.integers(0, 255))
+def test_a_batch_with_a_changed_byte_is_refused_or_harmless(case: Case, at: int, value: int) -> None:
+    sent: list[bytes] = []
+    writer = BatchWriter(sent.append)
+    writer.add(parent=0, name=b"file", node=Node(1, 0o100644, case.size_bytes), pieces=pieces(case))
+    writer.flush()
+    payload = bytearray(sent[0][frames.HEADER.size :])
+    payload[at % len(payload)] = value
+    checker = BatchChecker(case.sizes)
+    checker.expect_in_directory()
+    try:
+        batch = checker.decode(bytes(payload))
+    except ValueError:
+        return
+    for entry, read in batch.entries():
+        assert 0 < len(entry.name) < 1600
+        assert "/" not in entry.name
+        whole = entry.is_file and (read or not entry.flaw)
+        assert not whole or not flaw_of(read, size_bytes=entry.size_bytes, disk_sizes=case.sizes)
+
+
+@given(st.lists(st.tuples(st.integers(0, 50), st.integers(1, 9)), max_size=6), st.integers(0, 80))
+def test_holes_fill_what_runs_leave(ranges: list[tuple[int, int]], size: int) -> None:
+    runs = [Run(start, length, 7) for start, length in ranges]
+    covered = [at for start, length in ranges for at in range(start, start + length)]
+    try:
+        filled = list(with_holes(runs, size))
+    except WrongState:
+        assert len(set(covered)) < len(covered)
+        return
+    assert len(set(covered)) == len(covered)
+    assert all(one.file_offset + one.length == other.file_offset for one, other in pairwise(filled))
+    assert sum(run.length for run in filled) == max([size, *(at + 1 for at in covered)])
+    assert sum(run.length for run in filled if run.offset is not None) == len(covered)
 
 
 @given(cases(), st.data())
@@ -105,20 +219,19 @@ def test_runs_that_do_not_cover_the_file_are_refused(case: Case, data: st.DataOb
     lost = data.draw(st.sampled_from(needed))
     rest = [run for run in case.runs if run is not lost]
     with pytest.raises(WrongState):
-        pieces_of(rest, size_bytes=case.size_bytes, overlay=case.overlay)
+        pieces_of(rest, size_bytes=case.size_bytes, locate=case.space.locate)
 
 
-def test_literals_are_cut_at_their_maximum_and_bounded() -> None:
-    blocks = 3 * LITERAL_BYTES_MAX // 4096
-    overlay = Overlay(0, 4096, range(blocks), lambda offset, length: bytes(length))
-    pieces = pieces_of([Run(0, blocks * 4096, 0)], size_bytes=blocks * 4096, overlay=overlay)
-    assert [piece.length for piece in pieces] == [LITERAL_BYTES_MAX] * 3
-    blocks = 33 * LITERAL_BYTES_MAX // 65536
-    overlay = Overlay(0, 65536, range(blocks), lambda offset, length: bytes(length))
-    with pytest.raises(WrongState, match="journal"):
-        pieces_of([Run(0, blocks * 65536, 0)], size_bytes=blocks * 65536, overlay=overlay)
+def test_literals_are_bounded() -> None:
+    def locate(offset: int, length: int) -> Iterator[Place]:
+        yield Place(-1, 0, length, bytes(length))
+
+    most = LITERALS_OF_FILE_BYTES_MAX
+    assert [piece.length for piece in pieces_of([Run(0, most, 0)], size_bytes=most, locate=locate)] == [most]
+    with pytest.raises(WrongState, match="in no block"):
+        pieces_of([Run(0, most + 1, 0)], size_bytes=most + 1, locate=locate)
     assert literal_pieces(b"") == []
-    assert literal_pieces(b"abc") == [Piece(PieceKind.LITERAL, 0, 3, literal=b"abc")]
+    assert literal_pieces(b"abc") == [Piece(PieceKind.LITERAL, 3, literal=b"abc")]
 
 
 # -- the journal, against a model that applies whole transactions one by one ---------------------
@@ -222,10 +335,11 @@ def test_a_damaged_journal_ends(
 def test_frames_decode_or_say_value_error(payload: bytes) -> None:
     for decode in (
         frames.decode_read,
-        frames.decode_pieces,
-        frames.decode_literal,
         frames.decode_failed,
-        lambda data: frames.decode_entry(data, directory="/"),
+        frames.decode_volume,
+        frames.decode_unread,
+        frames.decode_ask,
+        BatchChecker([100]).decode,
     ):
         try:
             decode(payload)

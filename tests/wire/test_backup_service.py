@@ -17,8 +17,8 @@ from arraylift.rpc.server import RpcServer, service_of
 from arraylift.sizes import MIB
 from arraylift.v1 import backup_pb2 as pb
 from arraylift.v1 import backup_pb2_grpc, vm_pb2
+from backup_server.catalog.entry import DiskSet, FileEntry, Volume
 from backup_server.service.backup import BackupEdge
-from backup_server.service.files import ImageAccess
 from tests.fakes.backup_server import Rig
 from tests.fakes.peers import FakePeers
 from tests.fakes.world import Fault, World
@@ -28,32 +28,29 @@ from tests.wire.stage import House
 PEER = "server of the test"
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """A file as the browser below lists it."""
-
-    path: str
-    size_bytes: int
-    mode: int = 0o100644
-    uid: int = 1
-    gid: int = 2
-    modified_at_ns: int = 3
-    link_target: str = ""
-
-
 class RawBrowser:
     """Stands for a parser: an image whose whole content is one file."""
 
     def __init__(self) -> None:
-        self.listing: list[Entry] = []
+        self.listing: list[FileEntry] = []
 
-    def list_directory(self, image: ImageAccess, path: str) -> list[Entry]:
-        return self.listing or [Entry(f"{path}raw", image.size_bytes)]
+    def list_directory(self, disks: DiskSet, path: str, volume: str) -> tuple[Volume, list[FileEntry]]:
+        return _volume(disks, volume), self.listing or [entry(f"{path}raw", disks[0].image.size_bytes)]
 
-    def read_file(self, image: ImageAccess, path: str) -> tuple[Entry, Iterator[bytes]]:
+    def read_file(self, disks: DiskSet, path: str, volume: str) -> tuple[Volume, FileEntry, Iterator[bytes]]:
         if path != "/raw":
             raise errors.NotFound(f"there is no {path}")
-        return Entry(path, image.size_bytes), iter([image.read(0, image.size_bytes)])
+        image = disks[0].image
+        return _volume(disks, volume), entry(path, image.size_bytes), iter([image.read(0, image.size_bytes)])
+
+
+def _volume(disks: DiskSet, asked: str) -> Volume:
+    return Volume(asked or disks[0].name, "raw", "", "", disks[0].image.size_bytes, readable=True)
+
+
+def entry(path: str, size_bytes: int, target: str = "") -> FileEntry:
+    """A file as the browser lists it."""
+    return FileEntry(path, path.rpartition("/")[2], size_bytes, 0o100644, 1, 2, 3, target)
 
 
 @dataclass
@@ -243,11 +240,14 @@ def test_files_come_out_of_images(desk: Desk) -> None:
         3,
     )
     pieces = desk.stream("GetFile", pb.GetFileRequest(backup_id=backup_id, path="/raw"))
-    assert pieces[0].file == listed
+    assert (pieces[0].file, pieces[0].volume) == (listed, "disk0")
     assert b"".join(piece.data for piece in pieces) == content
     assert max(len(piece.data) for piece in pieces) <= MIB
     other = pb.ListFilesRequest(backup_id=backup_id, path="/", disk_name="disk1")
     assert desk.call("ListFiles", other).files[0].size_bytes == 4 * SPAN
+    assert desk.call("ListFiles", other).volume == "disk1"
+    named = pb.ListFilesRequest(backup_id=backup_id, path="/", volume="disk0/p2")
+    assert desk.call("ListFiles", named).volume == "disk0/p2"
     with pytest.raises(errors.NotFound, match="no disk disk7"):
         desk.call("ListFiles", pb.ListFilesRequest(backup_id=backup_id, path="/", disk_name="disk7"))
     with pytest.raises(errors.NotFound, match="/none"):
@@ -257,19 +257,19 @@ def test_files_come_out_of_images(desk: Desk) -> None:
 def test_odd_names_pass_and_many_come_in_pages(desk: Desk) -> None:
     backup_id = desk.back_up().backup_id
     request = pb.ListFilesRequest(backup_id=backup_id, path="/")
-    desk.browser.listing = [Entry("/caf\udce9", 1, link_target="\udcff")]
+    desk.browser.listing = [entry("/caf\udce9", 1, "\udcff")]
     (listed,) = desk.call("ListFiles", request).files
     assert (listed.path, listed.link_target) == ("/caf\\xe9", "\\xff")
     # The listing's order is that of the bytes: an escaped one before what takes three of them.
     odd = ["/" + "x" * 200 + name for name in ("a", "\udce9", "\uffee")]
-    desk.browser.listing = [Entry(f"/{number:05d}" + "x" * 200, 1) for number in range(30_000)]
-    desk.browser.listing += [Entry(path, 1) for path in odd]
+    desk.browser.listing = [entry(f"/{number:05d}" + "x" * 200, 1) for number in range(30_000)]
+    desk.browser.listing += [entry(path, 1) for path in odd]
     answers = list(pages.follow(lambda asked: desk.call("ListFiles", asked), request))
     assert len(answers) > 1
     assert [file.path for one in answers for file in one.files] == [
-        entry.path.replace("\udce9", "\\xe9") for entry in desk.browser.listing
+        one.path.replace("\udce9", "\\xe9") for one in desk.browser.listing
     ]
-    desk.browser.listing = [Entry(path, 1) for path in odd]
+    desk.browser.listing = [entry(path, 1) for path in odd]
     request = pb.ListFilesRequest(backup_id=backup_id, path="/", page_size=1)
     answers = list(pages.follow(lambda asked: desk.call("ListFiles", asked), request))
     assert [len(one.files) for one in answers] == [1, 1, 1]

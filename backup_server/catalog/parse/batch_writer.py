@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from backup_server.catalog import batch_format as form
 from backup_server.catalog import frames
 from backup_server.catalog.batch_format import ATTRIBUTES_BYTES_MAX, FLAW_BYTES_MAX, NO_DIRECTORY
-from backup_server.catalog.pieces import Piece
 from backup_server.catalog.parse.filesystem import Node
+from backup_server.catalog.pieces import Piece
 
 RECORDS_MAX = 4096
 FLUSH_BYTES = 512 * 1024
@@ -56,7 +56,7 @@ class BatchWriter:
         for piece in pieces:
             self._pieces += pack(piece.kind, piece.disk, 0, piece.offset, piece.length)
         for heap, part in zip(self._heaps, parts, strict=True):
-            heap += part
+            heap.extend(part)
         self._count += 1
         self._bytes += form.RECORD.size + form.PIECE.size * len(pieces) + sum(map(len, parts))
         if self._count >= RECORDS_MAX or self._bytes >= FLUSH_BYTES:
@@ -80,7 +80,15 @@ class BatchWriter:
 
 def is_node_sound(node: Node) -> bool:
     """Say whether the parent would believe it: what a damaged inode may claim."""
-    types = {stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK, stat.S_IFIFO, stat.S_IFCHR, stat.S_IFBLK, stat.S_IFSOCK}
+    types = {
+        stat.S_IFREG,
+        stat.S_IFDIR,
+        stat.S_IFLNK,
+        stat.S_IFIFO,
+        stat.S_IFCHR,
+        stat.S_IFBLK,
+        stat.S_IFSOCK,
+    }
     return (
         stat.S_IFMT(node.mode) in types
         and node.mode <= 0o177777

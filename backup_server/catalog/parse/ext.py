@@ -224,7 +224,10 @@ class ExtFileSystem:
             raise WrongState("the file system was in use, and its journal is on another disk")
         journal = self._inode(layout.journal_inode)
         replaced = replaced_blocks(
-            self.space, list(self._runs(journal)), layout.block_bytes, journal.size_bytes // layout.block_bytes
+            self.space,
+            list(self._runs(journal)),
+            layout.block_bytes,
+            journal.size_bytes // layout.block_bytes,
         )
         if replaced.has_fast_commits:
             self.remark = (
@@ -298,7 +301,9 @@ def _block_names(block: bytes) -> Iterator[tuple[bytes, int]]:
     while at + 8 <= size:
         inode, record_bytes, name_bytes = unpack(block, at)
         if size >= 65536:
-            record_bytes = 65536 if record_bytes in {0, 65535} else record_bytes & 65532 | (record_bytes & 3) << 16
+            record_bytes = (
+                65536 if record_bytes in {0, 65535} else record_bytes & 65532 | (record_bytes & 3) << 16
+            )
         if record_bytes < 8 or at + record_bytes > size or 8 + name_bytes > record_bytes:
             raise WrongState("a block of this directory contradicts itself")
         if inode and name_bytes:

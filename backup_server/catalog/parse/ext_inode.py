@@ -127,7 +127,7 @@ def attributes_of(
 
 
 def _entries(area: bytes, at: int, read_inode: Callable[[int, int], bytes]) -> Iterator[tuple[bytes, bytes]]:
-    """Yield the attributes whose entries begin at ``at``; their values' offsets count from the area's start."""
+    """Yield the attributes from ``at`` on; the offsets of their values count from the area's start."""
     while at + 4 <= len(area) and area[at : at + 4] != b"\0\0\0\0":
         name_bytes, index, value_at, value_inode, size, _ = _ENTRY.unpack_from(area, at)
         suffix = area[at + _ENTRY.size : at + _ENTRY.size + name_bytes]

@@ -33,9 +33,7 @@ def extent_runs(root: bytes, block_bytes: int, read_block: ReadBlock) -> list[Ru
     return runs
 
 
-def _extents(
-    node: bytes, level: int, block_bytes: int, read_block: ReadBlock, runs: list[Run]
-) -> None:
+def _extents(node: bytes, level: int, block_bytes: int, read_block: ReadBlock, runs: list[Run]) -> None:
     magic, count, _, depth = _HEADER.unpack_from(node)
     if magic != _MAGIC or depth != level:
         raise WrongState("its extent tree is damaged")
@@ -61,8 +59,8 @@ def pointer_runs(pointers: bytes, size_bytes: int, block_bytes: int, read_block:
     runs: list[Run] = []
     start, length, at = 0, 0, 0  # the run that grows: first block (0: a hole), blocks, its place in the file
     direct = struct.unpack("<15I", pointers)
-    for first, count in _pointed(direct, block_bytes, read_block):
-        count = min(count, left)
+    for first, pointed in _pointed(direct, block_bytes, read_block):
+        count = min(pointed, left)
         together = first == start + length if first and start else not first and not start
         if length and together:
             length += count
@@ -81,9 +79,7 @@ def pointer_runs(pointers: bytes, size_bytes: int, block_bytes: int, read_block:
     return runs
 
 
-def _pointed(
-    pointers: tuple[int, ...], block_bytes: int, read_block: ReadBlock
-) -> Iterator[tuple[int, int]]:
+def _pointed(pointers: tuple[int, ...], block_bytes: int, read_block: ReadBlock) -> Iterator[tuple[int, int]]:
     """Yield (block, count): a block and one, or 0 and how many blocks are a hole."""
     for pointer in pointers[:12]:
         yield pointer, 1

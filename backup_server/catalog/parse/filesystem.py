@@ -13,8 +13,8 @@ from typing import Generic, Protocol, TypeVar
 
 from arraylift.errors import WrongState
 from backup_server.catalog.entry import NO_TIME
-from backup_server.catalog.pieces import Run
 from backup_server.catalog.parse.space import Space
+from backup_server.catalog.pieces import Run
 
 FAULTS = (WrongState, IndexError, ValueError, struct.error, OverflowError, RecursionError)
 """What reading a damaged file system may raise."""

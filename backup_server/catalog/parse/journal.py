@@ -55,7 +55,7 @@ class _Header:
 
 @dataclass(frozen=True, slots=True)
 class Replaced:
-    """What a journal replaces, by block; ``has_fast_commits``: changes after these, which are not replayed."""
+    """What a journal replaces, by block; ``has_fast_commits``: changes follow that are not replayed."""
 
     blocks: dict[int, Replacement]
     has_fast_commits: bool

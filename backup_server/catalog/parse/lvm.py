@@ -182,9 +182,7 @@ def _scalar(token: str) -> str | int:
     return int(token) if re.fullmatch(r"-?[0-9]{1,19}", token) else token
 
 
-def _logical(
-    group: _Group, name: str, volume: dict[str, Any], spaces: dict[str, Space]
-) -> LogicalVolume:
+def _logical(group: _Group, name: str, volume: dict[str, Any], spaces: dict[str, Space]) -> LogicalVolume:
     extent = _number(group.content, "extent_size") * SECTOR
     size = 0
     try:
@@ -207,7 +205,7 @@ def _logical(
 
 def _segment(group: _Group, segment: dict[str, Any], extent: int, spaces: dict[str, Space]) -> Space:
     kind = str(segment.get("type", ""))
-    if kind.split("+")[0] not in {"striped", "linear"}:
+    if kind.split("+", maxsplit=1)[0] not in {"striped", "linear"}:
         raise WrongState(f"a segment of kind {kind}, which cannot be read here")
     stripes = _list(segment.get("stripes", []))
     count = _number(segment, "extent_count")

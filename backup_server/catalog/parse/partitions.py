@@ -51,7 +51,11 @@ def partitions(disk: Space) -> list[Partition] | None:
 
 def _is_boot_sector(first: bytes) -> bool:
     """Say whether this is a boot sector of FAT or NTFS, or its flags those of no table."""
-    if first[3:11] in {b"NTFS    ", b"-FVE-FS-", b"EXFAT   "} or first[54:57] == b"FAT" or first[82:85] == b"FAT":
+    if (
+        first[3:11] in {b"NTFS    ", b"-FVE-FS-", b"EXFAT   "}
+        or first[54:57] == b"FAT"
+        or first[82:85] == b"FAT"
+    ):
         return True
     return any(first[446 + 16 * index] & 0x7F for index in range(4))
 

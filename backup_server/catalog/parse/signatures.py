@@ -32,7 +32,9 @@ def signature(space: Space) -> tuple[Label, str]:
     head = space.read(0, min(_HEAD_BYTES, space.size_bytes))
     for page in (4096, 8192, 16384, 65536):
         if head[page - 10 : page] in {b"SWAPSPACE2", b"SWAP-SPACE"}:
-            return Label("swap", text_of(head[1052:1068]), uuid_of(head[1036:1052])), "swap space has no files"
+            return Label(
+                "swap", text_of(head[1052:1068]), uuid_of(head[1036:1052])
+            ), "swap space has no files"
     for at in (0, 4096):
         if head[at : at + 4] == _RAID:
             return Label("linux_raid_member", text_of(head[at + 32 : at + 64])), _RAID_REASON

@@ -1,4 +1,4 @@
-"""Spaces: rows of bytes made of others, down to the disks. A partition, a logical volume, a journal's overlay.
+"""Spaces: rows of bytes made of others, down to the disks: partitions, logical volumes, journals' overlays.
 
 Invariants: V1 a read gives exactly what was asked for, or WrongState. V2 ``locate`` names, for the same
 bytes as ``read``, the places on disks that hold them.
@@ -127,7 +127,7 @@ class Striped:
 
 @dataclass(frozen=True, slots=True)
 class Replacement:
-    """Where a block's true content is in the same space; ``first`` are its first bytes if they differ there."""
+    """Where a block's true content is in the same space; ``first``: its first bytes if they differ there."""
 
     offset: int
     first: bytes = b""

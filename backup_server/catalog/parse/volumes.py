@@ -89,9 +89,7 @@ def _part(name: str, disk: Space, part: Partition) -> Place:
     return Place(key, part.size_bytes, Slice(disk, part.start, part.size_bytes))
 
 
-def _look(
-    place: Place, members: list[lvm.PhysicalVolume] | None
-) -> tuple[Volume, FileSystem | None]:
+def _look(place: Place, members: list[lvm.PhysicalVolume] | None) -> tuple[Volume, FileSystem | None]:
     """Say what lies at a place; physical volumes of LVM are collected where they may be."""
 
     def listed(label: Label, remark: str) -> tuple[Volume, None]:

@@ -194,7 +194,7 @@ def test_what_is_no_file_says_what_it_is(tree: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["", "relative", "/a/../b", "/./a", "/a//b", "/a\0b", "/" + "n" * 256, "/n" * 3000, "/\ud800"]
+    "path", ["", "relative", "/a/../b", "/./a", "/a//b", "/a\0b", "/" + "n" * 1532, "/n" * 3000, "/\ud800"]
 )
 def test_paths_that_no_parser_sees(path: str) -> None:
     with pytest.raises(InvalidRequest):
