@@ -147,14 +147,7 @@ class Story:
                 server = self.daemons.server
                 with self.session.progress(f"get {path}", 0) as bar:
                     files.get_file(
-                        server,
-                        backup.backup_id,
-                        path,
-                        to,
-                        disk="disk0",
-                        volume="",
-                        overwrite=False,
-                        on_size=bar.sized,
+                        server, backup.backup_id, "disk0", path, to, overwrite=False, on_size=bar.sized
                     )
                 if to.read_bytes() != source.read_bytes():
                     raise Corruption(f"{path} of backup {backup.backup_id} is not what it was", subject=path)

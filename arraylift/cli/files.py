@@ -77,7 +77,7 @@ def get(
     found = find_backup(server, backup)
     with session.progress(f"get {path}", 0) as bar:
         size = get_file(
-            server, found.backup_id, path, to, disk=disk, volume=volume, overwrite=force, on_size=bar.sized
+            server, found.backup_id, disk, path, to, volume=volume, overwrite=force, on_size=bar.sized
         )
     session.emit(
         {"file": str(to), "size_bytes": size, "path": path, "backup_id": found.backup_id},
@@ -88,16 +88,16 @@ def get(
 def get_file(
     server: Connection,
     backup_id: str,
+    disk_name: str,
     path: str,
     to: Path,
     *,
-    disk: str,
-    volume: str,
+    volume: str = "",
     overwrite: bool,
     on_size: single_files.OnSize,
 ) -> int:
     """Write one file of a backup to ``to``; return its size. Raises AlreadyExists, NotFound, Corruption."""
-    request = backup_pb2.GetFileRequest(backup_id=backup_id, disk_name=disk, path=path, volume=volume)
+    request = backup_pb2.GetFileRequest(backup_id=backup_id, disk_name=disk_name, path=path, volume=volume)
     with (
         NewFile(to, overwrite=overwrite) as new,
         server.stream(server.backups.GetFile, request) as responses,
