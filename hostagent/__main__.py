@@ -25,6 +25,8 @@ from hostagent.locks import KeyedLocks
 from hostagent.machines import Machines
 from hostagent.migration import Migrations
 from hostagent.peers import CHANNELS_MAX, ArrayVolumes, VirtualCenter
+from hostagent.qemu.assemble import QemuSettings, qemu_driver
+from hostagent.qemu.qemu_driver import QemuDriver
 from hostagent.reaper import Reaper
 from hostagent.reporter import HostFacts, Reporter
 from hostagent.service.vms import VmEdge
@@ -39,9 +41,7 @@ def build(settings: HostSettings, tls: TlsMaterial) -> daemon.Built:
     store = VmStore(RealFiles(), state)
     channels = Channels(tls, channels_max=CHANNELS_MAX)
     volumes = ArrayVolumes(channels)
-    # Files of their own: bulk data that fails to reach the disk must not stop the records.
-    copies = DiskCopies(RealFiles(), f"{state}/guest-disks", volumes)
-    driver = EmulatedDriver(copies, clock=SYSTEM_CLOCK, firmware=store.firmware.get)
+    driver = _driver(settings, state, volumes, store, tls)
     locks = KeyedLocks("VM")
     facts = HostFacts(
         settings.name,
@@ -78,6 +78,35 @@ def build(settings: HostSettings, tls: TlsMaterial) -> daemon.Built:
     migrations = Migrations(store, driver, locks, machines)
     edge = VmEdge(settings.name, machines, snapshots, files, migrations)
     return daemon.Built([service_of(vm_pb2_grpc.add_VmServiceServicer_to_server, edge)], close)
+
+
+def _driver(
+    settings: HostSettings, state: str, volumes: ArrayVolumes, store: VmStore, tls: TlsMaterial
+) -> EmulatedDriver | QemuDriver:
+    # Files of their own: what fails to reach the disk there must not stop the records.
+    files = RealFiles()
+    if settings.driver == "emulated":
+        copies = DiskCopies(files, f"{state}/guest-disks", volumes)
+        return EmulatedDriver(copies, clock=SYSTEM_CLOCK, firmware=store.firmware.get)
+    chosen = QemuSettings(
+        program=settings.qemu_program,
+        accelerator=settings.qemu_accelerator,
+        cpu=settings.qemu_cpu,
+        user=settings.qemu_user,
+        networks=settings.networks,
+        ovmf_code=str(settings.ovmf_code),
+        ovmf_variables=str(settings.ovmf_variables),
+        migration_ports=settings.migration_ports,
+    )
+    return qemu_driver(
+        chosen,
+        state=state,
+        host=settings.name,
+        files=files,
+        volumes=volumes,
+        tls=tls,
+        firmware=store.firmware.get,
+    )
 
 
 def _check(settings: HostSettings) -> None:

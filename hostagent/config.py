@@ -8,7 +8,7 @@ from pathlib import Path
 from arraylift.sizes import GIB
 
 STATE_ROOT = Path("~/.local/state/arraylift")
-DRIVERS = ("emulated",)
+DRIVERS = ("emulated", "qemu")
 """What ``driver`` may be."""
 
 
@@ -36,5 +36,32 @@ class HostSettings:
         default=64 * GIB, metadata={"doc": "Memory for VMs, as told to the virtual center."}
     )
     cpus: int = field(default=16, metadata={"doc": "CPUs for VMs, as told to the virtual center."})
+    networks: tuple[str, ...] = field(
+        default=("*=isolated",),
+        metadata={
+            "doc": "Networks of QEMU guests: NAME=bridge:br0, NAME=user (out through this host) or\n"
+            "NAME=isolated; * names all others."
+        },
+    )
+    migration_ports: str = field(
+        default="7480-7499", metadata={"doc": "Ports at which QEMU guests come in from other hosts."}
+    )
+    qemu_program: str = field(default="qemu-system-x86_64", metadata={"doc": "QEMU, by name or path."})
+    qemu_accelerator: str = field(
+        default="", metadata={"doc": "kvm or tcg; empty: the first that runs a guest when it is tried."}
+    )
+    qemu_cpu: str = field(
+        default="", metadata={"doc": "CPU model of QEMU guests; empty: this host's own, or qemu64."}
+    )
+    qemu_user: str = field(
+        default="",
+        metadata={"doc": "User that QEMU runs as, if this daemon is root; empty: the daemon's own."},
+    )
+    ovmf_code: Path = field(
+        default=Path("/usr/share/OVMF/OVMF_CODE_4M.fd"), metadata={"doc": "UEFI firmware of QEMU guests."}
+    )
+    ovmf_variables: Path = field(
+        default=Path("/usr/share/OVMF/OVMF_VARS_4M.fd"), metadata={"doc": "Its variables, as they begin."}
+    )
     log_level: str = field(default="info", metadata={"doc": "debug, info, warning or error."})
     log_format: str = field(default="console", metadata={"doc": "console, or json for machines."})

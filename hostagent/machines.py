@@ -375,6 +375,7 @@ class Machines:
             for known in vm.config.disks:
                 if known.name == disk.name or _same_volume(known, disk):
                     if known.name == disk.name and _same_volume(known, disk):
+                        self._driver.attach(vm, known)  # an attempt before this one may have failed there
                         return vm
                     raise AlreadyExists(
                         f"{vm.subject} has disk {known.name} on volume {known.volume_name}",

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from arraylift.errors import NotFound
 from arraylift.ids import SnapshotId, check_id
+from arraylift.nbd.uri import NbdUri, parse_uri
 from arraylift.rpc.channel import LONG_CALL_SECONDS, call, stream
 from arraylift.rpc.channels import Channels
+from arraylift.rpc.identity import demanded_name
 from arraylift.v1 import virtual_center_pb2 as center_pb
 from arraylift.v1 import virtual_center_pb2_grpc as center_grpc
 from arraylift.v1 import volume_pb2 as pb
@@ -74,9 +77,11 @@ class ArrayVolumes:
         request = pb.DeleteSnapshotRequest(snapshot_id=snapshot_id, missing_ok=True)
         self._call(address, "DeleteSnapshot", request)
 
-    def create_export(self, address: str, export: str, volume_name: str) -> str:
+    def create_export(self, address: str, export: str, volume_name: str) -> NbdUri:
         request = pb.CreateExportRequest(name=export, volume_name=volume_name)
-        return str(self._call(address, "CreateExport", request).export.uri)
+        uri = parse_uri(self._call(address, "CreateExport", request).export.uri)
+        # Only an array may serve what a guest writes: its certificate says the role, and where it is.
+        return replace(uri, tls_name=demanded_name("array", host=uri.host or "localhost"))
 
     def delete_export(self, address: str, export: str) -> None:
         request = pb.DeleteExportRequest(name=export, missing_ok=True)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from arraylift.ids import SnapshotId
+from arraylift.nbd.uri import NbdUri
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +58,10 @@ class Volumes(Protocol):
         """No error if it is gone. Raises WrongState (a transfer reads it)."""
         ...
 
-    def create_export(self, address: str, export: str, volume_name: str) -> str:
-        """Serve a volume by NBD under the name ``export``, for writing; returns its URI. Idempotent.
+    def create_export(self, address: str, export: str, volume_name: str) -> NbdUri:
+        """Serve a volume by NBD under the name ``export``, for writing; returns where. Idempotent.
+
+        Where it is served over TLS, ``tls_name`` is what only an array's certificate has.
 
         Raises NotFound (volume), AlreadyExists (another volume is served so), WrongState, Overloaded.
         """

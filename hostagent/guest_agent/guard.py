@@ -62,7 +62,12 @@ def _by_socket(descriptor: int, path: str) -> bool:
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         connection.settimeout(TRY_SECONDS)
         with contextlib.suppress(OSError):
-            connection.connect(path)
+            # The path may be longer than the kernel takes; it is called by way of its directory.
+            folder = os.open(os.path.dirname(path), os.O_RDONLY)
+            try:
+                connection.connect(f"/proc/self/fd/{folder}/{os.path.basename(path)}")
+            finally:
+                os.close(folder)
     return False
 
 

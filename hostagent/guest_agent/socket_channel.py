@@ -23,6 +23,7 @@ from arraylift.clock import SYSTEM_CLOCK, Clock
 from arraylift.errors import ArrayliftError, DeadlineExceeded, PeerUnavailable
 from hostagent.guest_agent.channel import AgentRefused, Answer, GuardTarget
 from hostagent.guest_agent.framing import SYNC_ID_MAX, AgentMachine, request
+from hostagent.unix_sockets import connect
 
 CONNECT_SECONDS_MAX = 2.0
 FRESH_SECONDS = 1.0
@@ -127,14 +128,12 @@ class SocketChannel:
     def _connected(self, deadline: float) -> socket.socket:
         if self._socket is not None:
             return self._socket
-        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        seconds = min(CONNECT_SECONDS_MAX, max(0.01, deadline - self._clock.monotonic()))
         try:
-            connection.settimeout(min(CONNECT_SECONDS_MAX, max(0.01, deadline - self._clock.monotonic())))
-            connection.connect(self._path)
-            connection.setblocking(False)
-        except OSError as error:
-            connection.close()
-            raise self._gone(f"cannot be reached: {error}") from None
+            connection = connect(self._path, seconds=seconds)
+        except ArrayliftError as error:
+            raise self._gone(f"cannot be reached: {error.message}") from None
+        connection.setblocking(False)
         self._socket = connection
         self._machine.lose_step()
         return connection

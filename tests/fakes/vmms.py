@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from arraylift.errors import NotFound, PeerUnavailable, WrongState
 from arraylift.ids import MigrationId, SnapshotId, VmId
+from arraylift.nbd.uri import NbdUri
 from arraylift.vm.types import Disk
 from hostagent.live_move import MoveProgress
 from hostagent.vm_types import VmRecord
@@ -165,7 +166,7 @@ class FakeVolumes:
     def delete_snapshot(self, address: str, snapshot_id: SnapshotId) -> None:
         raise AssertionError("no snapshots here")
 
-    def create_export(self, address: str, export: str, volume_name: str) -> str:
+    def create_export(self, address: str, export: str, volume_name: str) -> NbdUri:
         raise AssertionError("no exports here")
 
     def delete_export(self, address: str, export: str) -> None:
