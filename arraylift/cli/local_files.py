@@ -94,13 +94,18 @@ class SourceImage:
         return os.lseek(self._descriptor, 0, os.SEEK_END)
 
     def data_ranges(self, start: int, end: int) -> Iterator[tuple[int, int]]:
-        """Yield (offset, end) of what may hold data within ``start``..``end``, in ascending order."""
+        """Yield (offset, end) of what may hold data within ``start``..``end``, in ascending order.
+
+        Raises Conflict (the file shrank: what it lost is no hole), ArrayliftError.
+        """
         while start < end:
             try:
                 begin = os.lseek(self._descriptor, start, os.SEEK_DATA)
                 stop = os.lseek(self._descriptor, begin, os.SEEK_HOLE)
             except OSError as error:
                 if error.errno == errno.ENXIO:  # only a hole is left
+                    if os.lseek(self._descriptor, 0, os.SEEK_END) < self.size_bytes:
+                        raise self._shorter() from None
                     return
                 if error.errno != errno.EINVAL:
                     raise self._unreadable(error) from None
@@ -119,13 +124,16 @@ class SourceImage:
             except OSError as error:
                 raise self._unreadable(error) from None
             if not more:
-                raise Conflict(
-                    f"{self.path} became shorter while it was read",
-                    subject=str(self.path),
-                    next_step="stop what writes to it, then repeat",
-                )
+                raise self._shorter()
             data = data + more if data else more
         return data
+
+    def _shorter(self) -> Conflict:
+        return Conflict(
+            f"{self.path} became shorter while it was read",
+            subject=str(self.path),
+            next_step="stop what writes to it, then repeat",
+        )
 
     def _unreadable(self, error: OSError) -> ArrayliftError:
         return ArrayliftError(

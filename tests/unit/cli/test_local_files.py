@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from arraylift.cli.local_files import NewFile, SourceImage
-from arraylift.errors import AlreadyExists, InvalidRequest, NotFound
+from arraylift.errors import AlreadyExists, Conflict, InvalidRequest, NotFound
 from arraylift.exit_codes import line_of
+from arraylift.sizes import MIB
 
 
 def write_a_part_and_fail(path: Path, *, overwrite: bool) -> None:
@@ -35,6 +36,21 @@ def test_what_is_no_disk_image_is_refused_in_one_line(tmp_path: Path) -> None:
     assert "has 0 bytes" in refused(tmp_path / "empty")
     assert "qemu-img convert" in refused(tmp_path / "q.qcow2")
     assert "is no file" in refused(tmp_path / "pipe")
+
+
+@pytest.mark.parametrize("kept", [3 * MIB, 2 * MIB, 100])
+def test_what_a_file_lost_while_it_was_read_is_no_hole(tmp_path: Path, kept: int) -> None:
+    path = tmp_path / "disk.img"
+    path.write_bytes(b"d" * (4 * MIB))
+    os.truncate(path, 5 * MIB)  # with a hole at its end
+    with SourceImage(path) as source:
+        assert [end for _, end in source.data_ranges(0, 5 * MIB)] == [4 * MIB]
+        first = source.data_ranges(0, 2 * MIB)
+        assert next(first) == (0, 2 * MIB)
+        os.truncate(path, kept)
+        for start in (2 * MIB, 3 * MIB, 4 * MIB):
+            with pytest.raises(Conflict, match="became shorter"):
+                list(source.data_ranges(start, 5 * MIB))
 
 
 def test_data_ranges_follow_the_holes(tmp_path: Path) -> None:
