@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from arraylift.cli.disk_formats import DiskFormat
-from arraylift.errors import ArrayliftError, InvalidRequest, NotFound, WrongState
+from arraylift.errors import ArrayliftError, InvalidRequest, NotFound, PeerUnavailable, WrongState
 from arraylift.nbd.client import NbdClient
 from arraylift.nbd.device import BASE_ALLOCATION
 from arraylift.nbd.uri import NbdUri
@@ -93,9 +93,7 @@ class ImageServer:
             raise
         try:
             _limit(self._process.pid)
-            self._wait_started(Path(socket_path))
-            uri = NbdUri(_EXPORT, tls=False, socket_path=socket_path)
-            self.client = NbdClient(uri, contexts=[BASE_ALLOCATION])
+            self.client = self._connected(NbdUri(_EXPORT, tls=False, socket_path=socket_path))
         except BaseException:
             self.kill()
             raise
@@ -125,22 +123,30 @@ class ImageServer:
         self._errors.close()
         self._folder.cleanup()
 
-    def _wait_started(self, socket_path: Path) -> None:
+    def _connected(self, uri: NbdUri) -> NbdClient:
+        """Connect when it serves: its socket is there before it listens."""
         deadline = time.monotonic() + START_SECONDS
-        while not socket_path.exists():
-            if self._process.poll() is not None:
-                said = self._said()
-                kind = WrongState if "lock" in said else InvalidRequest
-                raise kind(
-                    f"{self._path} cannot be opened: {said}",
-                    subject=str(self._path),
-                    next_step="see that it is whole, and that no VM is using it",
-                )
-            if time.monotonic() > deadline:
-                raise InvalidRequest(
-                    f"{self._path} was not opened within {START_SECONDS} s", subject=str(self._path)
-                )
+        while True:
+            try:
+                return NbdClient(uri, contexts=[BASE_ALLOCATION])
+            except PeerUnavailable:
+                self._check_running(late=time.monotonic() > deadline)
             time.sleep(_POLL_SECONDS)
+
+    def _check_running(self, *, late: bool) -> None:
+        """Raise InvalidRequest, WrongState if it has ended, or should have answered by now."""
+        if self._process.poll() is not None:
+            said = self._said()
+            kind = WrongState if "lock" in said else InvalidRequest
+            raise kind(
+                f"{self._path} cannot be opened: {said}",
+                subject=str(self._path),
+                next_step="see that it is whole, and that no VM is using it",
+            )
+        if late:
+            raise InvalidRequest(
+                f"{self._path} was not opened within {START_SECONDS} s", subject=str(self._path)
+            )
 
     def _said(self) -> str:
         self._errors.seek(0)

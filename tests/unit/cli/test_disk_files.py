@@ -13,7 +13,15 @@ import pytest
 from arraylift.cli import qemu_tools
 from arraylift.cli.disk_files import ConvertedImage, new_disk, open_disk
 from arraylift.cli.disk_formats import HEAD_BYTES, DiskFormat, check_info, format_of
-from arraylift.errors import AlreadyExists, ArrayliftError, InvalidRequest, NotFound, WrongState
+from arraylift.errors import (
+    AlreadyExists,
+    ArrayliftError,
+    InvalidRequest,
+    NotFound,
+    PeerUnavailable,
+    WrongState,
+)
+from arraylift.nbd.client import NbdClient
 from arraylift.sizes import KIB, MIB
 from tests.e2e.disks import random_disk
 from tests.programs import need
@@ -226,3 +234,19 @@ def test_an_image_that_a_vm_uses_is_not_read(raw: Path) -> None:
             ConvertedImage(path, DiskFormat.QCOW2)
     finally:
         user.kill()
+
+
+def test_a_server_whose_socket_is_there_before_it_listens_is_waited_for(
+    raw: Path, disk: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, refused = made(raw, "qcow2"), [1, 2, 3]
+
+    def connected(*args: Any, **named: Any) -> NbdClient:
+        if refused:
+            refused.pop()
+            raise PeerUnavailable("connection refused")
+        return NbdClient(*args, **named)
+
+    monkeypatch.setattr(qemu_tools, "NbdClient", connected)
+    with open_disk(path) as source:
+        assert source.read(3 * MIB, 512 * KIB) == disk[3 * MIB : 3 * MIB + 512 * KIB]
