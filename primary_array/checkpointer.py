@@ -56,7 +56,7 @@ class Checkpointer:
             self._thread.start()
             commit.on_journal_full = self._wanted.set
         else:
-            commit.on_journal_full = self.write_inside
+            commit.on_journal_full = self._write_inside_if_free
 
     # -- ways to one ------------------------------------------------------------------------
 
@@ -78,9 +78,17 @@ class Checkpointer:
         if rotation is not None:
             self._finish(rotation, done=self._publish(rotation))
 
+    def _write_inside_if_free(self) -> None:
+        """The inline way: a commit has its lock already, and waits for nobody; the next one asks again."""
+        if self._one.acquire(blocking=False):
+            try:
+                self.write_inside()
+            finally:
+                self._one.release()
+
     @contextmanager
     def held_back(self) -> Iterator[None]:
-        """Let no thread write a checkpoint; what is being written ends first."""
+        """Let no checkpoint be written; what is being written ends first."""
         with self._one:
             yield
 

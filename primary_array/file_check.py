@@ -1,8 +1,8 @@
 """Look at a pool's files as a start would, while it is open.
 
-Owns: nothing; it reads. Invariant: Y1 journals are read inside a transaction, and checkpoints and
-pages inside one that holds new checkpoints back, so nothing is half written.
-Callers: pool_check, inside a transaction and the checkpointer's hold.
+Owns: nothing; it reads. Invariant: Y1 the bytes of journals are read while commits are held back, and all
+else while new checkpoints are, so nothing is half written; commits wait for no more than that.
+Callers: pool_check, inside the checkpointer's hold; ``read_journals`` between two commits.
 """
 
 from __future__ import annotations
@@ -27,25 +27,25 @@ KNOWN_FILES = frozenset({"pool.json", "slots.data", "map.pages", "reserve.bin", 
 OTHERS_FILES = frozenset({"grant.secret", "exports.ale", "doubts.alf"})
 """What else an array keeps in the directory."""
 
+Journals = dict[int, bytes | ArrayliftError]
+"""What each holds, or why that cannot be read; ascending."""
+
 ANEW = "repair writes it anew from memory, and keeps the damaged one"
 
 
 class FileCheck:
-    """For one pool. ``number`` and ``sequence`` are those of the journal that is written now."""
+    """For one pool."""
 
-    def __init__(self, files: Files, layout: Layout, pool_id: PoolId, *, number: int, sequence: int) -> None:
+    def __init__(self, files: Files, layout: Layout, pool_id: PoolId) -> None:
         self._files = files
         self._layout = layout
         self._pool_id = pool_id
-        self._number = number
-        self._sequence = sequence
 
     def check(self, highest_slot: int) -> Iterator[Finding]:
-        """Yield what is wrong."""
+        """Yield what is wrong, but with journals."""
         yield from self._superblock()
         yield from self._data(highest_slot)
         yield from self._checkpoints()
-        yield from self._journals()
         yield from self._names()
 
     def _superblock(self) -> Iterator[Finding]:
@@ -75,7 +75,9 @@ class FileCheck:
     def _checkpoints(self) -> Iterator[Finding]:
         numbers = self._layout.checkpoints(self._files)
         if not numbers:
-            yield self._damaged("checkpoint_damaged", self._layout.checkpoint(self._number), "it is missing")
+            yield self._damaged(
+                "checkpoint_damaged", self._layout.checkpoint(self._newest()), "it is missing"
+            )
             return
         path = self._layout.checkpoint(numbers[-1])
         try:
@@ -103,30 +105,46 @@ class FileCheck:
         except ArrayliftError as error:
             yield self._damaged("page_damaged", path, str(error), files=())
 
-    def _journals(self) -> Iterator[Finding]:
-        checkpoints = self._layout.checkpoints(self._files)
-        newest = checkpoints[-1] if checkpoints else 0
-        numbers = self._layout.journals(self._files)
-        for number in numbers:
-            if number < newest:
+    def _newest(self) -> int:
+        """The number of the journal that is written now, as the disk has it."""
+        return max(self._layout.journals(self._files), default=1)
+
+    def read_journals(self, number: int) -> Journals:
+        """Return what the journals up to ``number``, which is written now, hold. Between two commits."""
+        found: Journals = {}
+        for each in range(self._first_journal(), number + 1):
+            try:
+                found[each] = self._files.read(self._layout.journal(each))
+            except ArrayliftError as error:
+                found[each] = error
+        return found
+
+    def _first_journal(self) -> int:
+        return max([1, *self._layout.checkpoints(self._files)[-1:]])
+
+    def check_journals(self, journals: Journals, sequence: int) -> Iterator[Finding]:
+        """Yield what is wrong with journals, the last of which ends with frame ``sequence``."""
+        for number in self._layout.journals(self._files):
+            if number < min(journals):
                 yield self._leftover(self._layout.journal(number))
-        sequence = 0
-        for number in range(max(newest, 1), self._number + 1):
+        last = 0
+        for number, data in journals.items():
             path = self._layout.journal(number)
             try:
-                data = self._files.read(path)
+                if isinstance(data, ArrayliftError):
+                    raise data
                 scan = map_journal.scan(data, pool_id=self._pool_id, number=number, path=path)
                 for frame in scan.frames:
                     decode(frame.payload)
-                    sequence = frame.sequence
+                    last = frame.sequence
                 if scan.torn_bytes:
                     raise ValueError(f"{scan.torn_bytes} bytes at its end are no frame")
             except (ArrayliftError, ValueError) as error:
                 yield self._damaged("journal_damaged", path, str(error))
                 return
-        if sequence and sequence != self._sequence:
-            path = self._layout.journal(self._number)
-            why = f"it ends with frame {sequence}, not {self._sequence}"
+        if last and last != sequence:
+            path = self._layout.journal(max(journals))
+            why = f"it ends with frame {last}, not {sequence}"
             yield self._damaged("journal_damaged", path, why)
 
     def _names(self) -> Iterator[Finding]:

@@ -6,7 +6,7 @@ Invariants:
   Z2 a repair runs while nothing is written, over findings of that very moment; what it replaces on the
      disk is in the folder ``damaged`` first, durably.
   Z3 what is reported as repaired was looked for again, and is gone.
-  Z4 one check at a time.
+  Z4 one check at a time; flushes and snapshots wait for none of it but the reading of the journal.
 Callers: pool, any thread.
 """
 
@@ -97,11 +97,12 @@ class PoolCheck:
         findings = list(map_check.check(taken, progress=lambda done: report(CheckNews(done, total))))
         findings += _slots(lost, stolen)
         named = np.flatnonzero(taken.counts)
-        with self._checkpointer.held_back(), self._commit.reading_journal() as (number, sequence):
-            files = FileCheck(
-                self._files, self._layout, self._state.pool_id, number=number, sequence=sequence
-            )
+        with self._checkpointer.held_back():
+            files = FileCheck(self._files, self._layout, self._state.pool_id)
             findings += files.check(int(named.max()) if len(named) else 0)
+            with self._commit.reading_journal() as (number, sequence):
+                journals = files.read_journals(number)
+            findings += files.check_journals(journals, sequence)
         findings.sort(key=lambda finding: (-finding.severity, finding.kind, finding.subject))
         return CheckNews(total, total, tuple(findings), done=True)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ import pytest
 from arraylift.errors import Conflict, Corruption
 from arraylift.ids import LineageId
 from arraylift.sizes import GRANULE_BYTES, MIB
+from primary_array import file_check, map_journal, page_file
 from primary_array.findings import Finding, Severity
 from primary_array.map_state import Snapshot, Volume
 from primary_array.page_file import PAGE_BYTES
@@ -385,3 +388,57 @@ def test_check_under_writes_finds_nothing() -> None:
         thread.join(20)
     assert errors == []
     assert [finding for finding in found if finding.severity is not Severity.NOTE] == []
+
+
+@pytest.mark.parametrize("looked_at", ["pages", "journal"])
+def test_no_flush_and_no_snapshot_waits_for_a_check_of_files(
+    monkeypatch: pytest.MonkeyPatch, looked_at: str
+) -> None:
+    """Guests are frozen meanwhile: gigabytes of pages, and what a journal says, are gone through beside."""
+    rig = Rig()
+    flushed = []
+
+    def used() -> None:
+        rig.pool.write("a", 0, b"9" * G)
+        rig.pool.flush("a")
+        flushed.append(rig.pool.snapshot(["a"]))
+
+    def meanwhile() -> None:
+        user = threading.Thread(target=used, daemon=True)
+        user.start()
+        user.join(5)
+        assert not user.is_alive(), "it waits for the check"
+
+    def patched(module: ModuleType, name: str) -> None:
+        found = getattr(module, name)
+
+        def beside(*args: Any, **named: Any) -> Any:
+            meanwhile()
+            return found(*args, **named)
+
+        monkeypatch.setattr(module, name, beside)
+
+    patched(*((file_check, "read_places") if looked_at == "pages" else (map_journal, "scan")))
+    assert [one for one in rig.found() if one.severity is not Severity.NOTE] == []
+    assert flushed
+
+
+def test_no_checkpoint_is_written_between_two_looks_at_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where commits write them: it is put off, and written by the next commit."""
+    rig = Rig()
+    rig.pool._commit._rotate_at = 0
+    before = rig.files.list_dir("/pool")
+    found = page_file.read_places
+
+    def beside(*args: Any) -> Any:
+        rig.pool.write("a", 0, b"9" * G)
+        rig.pool.flush("a")
+        assert rig.files.list_dir("/pool") == before
+        return found(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(file_check, "read_places", beside)
+        assert [one for one in rig.found() if one.severity is not Severity.NOTE] == []
+    rig.pool.write("a", G, b"9" * G)
+    rig.pool.flush("a")
+    assert rig.files.list_dir("/pool") != before
