@@ -131,7 +131,7 @@ class Checkpointer:
         except (OutOfSpace, Overloaded):
             return False
         for page, (place, checksum) in zip(shared.pages, homes, strict=True):
-            page.home, page.checksum = place, checksum
+            page.checksum, page.home = checksum, place  # in this order: a check that runs looks at both
         self._pages.keep(place for place, _ in homes)
         return True
 

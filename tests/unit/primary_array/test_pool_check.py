@@ -15,6 +15,7 @@ from arraylift.errors import Conflict, Corruption
 from arraylift.ids import LineageId
 from arraylift.sizes import GRANULE_BYTES, MIB
 from primary_array import file_check, map_journal, page_file
+from primary_array.block_map import Page
 from primary_array.findings import Finding, Severity
 from primary_array.map_state import Snapshot, Volume
 from primary_array.page_file import PAGE_BYTES
@@ -421,6 +422,22 @@ def test_no_flush_and_no_snapshot_waits_for_a_check_of_files(
     patched(*((file_check, "read_places") if looked_at == "pages" else (map_journal, "scan")))
     assert [one for one in rig.found() if one.severity is not Severity.NOTE] == []
     assert flushed
+
+
+def test_a_page_that_has_a_home_has_its_checksum(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A check looks at pages beside the thread that writes them: it would call the machine's memory bad."""
+    rig, slot = Rig(), Page.__dict__["home"]
+    homes = []
+
+    def moved_in(page: Page, place: int) -> None:
+        slot.__set__(page, place)
+        if place:
+            homes.append(place)
+            assert page.checksum == page_file.checksum_of(page_file.page_bytes(page))
+
+    monkeypatch.setattr(Page, "home", property(slot.__get__, moved_in))
+    rig.checkpoint()
+    assert homes
 
 
 def test_no_checkpoint_is_written_between_two_looks_at_files(monkeypatch: pytest.MonkeyPatch) -> None:
