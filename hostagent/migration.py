@@ -131,6 +131,7 @@ class Migrations:
             self._mover(vm).accept(vm, vm.in_move.migration_id)
         except NotFound as lost:
             _log.warning("moved_guest_lost", vm=vm.vm_id, error=str(lost))
+            self._mover(vm).dismiss(vm, vm.in_move.migration_id)  # what waits there waits for nothing
         else:
             return True
         try:

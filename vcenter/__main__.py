@@ -17,6 +17,8 @@ from arraylift.v1 import virtual_center_pb2_grpc
 from vcenter.config import CenterSettings
 from vcenter.inventory_store import InventoryStore
 from vcenter.live_inventory import LiveInventory
+from vcenter.migrate import Migrator
+from vcenter.moves import Moves
 from vcenter.peers import HostPeers
 from vcenter.prepare_backup import BackupPreparer
 from vcenter.provision import Provisioner
@@ -33,16 +35,23 @@ def build(settings: CenterSettings, tls: TlsMaterial, *, clock: Clock = SYSTEM_C
     try:
         live = LiveInventory(store, clock)
         peers = HostPeers(tls)
-        router = Router(live, peers)
+        moves = Moves(store)
+        router = Router(live, peers, moves)
+        provisioner = Provisioner(router, store, moves, clock)
+        migrator = Migrator(router, moves, provisioner, clock)
         watchers = Watchers(live)
         edge = VirtualCenterEdge(
             live=live,
+            router=router,
+            moves=moves,
+            migrator=migrator,
             preparer=BackupPreparer(router, store),
-            provisioner=Provisioner(router, store, clock),
+            provisioner=provisioner,
             watchers=watchers,
             clock=clock,
         )
         silence = SilenceWatch(live)
+        migrator.start()
     except BaseException:
         store.close()
         raise
@@ -50,7 +59,9 @@ def build(settings: CenterSettings, tls: TlsMaterial, *, clock: Clock = SYSTEM_C
     def close() -> None:
         watchers.close()
         silence.close()
+        migrator.close()
         peers.close()
+        migrator.join()
         store.close()
 
     service = service_of(virtual_center_pb2_grpc.add_VirtualCenterServiceServicer_to_server, edge)

@@ -47,6 +47,7 @@ def check_report(report: Report) -> Report:
     _check_count(report.sequence, "a sequence")
     _check_count(report.memory_bytes, "memory")
     _check_count(report.memory_free_bytes, "free memory")
+    _check_count(report.load_percent, "load")
     return report
 
 

@@ -15,6 +15,9 @@ from arraylift.vm import convert as shared
 from arraylift.vm.types import Vm
 from vcenter.event_log import Event
 from vcenter.inventory import Inventory
+from vcenter.inventory_store import HistoryEntry
+from vcenter.migrate import News
+from vcenter.migration import Migration
 from vcenter.model import Host, Report
 
 
@@ -32,6 +35,7 @@ def report_from_pb(message: virtual_center_pb2.ReportInventoryRequest) -> Report
         memory_bytes=message.memory_bytes,
         memory_free_bytes=message.memory_free_bytes,
         cpus=message.cpus,
+        load_percent=message.load_percent,
     )
 
 
@@ -51,6 +55,42 @@ def host_to_pb(host: Host, inventory: Inventory) -> virtual_center_pb2.Host:
         vm_count=count,
         last_report_ns=host.last_report_ns,
         driver=host.driver,
+        load_percent=host.load_percent,
+    )
+
+
+def history_to_pb(entry: HistoryEntry) -> virtual_center_pb2.VmHistoryEntry:
+    past = entry.past
+    return virtual_center_pb2.VmHistoryEntry(
+        at_ns=entry.noted_at_ns, host=past.host, config=shared.config_to_pb(past.config), removed=past.removed
+    )
+
+
+def migration_to_pb(migration: Migration, waits_for: str) -> virtual_center_pb2.Migration:
+    return virtual_center_pb2.Migration(
+        migration_id=migration.migration_id,
+        vm_id=migration.vm_id,
+        vm_name=migration.vm_name,
+        source=migration.source,
+        destination=migration.destination,
+        live=migration.live,
+        phase=migration.phase.value,
+        began_at_ns=migration.began_at_ns,
+        waits_for=waits_for,
+        undone_because=migration.why,
+    )
+
+
+def news_to_pb(news: News, inventory: Inventory) -> virtual_center_pb2.MigrateVmResponse:
+    moved = news.moved
+    return virtual_center_pb2.MigrateVmResponse(
+        phase=news.phase,
+        bytes_sent=news.sent.bytes_sent,
+        bytes_left=news.sent.bytes_left,
+        vm=shared.vm_to_pb(moved[0]) if moved else None,
+        host=host_to_pb(moved[1], inventory) if moved else None,
+        downtime_ns=news.downtime_ns,
+        waits_for=news.waits_for,
     )
 
 

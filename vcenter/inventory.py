@@ -89,7 +89,6 @@ class Inventory:
 class Hold:
     """What a host itself answered about a VM just now; a report made before that must not undo it."""
 
-    host: str
     vm: Vm | None
     """None: the VM was removed."""
 
@@ -98,6 +97,10 @@ class Hold:
         if self.vm is None or reported is None:
             return self.vm is None and reported is None
         return reported.revision >= self.vm.revision
+
+
+Holds = Mapping[tuple[VmId, str], Hold]
+"""By VM and host: two hosts may both have answered about a VM that moved."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,8 +114,8 @@ class Change:
     removed_claims: tuple[tuple[VmId, str], ...] = ()
     shown: tuple[Vm, ...] = ()
     gone: tuple[VmId, ...] = ()
-    configured: tuple[Vm, ...] = ()
-    """Of ``shown``, those whose configuration is new."""
+    noted: tuple[Vm, ...] = ()
+    """Of ``shown``, those whose configuration or host is new."""
 
     @property
     def must_be_stored(self) -> bool:
@@ -142,7 +145,7 @@ def register_host(inventory: Inventory, *, name: str, address: str, driver: str)
     return draft.finish()
 
 
-def apply_report(inventory: Inventory, report: Report, holds: Mapping[VmId, Hold]) -> Change | None:
+def apply_report(inventory: Inventory, report: Report, holds: Holds) -> Change | None:
     """Take a report; None if it is not newer than the last (I3). Raises NotFound, Overloaded."""
     known = inventory.host(report.host)
     if report.sequence <= known.sequence:
@@ -155,6 +158,7 @@ def apply_report(inventory: Inventory, report: Report, holds: Mapping[VmId, Hold
         memory_free_bytes=report.memory_free_bytes,
         cpus=report.cpus,
         last_report_ns=report.received_at_ns,
+        load_percent=report.load_percent,
     )
     draft = _Draft(inventory)
     draft.put_listing(report.host, report.vms, holds)
@@ -165,7 +169,7 @@ def apply_report(inventory: Inventory, report: Report, holds: Mapping[VmId, Hold
     return Change(replace(inventory, hosts={**inventory.hosts, host.name: host}))
 
 
-def apply_listing(inventory: Inventory, host: str, vms: Sequence[Vm], holds: Mapping[VmId, Hold]) -> Change:
+def apply_listing(inventory: Inventory, host: str, vms: Sequence[Vm], holds: Holds) -> Change:
     """Take what a host answered when it was asked for all of its VMs. Raises NotFound, Overloaded."""
     inventory.host(host)
     draft = _Draft(inventory)
@@ -267,10 +271,10 @@ class _Draft:
         del self.hosts[name], self.ids_by_host[name]
         self._hosts_dropped.append(name)
 
-    def put_listing(self, host: str, vms: Sequence[Vm], holds: Mapping[VmId, Hold]) -> None:
+    def put_listing(self, host: str, vms: Sequence[Vm], holds: Holds) -> None:
         said = {vm.vm_id: vm for vm in vms}
-        for vm_id, hold in holds.items():
-            if hold.host == host and not hold.agrees(said.get(vm_id)):
+        for (vm_id, holder), hold in holds.items():
+            if holder == host and not hold.agrees(said.get(vm_id)):
                 if hold.vm is None:
                     said.pop(vm_id, None)
                 else:
@@ -327,7 +331,7 @@ class _Draft:
         shown, names = dict(self.base.shown), dict(self.base.ids_by_name)
         made: list[Vm] = []
         gone: list[VmId] = []
-        configured: list[Vm] = []
+        noted: list[Vm] = []
         for vm_id in self.touched:
             before, after = shown.pop(vm_id, None), self._seen(vm_id)
             if after is not None:
@@ -340,8 +344,8 @@ class _Draft:
                 gone.append(vm_id)
                 continue
             made.append(after)
-            if before is None or before.config != after.config:
-                configured.append(after)
+            if before is None or (before.config, before.host) != (after.config, after.host):
+                noted.append(after)
         self._touch_hosts()
         return Change(
             Inventory(self.revision, self.hosts, self.claims, shown, names, self.ids_by_host),
@@ -351,7 +355,7 @@ class _Draft:
             removed_claims=tuple(self._dropped),
             shown=tuple(made),
             gone=tuple(gone),
-            configured=tuple(configured),
+            noted=tuple(noted),
         )
 
     def _touch_hosts(self) -> None:

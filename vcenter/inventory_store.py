@@ -7,12 +7,12 @@ Invariants:
   B2 a failed write or fsync poisons the store: every later change raises StoreFailed until the
      process starts again from the disk. A full disk does not: the change is rolled back.
   B3 a record that does not match its checksum stops the start; nothing is repaired in silence.
-  B4 each VM keeps at most HISTORY_PER_VM_MAX configurations, all VMs together HISTORY_MAX.
+  B4 each VM keeps at most HISTORY_PER_VM_MAX entries of history, all VMs together HISTORY_MAX.
 One process: flock with a fencing token on the directory.
 Failpoints: ``inventory.commit.before|after``. An error armed at ``after`` means that the
 transaction is there and nobody was told (B2).
 Callers: any thread; one at a time inside (a lock, held over disk I/O and nothing else).
-Format: docs/formats/inventory-v1.md. Why SQLite: docs/decisions/0025-inventory-in-sqlite.md
+Format: docs/formats/inventory-v2.md. Why SQLite: docs/decisions/0025-inventory-in-sqlite.md
 """
 
 from __future__ import annotations
@@ -22,23 +22,24 @@ import os
 import sqlite3
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from arraylift.durable import Files
 from arraylift.errors import ArrayliftError, Corruption, OutOfSpace, StoreFailed, WrongState
 from arraylift.failpoints import FAILPOINTS, Failpoints
-from arraylift.ids import VmId, VmSnapshotId
-from arraylift.vm.types import VmConfig
+from arraylift.ids import MigrationId, VmId, VmSnapshotId
 from vcenter import record
 from vcenter.inventory import Change, Inventory, rebuild
+from vcenter.migration import Migration
+from vcenter.record import Past
 
-HISTORY_PER_VM_MAX = 32
+HISTORY_PER_VM_MAX = 1_000
 HISTORY_MAX = 200_000
 SNAPSHOTS_MAX = 16_384
 PLACEMENTS_MAX = 1_024
 
 APPLICATION_ID = 0x414C5643  # "ALVC"
-VERSION = 1
+VERSION = 2
 FILE_NAME = "inventory.db"
 _CACHE_KIB = 8_192
 
@@ -59,14 +60,23 @@ CREATE TABLE snapshots (
   number INTEGER PRIMARY KEY AUTOINCREMENT, vm_snapshot_id TEXT NOT NULL UNIQUE,
   vm_id TEXT NOT NULL, host TEXT NOT NULL) STRICT;
 """
+_SCHEMA_MIGRATIONS = """
+CREATE TABLE migrations (
+  migration_id TEXT PRIMARY KEY, body BLOB NOT NULL, checksum BLOB NOT NULL) STRICT, WITHOUT ROWID"""
+"""What version 2 added."""
+
+
+_LAST_OF_HISTORY = "SELECT body FROM history WHERE vm_id = ? ORDER BY number DESC LIMIT 1"
+NUMBER_MAX = 2**63 - 1
 
 
 @dataclass(frozen=True, slots=True)
-class PastConfig:
-    """A configuration that a VM had from ``noted_at_ns`` on."""
+class HistoryEntry:
+    """What a VM was from ``noted_at_ns`` on; ``number`` grows with every entry."""
 
+    number: int
     noted_at_ns: int
-    config: VmConfig
+    past: Past
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,15 +140,27 @@ class InventoryStore:
             raise self._damaged("a VM's host is missing")
         return rebuild(revision, hosts, claims)
 
-    def history(self, vm_id: VmId) -> list[PastConfig]:
-        """Return the configurations that a VM had, oldest first; also of one that is gone."""
-        query = "SELECT noted_at_ns, body, checksum FROM history WHERE vm_id = ? ORDER BY number"
+    def history(self, vm_id: VmId, *, before: int = NUMBER_MAX, count: int = -1) -> list[HistoryEntry]:
+        """Return what a VM was, the newest first, below an entry's number; also of one that is gone."""
+        query = (
+            "SELECT number, noted_at_ns, body, checksum FROM history WHERE vm_id = ? AND number < ? "
+            "ORDER BY number DESC LIMIT ?"
+        )
         with self._lock, self._mapped():
-            rows = self._db.execute(query, (vm_id,)).fetchall()
+            rows = self._db.execute(query, (vm_id, before, count)).fetchall()
             return [
-                PastConfig(noted, record.decode_config(self._checked(found, body, vm_id, str(noted))))
-                for noted, body, found in rows
+                HistoryEntry(number, noted, record.decode_past(self._checked(found, body, vm_id, str(noted))))
+                for number, noted, body, found in rows
             ]
+
+    def migrations(self) -> list[Migration]:
+        """Return the migrations whose end was not noted. Raises Corruption (B3)."""
+        with self._lock, self._mapped():
+            found = []
+            for migration_id, body, check in self._db.execute("SELECT * FROM migrations"):
+                found.append(record.decode_migration(self._checked(check, body, migration_id)))
+                self._same(found[-1].migration_id, migration_id)
+        return found
 
     def placements(self) -> list[Placement]:
         """Return the placements whose end was not noted."""
@@ -167,9 +189,11 @@ class InventoryStore:
                 row = (host.name, body, record.checksum(body, host.name.encode()))
                 db.execute("INSERT OR REPLACE INTO hosts VALUES (?, ?, ?)", row)
             db.executemany("INSERT OR REPLACE INTO claims VALUES (?, ?, ?, ?)", _claim_rows(change))
-            for vm in change.configured:
-                self._note_config(vm.vm_id, vm.config, noted_at_ns)
-            if change.configured:
+            for vm in change.noted:
+                self._note(vm.vm_id, Past(vm.host, vm.config), noted_at_ns)
+            for vm_id in change.gone:
+                self._note_gone(vm_id, noted_at_ns)
+            if change.noted or change.gone:
                 self._trim("history", HISTORY_MAX)
             db.execute("UPDATE meta SET value = ? WHERE key = 'revision'", (change.inventory.revision,))
 
@@ -183,6 +207,18 @@ class InventoryStore:
         """It is known what became of them. Raises OutOfSpace, StoreFailed."""
         with self._transaction() as db:
             db.executemany("DELETE FROM placements WHERE vm_id = ?", [(vm_id,) for vm_id in vm_ids])
+
+    def note_migration(self, migration: Migration) -> None:
+        """Remember how far a migration is, before a host is asked. Raises OutOfSpace, StoreFailed."""
+        body = record.encode_migration(migration)
+        row = (migration.migration_id, body, record.checksum(body, migration.migration_id.encode()))
+        with self._transaction() as db:
+            db.execute("INSERT OR REPLACE INTO migrations VALUES (?, ?, ?)", row)
+
+    def forget_migration(self, migration_id: MigrationId) -> None:
+        """It has ended. Raises OutOfSpace, StoreFailed."""
+        with self._transaction() as db:
+            db.execute("DELETE FROM migrations WHERE migration_id = ?", (migration_id,))
 
     def note_snapshot(self, vm_snapshot_id: VmSnapshotId, vm_id: VmId, host: str) -> None:
         """Remember who has a VM snapshot; the oldest beyond SNAPSHOTS_MAX are forgotten."""
@@ -220,32 +256,46 @@ class InventoryStore:
         tables = db.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]
         if (application, version, tables) == (0, 0, 0):
             self._make(first_revision)
-        elif application != APPLICATION_ID or version != VERSION:
+            return
+        if application != APPLICATION_ID or version not in (1, VERSION):
             raise WrongState(
                 f"{self.path} is of application {application:#x}, version {version}; this release "
-                f"reads version {VERSION} of {APPLICATION_ID:#x}",
+                f"reads versions 1 and {VERSION} of {APPLICATION_ID:#x}",
                 subject=self.path,
                 next_step="run the release that wrote it, or set another state directory",
             )
-        elif (answer := db.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
+        if (answer := db.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
             raise self._damaged(answer)
+        if version == 1:
+            self._upgrade()
 
     def _make(self, first_revision: int) -> None:
         db = self._db
         db.execute("BEGIN IMMEDIATE")
-        for statement in _SCHEMA.split(";\n"):
+        for statement in (*_SCHEMA.split(";\n"), _SCHEMA_MIGRATIONS):
             db.execute(statement)
         db.execute("INSERT INTO meta VALUES ('revision', ?)", (first_revision,))
         db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         db.execute(f"PRAGMA user_version = {VERSION}")
         db.execute("COMMIT")
 
-    def _note_config(self, vm_id: VmId, config: VmConfig, noted_at_ns: int) -> None:
-        body = record.encode_config(config)
-        last = "SELECT body FROM history WHERE vm_id = ? ORDER BY number DESC LIMIT 1"
-        row = self._db.execute(last, (vm_id,)).fetchone()
+    def _upgrade(self) -> None:
+        """Version 1 to 2: records of both are read, new ones are of version 2."""
+        self._db.execute("BEGIN IMMEDIATE")
+        self._db.execute(_SCHEMA_MIGRATIONS)
+        self._db.execute(f"PRAGMA user_version = {VERSION}")
+        self._db.execute("COMMIT")
+
+    def _note_gone(self, vm_id: VmId, noted_at_ns: int) -> None:
+        row = self._db.execute(_LAST_OF_HISTORY, (vm_id,)).fetchone()
+        if row is not None:  # its history may have been trimmed away
+            self._note(vm_id, replace(record.decode_past(row[0]), removed=True), noted_at_ns)
+
+    def _note(self, vm_id: VmId, past: Past, noted_at_ns: int) -> None:
+        body = record.encode_past(past)
+        row = self._db.execute(_LAST_OF_HISTORY, (vm_id,)).fetchone()
         if row is not None and row[0] == body:
-            return  # seen from another host, or back again: the same configuration
+            return  # back again: nothing is new
         check = record.checksum(body, vm_id.encode(), str(noted_at_ns).encode())
         self._db.execute(
             "INSERT INTO history (vm_id, noted_at_ns, body, checksum) VALUES (?, ?, ?, ?)",
@@ -324,7 +374,7 @@ class InventoryStore:
             f"{self.path} is damaged: {why}",
             subject=self.path,
             next_step="move it and its -wal away: every host registers and reports again within "
-            "seconds; only the history of configurations is lost",
+            "seconds; lost are the history of VMs and the migrations under way, which see in the manual",
         )
 
 

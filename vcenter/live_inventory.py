@@ -9,13 +9,14 @@ Invariants:
   L4 what a host answered about a VM is not undone by a report that it made before: it is held
      until a report agrees, or HOLD_SECONDS have passed.
   L5 the lock is never held during an outbound call; only over the store's fsync.
+  L6 of a VM that has moved, what its old host says counts no more until that host has forgotten it.
 Callers: any thread.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from arraylift.clock import Clock
@@ -26,7 +27,7 @@ from arraylift.vm.types import Vm
 from vcenter import inventory as core
 from vcenter.event_log import Event, EventLog
 from vcenter.inventory import Change, Hold, Inventory
-from vcenter.inventory_store import InventoryStore, PastConfig
+from vcenter.inventory_store import HistoryEntry, InventoryStore
 from vcenter.model import Host, Report
 
 SILENCE_SECONDS = 20.0
@@ -54,7 +55,8 @@ class LiveInventory:
         self._changed = threading.Condition(self._lock)
         self._events = EventLog(self._inventory.revision)
         self._heard = dict.fromkeys(self._inventory.hosts, clock.monotonic())
-        self._held: dict[VmId, _Held] = {}
+        self._held: dict[tuple[VmId, str], _Held] = {}
+        self._departed: set[tuple[VmId, str]] = set()
 
     # -- reading (L2) ---------------------------------------------------------------------------
 
@@ -69,10 +71,10 @@ class LiveInventory:
         vm = now.vm(vm_id)
         return alive(now.hosts[vm.host]), vm
 
-    def configurations(self, vm_id: VmId) -> list[PastConfig]:
-        """Return the configurations that a VM had, oldest first. Raises NotFound if none is known."""
-        found = self._store.history(vm_id)
-        if not found:
+    def history(self, vm_id: VmId, *, before: int, count: int) -> list[HistoryEntry]:
+        """Return what a VM was, the newest first, below an entry's number. Raises NotFound (no VM ever)."""
+        found = self._store.history(vm_id, before=before, count=count)
+        if not found and not self._store.history(vm_id, count=1):
             raise NotFound(f"no VM {vm_id} was ever here", subject=f"vm {vm_id}")
         return found
 
@@ -90,7 +92,9 @@ class LiveInventory:
     def report(self, report: Report) -> bool:
         """Take a host's report; False if it is not newer than the last. Raises NotFound, Overloaded."""
         with self._lock:
-            report = replace(report, received_at_ns=self._clock.wall_ns())
+            report = replace(
+                report, received_at_ns=self._clock.wall_ns(), vms=tuple(self._still_there(report.vms))
+            )
             was_lost = self._inventory.host(report.host).lost
             change = core.apply_report(self._inventory, report, self._holds())
             if change is None:
@@ -108,8 +112,8 @@ class LiveInventory:
         with self._lock:
             self._publish(core.remove_host(self._inventory, name))
             self._heard.pop(name, None)
-            for vm_id in [vm_id for vm_id, held in self._held.items() if held.hold.host == name]:
-                del self._held[vm_id]
+            for key in [key for key in self._held if key[1] == name]:
+                del self._held[key]
         _log.info("host_removed", host=name)
 
     def mark_silent(self) -> list[str]:
@@ -134,13 +138,25 @@ class LiveInventory:
             if known is not None and known.revision > vm.revision:
                 return  # a later answer or report overtook this one
             self._publish(core.apply_vm(self._inventory, vm))
-            self._hold(vm.vm_id, Hold(vm.host, vm))
+            self._hold(vm.vm_id, vm.host, Hold(vm))
 
     def apply_removal(self, host: str, vm_id: VmId) -> None:
         """Take that the host removed the VM, just now."""
         with self._lock:
             self._publish(core.remove_vm(self._inventory, host, vm_id))
-            self._hold(vm_id, Hold(host, None))
+            self._hold(vm_id, host, Hold(None))
+
+    def depart(self, vm_id: VmId, host: str) -> None:
+        """The VM has moved away from the host, which may not know that it is to forget it (L6)."""
+        with self._lock:
+            self._departed.add((vm_id, host))
+            self._publish(core.remove_vm(self._inventory, host, vm_id))
+
+    def departed(self, vm_id: VmId, host: str) -> None:
+        """The host has forgotten the VM, just now; what it reported before does not count."""
+        self.apply_removal(host, vm_id)
+        with self._lock:
+            self._departed.discard((vm_id, host))
 
     def synchronize(self, name: str, fetch: Callable[[Host], Sequence[Vm]]) -> None:
         """Ask a host for all of its VMs and take its answer. Raises NotFound, and what ``fetch`` raises.
@@ -152,7 +168,8 @@ class LiveInventory:
         with self._lock:
             known = self._inventory.hosts.get(name)
             if known is not None and known.sequence == host.sequence:
-                self._publish(core.apply_listing(self._inventory, name, vms, self._holds()))
+                there = list(self._still_there(vms))
+                self._publish(core.apply_listing(self._inventory, name, there, self._holds()))
 
     # -- watching -------------------------------------------------------------------------------
 
@@ -187,23 +204,27 @@ class LiveInventory:
         claims = self._inventory.claims.get(vm_id, ())
         return next((claim.vm for claim in claims if claim.vm.host == host), None)
 
-    def _hold(self, vm_id: VmId, hold: Hold) -> None:
-        self._held.pop(vm_id, None)
+    def _still_there(self, vms: Sequence[Vm]) -> Iterator[Vm]:
+        """L6."""
+        return (vm for vm in vms if (vm.vm_id, vm.host) not in self._departed)
+
+    def _hold(self, vm_id: VmId, host: str, hold: Hold) -> None:
+        self._held.pop((vm_id, host), None)
         if len(self._held) >= HOLDS_MAX:
             del self._held[next(iter(self._held))]  # the oldest: a stale report may flicker it
-        self._held[vm_id] = _Held(hold, self._clock.monotonic() + HOLD_SECONDS)
+        self._held[vm_id, host] = _Held(hold, self._clock.monotonic() + HOLD_SECONDS)
 
-    def _holds(self) -> dict[VmId, Hold]:
+    def _holds(self) -> dict[tuple[VmId, str], Hold]:
         now = self._clock.monotonic()
-        self._held = {vm_id: held for vm_id, held in self._held.items() if held.until > now}
-        return {vm_id: held.hold for vm_id, held in self._held.items()}
+        self._held = {key: held for key, held in self._held.items() if held.until > now}
+        return {key: held.hold for key, held in self._held.items()}
 
     def _release_holds(self, host: str, vms: Sequence[Vm]) -> None:
         if self._held:
             said = {vm.vm_id: vm for vm in vms}
-            for vm_id, held in list(self._held.items()):
-                if held.hold.host == host and held.hold.agrees(said.get(vm_id)):
-                    del self._held[vm_id]
+            for (vm_id, holder), held in list(self._held.items()):
+                if holder == host and held.hold.agrees(said.get(vm_id)):
+                    del self._held[vm_id, holder]
 
 
 def alive(host: Host) -> Host:

@@ -31,6 +31,8 @@ class Host:
     memory_free_bytes: int = 0
     cpus: int = 0
     last_report_ns: int = 0
+    load_percent: int = 0
+    """Of all its processors, over the last minute; soft, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,3 +46,4 @@ class Report:
     memory_free_bytes: int = 0
     cpus: int = 0
     received_at_ns: int = 0
+    load_percent: int = 0

@@ -7,19 +7,21 @@ Callers: use cases, on the threads of their calls.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from arraylift.errors import Corruption, DeadlineExceeded, InvalidRequest, PeerUnavailable
 from arraylift.ids import VmId, VmSnapshotId
 from arraylift.pki import TlsMaterial
-from arraylift.rpc.channel import call
+from arraylift.rpc.channel import call, stream
 from arraylift.rpc.channels import Channels
 from arraylift.v1 import vm_pb2, vm_pb2_grpc
 from arraylift.vm import convert as shared
 from arraylift.vm.types import Disk, SnapshotRequest, Vm, VmConfig, VmSnapshot
 from vcenter import admission, convert
+from vcenter.migration import Migration
 from vcenter.model import HOSTS_MAX, Host
+from vcenter.routing import HandedOver, MemorySent
 
 CHANNELS_MAX = HOSTS_MAX
 
@@ -73,13 +75,60 @@ class HostPeers:
         request = vm_pb2.RenewVmSnapshotRequest(vm_snapshot_id=vm_snapshot_id)
         self._call(host, "RenewVmSnapshot", request, seconds)
 
+    # -- migrations -----------------------------------------------------------------------------
+
+    def expect_vm(self, host: Host, migration: Migration, config: VmConfig, *, seconds: float) -> str:
+        request = vm_pb2.ExpectVmRequest(
+            vm_id=migration.vm_id,
+            migration_id=migration.migration_id,
+            config=shared.config_to_pb(config),
+            live=migration.live,
+            revision=migration.revision,
+        )
+        return str(self._call(host, "ExpectVm", request, seconds).address)
+
+    def hand_over_vm(
+        self, host: Host, migration: Migration, *, seconds: float
+    ) -> Iterator[MemorySent | HandedOver]:
+        request = vm_pb2.HandOverVmRequest(
+            vm_id=migration.vm_id,
+            migration_id=migration.migration_id,
+            live=migration.live,
+            address=migration.address,
+            downtime_ms_max=migration.downtime_ms_max,
+            seconds_max=migration.seconds_max,
+            revision=migration.revision,
+        )
+        stub = self._stub(host)
+        with stream(stub.HandOverVm, request, peer=_peer(host), timeout_seconds=seconds) as answers:
+            for answer in answers:
+                if answer.handed_over:
+                    yield HandedOver(answer.firmware_variables, answer.downtime_ns)
+                else:
+                    yield MemorySent(answer.bytes_sent, answer.bytes_left)
+
+    def accept_vm(self, host: Host, migration: Migration, *, seconds: float) -> Vm:
+        request = vm_pb2.AcceptVmRequest(
+            vm_id=migration.vm_id,
+            migration_id=migration.migration_id,
+            firmware_variables=migration.firmware_variables,
+        )
+        return _vm(host, self._call(host, "AcceptVm", request, seconds).vm)
+
+    def abandon_migration(self, host: Host, migration: Migration, *, seconds: float) -> None:
+        request = vm_pb2.AbandonMigrationRequest(vm_id=migration.vm_id, migration_id=migration.migration_id)
+        self._call(host, "AbandonMigration", request, seconds)
+
+    def finish_migration(self, host: Host, migration: Migration, *, seconds: float) -> None:
+        request = vm_pb2.FinishMigrationRequest(vm_id=migration.vm_id, migration_id=migration.migration_id)
+        self._call(host, "FinishMigration", request, seconds)
+
     def close(self) -> None:
         """Close every channel; calls on them end."""
         self._channels.close()
 
     def _call(self, host: Host, method: str, request: object, seconds: float) -> Any:
-        peer = f"host {host.name} at {host.address}"
-        stub = self._channels.stub(vm_pb2_grpc.VmServiceStub, host.address, "host", host.name)
+        peer, stub = _peer(host), self._stub(host)
         try:
             return call(getattr(stub, method), request, peer=peer, timeout_seconds=seconds)
         except DeadlineExceeded as error:
@@ -88,6 +137,13 @@ class HostPeers:
                 subject=f"host {host.name}",
                 next_step="look at that host agent, then repeat the request as it was",
             ) from None
+
+    def _stub(self, host: Host) -> vm_pb2_grpc.VmServiceStub:
+        return self._channels.stub(vm_pb2_grpc.VmServiceStub, host.address, "host", host.name)
+
+
+def _peer(host: Host) -> str:
+    return f"host {host.name} at {host.address}"
 
 
 def _vm(host: Host, vm: vm_pb2.Vm) -> Vm:

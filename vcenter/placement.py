@@ -1,21 +1,25 @@
-"""Which host a new VM goes to. Pure.
+"""Which host a VM goes to, a new one or one that moves. Pure.
 
 Invariants:
   C1 a host is chosen only if it is alive and has the memory, less what was promised on it to VMs
      that it has not reported yet, and at least as many processors as the VM wants.
-  C2 hosts that already use all the arrays asked for come first: they are known to reach them;
-     among equals the one with most free memory, then with fewest VMs, then by name.
-Callers: provision.
+  C2 hosts that already use all the arrays asked for come first: they are known to reach them; then
+     those that are not busy; among equals the one with most free memory, then with least load, then with
+     fewest VMs, then by name.
+Callers: provision, and through it migrate.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 from arraylift.errors import Overloaded, PeerUnavailable
 from arraylift.sizes import human
 from vcenter.inventory import Inventory
 from vcenter.model import Host
+
+BUSY_PERCENT = 80
+"""Load of all processors from which a host comes after the others, however much memory it has."""
 
 
 def choose_host(
@@ -25,15 +29,17 @@ def choose_host(
     cpus: int,
     arrays: Collection[str],
     promised: Mapping[str, int],
+    among: Callable[[Host], bool] = lambda _: True,
 ) -> Host:
-    """Return the host for a VM. ``promised``: bytes by host name.
+    """Return the host for a VM. ``promised``: bytes by host name; ``among`` says which may be chosen.
 
     Raises PeerUnavailable (no host is alive), Overloaded (none has room).
     """
-    living = [host for host in inventory.hosts.values() if not host.lost and host.sequence]
+    eligible = [host for host in inventory.hosts.values() if among(host)]
+    living = [host for host in eligible if not host.lost and host.sequence]
     if not living:
         raise PeerUnavailable(
-            f"none of {len(inventory.hosts)} hosts is alive",
+            f"none of {len(eligible)} hosts that may take the VM is alive",
             next_step="start a host agent; it registers by itself",
         )
 
@@ -49,9 +55,11 @@ def choose_host(
             next_step="stop or move VMs, or add a host",
         )
 
-    def rank(host: Host) -> tuple[bool, int, int, str]:
+    def rank(host: Host) -> tuple[bool, bool, int, int, int, str]:
         reaches = arrays_of(inventory, host.name) >= frozenset(arrays)
-        return not reaches, -free(host), len(inventory.ids_by_host[host.name]), host.name
+        busy = host.load_percent >= BUSY_PERCENT
+        count = len(inventory.ids_by_host[host.name])
+        return not reaches, busy, -free(host), host.load_percent, count, host.name
 
     return min(roomy, key=rank)
 

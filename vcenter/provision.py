@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from arraylift.clock import Clock
 from arraylift.errors import (
@@ -32,6 +32,7 @@ from arraylift.vm.types import GRACE_SECONDS, Disk, PowerState, Vm, VmConfig
 from vcenter.inventory_store import PLACEMENTS_MAX, InventoryStore, Placement
 from vcenter.live_inventory import alive
 from vcenter.model import Host
+from vcenter.moves import Moves
 from vcenter.placement import choose_host
 from vcenter.routing import MAKE_SECONDS, QUICK_SECONDS, Budget, Router
 
@@ -50,8 +51,9 @@ _log = get_logger("vcenter")
 class Provisioner:
     """Serves one center."""
 
-    def __init__(self, router: Router, store: InventoryStore, clock: Clock) -> None:
+    def __init__(self, router: Router, store: InventoryStore, moves: Moves, clock: Clock) -> None:
         self._router = router
+        self._moves = moves
         self._store = store
         self._clock = clock
         self._lock = threading.Lock()
@@ -61,12 +63,21 @@ class Provisioner:
 
     # -- making ---------------------------------------------------------------------------------
 
-    def place(self, *, memory_bytes: int, cpus: int, arrays: frozenset[str]) -> Host:
+    def place(
+        self,
+        *,
+        memory_bytes: int,
+        cpus: int,
+        arrays: frozenset[str],
+        among: Callable[[Host], bool] = lambda _: True,
+    ) -> Host:
         """Return the host that a VM would go to now. Raises Overloaded, PeerUnavailable."""
         with self._lock:
             promised = self._promised()
         now = self._router.live.now
-        return choose_host(now, memory_bytes=memory_bytes, cpus=cpus, arrays=arrays, promised=promised)
+        return choose_host(
+            now, memory_bytes=memory_bytes, cpus=cpus, arrays=arrays, promised=promised, among=among
+        )
 
     def provision(
         self,
@@ -157,7 +168,7 @@ class Provisioner:
     def _promised(self) -> dict[str, int]:
         """Return promised bytes by host. Under the lock."""
         now = self._router.live.now
-        promised: dict[str, int] = {}
+        promised = self._moves.promised()
         for placement in self._placements.values():
             if placement.vm_id not in now.shown:
                 promised[placement.host] = promised.get(placement.host, 0) + placement.memory_bytes

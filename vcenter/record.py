@@ -4,22 +4,24 @@ Pure. Invariants:
   J1 one value has one spelling: JSON with sorted keys, no spaces, UTF-8.
   J2 every record carries the checksum of its key and bytes; what does not match, or lacks a field,
      or has one more, is Corruption, never another record.
-Callers: inventory_store. Format: docs/formats/inventory-v1.md
+Callers: inventory_store. Format: docs/formats/inventory-v2.md
 """
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
 import xxhash
 
 from arraylift.errors import Corruption
-from arraylift.ids import VmId
+from arraylift.ids import MigrationId, VmId
 from arraylift.vm.types import Disk, NetworkInterface, PowerState, Vm, VmConfig
 from vcenter.inventory import Claim
+from vcenter.migration import Migration, Phase
 from vcenter.model import Host
 
 T = TypeVar("T")
@@ -34,17 +36,52 @@ def encode_host(host: Host) -> bytes:
 
 def decode_host(data: bytes) -> Host:
     """Raises Corruption."""
-    return _parsed(data, lambda fields: Host(**_of_type(_HOST, fields)))
+    return _parsed(data, lambda fields: Host(**_of_type(_HOST, {"load_percent": 0, **fields})))
 
 
-def encode_config(config: VmConfig) -> bytes:
-    """Return a configuration's record."""
-    return _spell(_config_fields(config))
+@dataclass(frozen=True, slots=True)
+class Past:
+    """What a VM was from some moment on. ``host`` is empty where version 1 did not note it."""
+
+    host: str
+    config: VmConfig
+    removed: bool = False
+    """No host had it from then on; configuration and host are the last ones."""
 
 
-def decode_config(data: bytes) -> VmConfig:
+def encode_past(past: Past) -> bytes:
+    """Return an entry of a VM's history."""
+    fields = {"host": past.host, "config": _config_fields(past.config), "removed": past.removed}
+    return _spell(fields)
+
+
+def decode_past(data: bytes) -> Past:
+    """Raises Corruption. Version 1 noted nothing but the configuration."""
+
+    def build(fields: dict[str, Any]) -> Past:
+        if "config" not in fields:
+            return Past("", _config(fields))
+        config = _config(fields.pop("config"))
+        return Past(config=config, **_of_type({"host": "", "removed": False}, fields))
+
+    return _parsed(data, build)
+
+
+def encode_migration(migration: Migration) -> bytes:
+    """Return the record of a migration; its key is the id."""
+    fields = asdict(migration)
+    return _spell({**fields, "firmware_variables": base64.b64encode(migration.firmware_variables).decode()})
+
+
+def decode_migration(data: bytes) -> Migration:
     """Raises Corruption."""
-    return _parsed(data, _config)
+
+    def build(fields: dict[str, Any]) -> Migration:
+        plain = _of_type(_MIGRATION, fields)
+        plain["firmware_variables"] = base64.b64decode(plain["firmware_variables"], validate=True)
+        return Migration(**{**plain, "phase": Phase(plain["phase"])})
+
+    return _parsed(data, build)
 
 
 def encode_claim(claim: Claim) -> bytes:
@@ -106,6 +143,11 @@ _HOST = asdict(Host("", "", ""))
 _CONFIG = asdict(VmConfig("", "", 0, 0))
 _DISK = asdict(Disk("", "", "", "", 0))
 _NETWORK = asdict(NetworkInterface("", ""))
+_MIGRATION = {
+    **asdict(Migration(MigrationId(""), VmId(""), "", "", "", False, 0, 0, 0)),  # an example
+    "phase": "",
+    "firmware_variables": "",
+}
 _CLAIM = {"vm_id": "", "host": "", "power": 0, "revision": 0, "order": 0}
 
 

@@ -5,12 +5,14 @@ Invariants:
   Q1 no lock is held while a host is asked; every question has a deadline, at most the caller's.
   Q2 a host that does not know a VM is asked for all it has, once; then the VM is looked up once more.
   Q3 an answer about another VM, or by another host, is refused: it changes nothing here.
+  Q4 nothing is asked of a VM while it moves between hosts.
 Callers: use cases, on the threads of their calls.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from arraylift.clock import Clock
@@ -19,7 +21,9 @@ from arraylift.ids import VmId, VmSnapshotId
 from arraylift.logs import get_logger
 from arraylift.vm.types import Disk, SnapshotRequest, Vm, VmConfig, VmSnapshot
 from vcenter.live_inventory import LiveInventory, alive
+from vcenter.migration import Migration
 from vcenter.model import Host
+from vcenter.moves import Moves
 
 LIST_SECONDS = 15.0
 QUICK_SECONDS = 30.0
@@ -32,6 +36,22 @@ MAKE_SECONDS = 120.0
 T = TypeVar("T")
 
 _log = get_logger("vcenter")
+
+
+@dataclass(frozen=True, slots=True)
+class MemorySent:
+    """Of a running guest that moves."""
+
+    bytes_sent: int
+    bytes_left: int
+
+
+@dataclass(frozen=True, slots=True)
+class HandedOver:
+    """The old host will not run the VM; what goes to the new one."""
+
+    firmware_variables: bytes
+    downtime_ns: int
 
 
 class HostCalls(Protocol):
@@ -63,6 +83,22 @@ class HostCalls(Protocol):
 
     def renew_vm_snapshot(self, host: Host, vm_snapshot_id: VmSnapshotId, *, seconds: float) -> None: ...
 
+    def expect_vm(self, host: Host, migration: Migration, config: VmConfig, *, seconds: float) -> str:
+        """Returns where the new host waits for memory; "" unless it is live."""
+        ...
+
+    def hand_over_vm(
+        self, host: Host, migration: Migration, *, seconds: float
+    ) -> Iterator[MemorySent | HandedOver]:
+        """HandedOver comes last, if the old host said so."""
+        ...
+
+    def accept_vm(self, host: Host, migration: Migration, *, seconds: float) -> Vm: ...
+
+    def abandon_migration(self, host: Host, migration: Migration, *, seconds: float) -> None: ...
+
+    def finish_migration(self, host: Host, migration: Migration, *, seconds: float) -> None: ...
+
 
 class Budget:
     """The time that a caller gave us; shared by everything done for him. One thread."""
@@ -82,9 +118,10 @@ class Budget:
 class Router:
     """Finds hosts and asks them."""
 
-    def __init__(self, live: LiveInventory, hosts: HostCalls) -> None:
+    def __init__(self, live: LiveInventory, hosts: HostCalls, moves: Moves) -> None:
         self.live = live
         self.hosts = hosts
+        self._moves = moves
 
     def at_host(self, vm_id: VmId, ask: Callable[[Host, Vm], T], budget: Budget) -> T:
         """Return what the VM's host answers (Q2).
@@ -92,6 +129,7 @@ class Router:
         ``ask`` may be called twice. Raises NotFound; PeerUnavailable (lost, hangs, or the VM is
         between hosts); what the host raises.
         """
+        self._moves.refuse_moving(vm_id)
         host, vm = self.live.locate(vm_id)
         try:
             return ask(host, vm)

@@ -230,7 +230,8 @@ class InventoryMachine(RuleBasedStateMachine):
     @rule()
     def every_configuration_shown_is_the_last_in_its_history(self) -> None:
         for vm in self.center.live.now.shown.values():
-            assert self.center.store.history(vm.vm_id)[-1].config == vm.config
+            last = self.center.store.history(vm.vm_id, count=1)[0].past
+            assert (last.config, last.host, last.removed) == (vm.config, vm.host, False)
 
 
 TestInventory = InventoryMachine.TestCase

@@ -13,43 +13,44 @@ import grpc
 
 from arraylift.clock import Clock
 from arraylift.errors import InvalidRequest, NotFound, NotPermitted
-from arraylift.ids import VmId, VmSnapshotId, check_id, check_name
+from arraylift.ids import VmSnapshotId, check_id, check_name
 from arraylift.rpc import pages
 from arraylift.rpc.address import split_address
 from arraylift.rpc.identity import current_peer
 from arraylift.v1 import virtual_center_pb2 as pb
-from arraylift.v1 import virtual_center_pb2_grpc as pb_grpc
 from arraylift.v1 import vm_pb2
 from arraylift.vm import convert as shared
 from arraylift.vm.types import GRACE_SECONDS_MAX, PowerState, Vm
 from vcenter import admission, convert
 from vcenter.live_inventory import LiveInventory
+from vcenter.migrate import Migrator
+from vcenter.moves import Moves
 from vcenter.prepare_backup import BackupPreparer
 from vcenter.provision import Provisioner
-from vcenter.routing import Budget
+from vcenter.routing import Router
+from vcenter.service.moving import MovingEdge, vm_id_of
 from vcenter.watch import Watchers
 
-ANSWER_SECONDS = 0.25
-"""Kept back from a caller's time, so that he hears what failed before his deadline does."""
 
-
-class VirtualCenterEdge(pb_grpc.VirtualCenterServiceServicer):
+class VirtualCenterEdge(MovingEdge):
     """Serves one center."""
 
     def __init__(
         self,
         *,
         live: LiveInventory,
+        router: Router,
+        moves: Moves,
+        migrator: Migrator,
         preparer: BackupPreparer,
         provisioner: Provisioner,
         watchers: Watchers,
         clock: Clock,
     ) -> None:
-        self._live = live
+        super().__init__(live=live, router=router, moves=moves, migrator=migrator, clock=clock)
         self._preparer = preparer
         self._provisioner = provisioner
         self._watchers = watchers
-        self._clock = clock
         self._messages = convert.VmMessages()
 
     # -- hosts ----------------------------------------------------------------------------------
@@ -105,7 +106,7 @@ class VirtualCenterEdge(pb_grpc.VirtualCenterServiceServicer):
         if bool(request.vm_id) == bool(request.name):
             raise InvalidRequest("give a VM's id or its name, one of the two")
         now = self._live.now
-        vm = now.vm(_vm_id(request.vm_id)) if request.vm_id else now.vm_named(request.name)
+        vm = now.vm(vm_id_of(request.vm_id)) if request.vm_id else now.vm_named(request.name)
         return pb.GetManagedVmResponse(
             vm=self._messages.of(vm), host=convert.host_to_pb(now.hosts[vm.host], now)
         )
@@ -134,14 +135,14 @@ class VirtualCenterEdge(pb_grpc.VirtualCenterServiceServicer):
         self, request: pb.ReleaseSnapshotRequest, context: grpc.ServicerContext
     ) -> pb.ReleaseSnapshotResponse:
         snapshot_id = _snapshot_id(request.vm_snapshot_id)
-        self._preparer.release(_vm_id(request.vm_id), snapshot_id, self._budget(context))
+        self._preparer.release(vm_id_of(request.vm_id), snapshot_id, self._budget(context))
         return pb.ReleaseSnapshotResponse()
 
     def RenewSnapshot(
         self, request: pb.RenewSnapshotRequest, context: grpc.ServicerContext
     ) -> pb.RenewSnapshotResponse:
         snapshot_id = _snapshot_id(request.vm_snapshot_id)
-        self._preparer.renew(_vm_id(request.vm_id), snapshot_id, self._budget(context))
+        self._preparer.renew(vm_id_of(request.vm_id), snapshot_id, self._budget(context))
         return pb.RenewSnapshotResponse()
 
     # -- VMs on their hosts ---------------------------------------------------------------------
@@ -157,7 +158,7 @@ class VirtualCenterEdge(pb_grpc.VirtualCenterServiceServicer):
     ) -> pb.ProvisionVmResponse:
         config = admission.check_config(shared.config_from_pb(request.config))
         vm, host = self._provisioner.provision(
-            _vm_id(request.vm_id),
+            vm_id_of(request.vm_id),
             config,
             request.host,
             self._budget(context),
@@ -169,7 +170,7 @@ class VirtualCenterEdge(pb_grpc.VirtualCenterServiceServicer):
         self, request: pb.AttachVmVolumeRequest, context: grpc.ServicerContext
     ) -> pb.AttachVmVolumeResponse:
         disk = admission.check_disk(shared.disk_from_pb(request.disk))
-        vm = self._provisioner.attach(_vm_id(request.vm_id), disk, self._budget(context))
+        vm = self._provisioner.attach(vm_id_of(request.vm_id), disk, self._budget(context))
         return pb.AttachVmVolumeResponse(vm=shared.vm_to_pb(vm))
 
     def PowerVm(self, request: pb.PowerVmRequest, context: grpc.ServicerContext) -> pb.PowerVmResponse:
@@ -178,7 +179,7 @@ class VirtualCenterEdge(pb_grpc.VirtualCenterServiceServicer):
         if request.grace_seconds > GRACE_SECONDS_MAX:
             raise InvalidRequest(f"a guest gets at most {GRACE_SECONDS_MAX} s to shut down")
         vm = self._provisioner.power(
-            _vm_id(request.vm_id),
+            vm_id_of(request.vm_id),
             PowerState(request.power),
             grace_seconds=request.grace_seconds,
             force=request.force,
@@ -188,15 +189,12 @@ class VirtualCenterEdge(pb_grpc.VirtualCenterServiceServicer):
 
     def RemoveVm(self, request: pb.RemoveVmRequest, context: grpc.ServicerContext) -> pb.RemoveVmResponse:
         self._provisioner.remove(
-            _vm_id(request.vm_id),
+            vm_id_of(request.vm_id),
             keep_volumes=request.keep_volumes,
             missing_ok=request.missing_ok,
             budget=self._budget(context),
         )
         return pb.RemoveVmResponse()
-
-    def _budget(self, context: grpc.ServicerContext) -> Budget:
-        return Budget(self._clock, context.time_remaining() - ANSWER_SECONDS)
 
 
 def _by_name(vm: Vm) -> pages.Key:
@@ -212,10 +210,6 @@ def _check_own_name(name: str) -> None:
             subject=str(peer),
             next_step="use the name in the certificate, or the certificate of that name",
         )
-
-
-def _vm_id(value: str) -> VmId:
-    return VmId(check_id(value, "VM id"))
 
 
 def _snapshot_id(value: str) -> VmSnapshotId:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 
 import pytest
 
 from arraylift.errors import NotFound, Overloaded, WrongState
-from arraylift.ids import VmId
 from arraylift.vm.types import PowerState
 from tests.unit.vcenter.material import make_vm, report, vm_id_of
 from vcenter import inventory as core
-from vcenter.inventory import Change, Hold, Inventory
+from vcenter.inventory import Change, Hold, Holds, Inventory
 from vcenter.model import HOSTS_MAX, Report
 
 ON, OFF, UNKNOWN = PowerState.ON, PowerState.OFF, PowerState.UNKNOWN
@@ -28,7 +26,7 @@ def hosts(*names: str) -> Inventory:
     return inventory
 
 
-def told(inventory: Inventory, told: Report, holds: Mapping[VmId, Hold] | None = None) -> Change:
+def told(inventory: Inventory, told: Report, holds: Holds | None = None) -> Change:
     change = core.apply_report(inventory, told, holds or {})
     assert change is not None
     return change
@@ -40,7 +38,7 @@ def test_a_report_makes_changes_and_removes_vms() -> None:
     second = told(first.inventory, report("h1", 2, make_vm(2, power=ON, revision=2), make_vm(3)))
     assert set(second.gone) == {ONE}
     assert {vm.vm_id for vm in second.shown} == {vm_id_of(2), vm_id_of(3)}
-    assert [vm.vm_id for vm in second.configured] == [vm_id_of(3)]  # power is no configuration
+    assert [vm.vm_id for vm in second.noted] == [vm_id_of(3)]  # power is no configuration
     assert second.inventory.vm_named("vm3").vm_id == vm_id_of(3)
     with pytest.raises(NotFound):
         second.inventory.vm(ONE)
@@ -92,7 +90,7 @@ def test_when_the_shown_claim_goes_the_other_is_shown() -> None:
     change = told(inventory, report("h2", 2))
     assert change.gone == ()
     assert [vm.host for vm in change.shown] == ["h1"]
-    assert change.configured == ()
+    assert [vm.host for vm in change.noted] == ["h1"]
 
 
 def test_two_vms_of_one_name_are_found_by_id_only() -> None:
@@ -111,7 +109,7 @@ def test_vms_of_a_lost_host_are_kept_and_marked_until_it_reports() -> None:
     base = told(hosts("h1"), report("h1", 1, make_vm(1, power=ON))).inventory
     lost = core.mark_lost(base, "h1")
     assert [vm.power for vm in lost.shown] == [UNKNOWN]
-    assert lost.configured == ()
+    assert lost.noted == ()
     assert lost.inventory.is_lost(lost.inventory.vm(ONE))
     assert not core.mark_lost(lost.inventory, "h1").must_be_stored
     found = told(lost.inventory, report("h1", 2, make_vm(1, power=ON)))
@@ -144,18 +142,18 @@ def test_a_held_answer_outlives_an_older_report() -> None:
     base = told(hosts("h1"), report("h1", 1, make_vm(1))).inventory
     newer = make_vm(1, power=ON, revision=2)
     base = core.apply_vm(base, newer).inventory
-    holds = {ONE: Hold("h1", newer)}
+    holds = {(ONE, "h1"): Hold(newer)}
     assert told(base, report("h1", 2, make_vm(1)), holds).inventory.vm(ONE).power is ON
     assert told(base, report("h1", 2), holds).inventory.vm(ONE).power is ON
     assert told(base, report("h1", 2), {}).gone == (ONE,)
     after = told(base, report("h1", 2, make_vm(1, revision=3)), holds).inventory
     assert after.vm(ONE).power is OFF
     gone = core.remove_vm(base, "h1", ONE).inventory
-    stale = told(gone, report("h1", 2, make_vm(1)), {ONE: Hold("h1", None)})
+    stale = told(gone, report("h1", 2, make_vm(1)), {(ONE, "h1"): Hold(None)})
     assert ONE not in stale.inventory.shown
     # A hold on one host says nothing about another.
     other = core.register_host(gone, name="h2", address="127.0.0.1:1", driver="").inventory
-    elsewhere = told(other, report("h2", 1, make_vm(1, "h2")), {ONE: Hold("h1", None)}).inventory
+    elsewhere = told(other, report("h2", 1, make_vm(1, "h2")), {(ONE, "h1"): Hold(None)}).inventory
     assert elsewhere.vm(ONE).host == "h2"
 
 

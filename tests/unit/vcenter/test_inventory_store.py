@@ -11,19 +11,35 @@ import pytest
 
 from arraylift.durable import RealFiles
 from arraylift.errors import AlreadyExists, Corruption, NotFound, OutOfSpace, StoreFailed, WrongState
-from arraylift.ids import VmSnapshotId
+from arraylift.ids import MigrationId, VmSnapshotId
 from arraylift.vm.types import PowerState
 from tests.unit.vcenter.material import FIRST_REVISION, Center, config, make_vm, report, vm_id_of
 from vcenter import inventory_store
 from vcenter.inventory_store import (
-    HISTORY_PER_VM_MAX,
+    NUMBER_MAX,
     SNAPSHOTS_MAX,
     InventoryStore,
     Placement,
 )
+from vcenter.migration import Migration, Phase
+from vcenter.record import Past
 
 GOLDEN = Path(__file__).resolve().parents[2] / "golden"
 ONE = vm_id_of(1)
+MIGRATION = Migration(
+    MigrationId("c" * 32),
+    ONE,
+    "vm1",
+    "h1",
+    "h2",
+    live=True,
+    revision=3,
+    memory_bytes=1 << 30,
+    began_at_ns=1_700_000_100_000_000_000,
+    phase=Phase.HAND_OVER,
+    address="127.0.0.1:49152",
+    firmware_variables=b"\0packed",
+)
 
 
 @pytest.fixture
@@ -41,6 +57,7 @@ def fill(center: Center) -> None:
     center.live.report(report("h1", 2, make_vm(1, power=PowerState.ON), make_vm(2, name="db", revision=2)))
     center.store.note_placement(Placement(vm_id_of(9), "h1", 1 << 30))
     center.store.note_snapshot(VmSnapshotId("5" * 32), ONE, "h1")
+    center.store.note_migration(MIGRATION)
 
 
 def dump(path: Path) -> str:
@@ -72,25 +89,48 @@ def test_one_process_at_a_time(center: Center) -> None:
         InventoryStore(RealFiles(), str(center.directory), first_revision=1)
 
 
-def test_configurations_are_kept_in_order_and_bounded(center: Center) -> None:
+def past_of(center: Center, number: int = 1) -> list[Past]:
+    """The newest first."""
+    return [entry.past for entry in center.store.history(vm_id_of(number))]
+
+
+def test_history_is_kept_in_order_and_bounded(center: Center, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inventory_store, "HISTORY_PER_VM_MAX", 32)
     center.add_hosts("h1")
-    vm = make_vm(1)
-    for sequence in range(1, HISTORY_PER_VM_MAX + 6):
+    for sequence in range(1, 38):
         center.clock.seconds += 1
         vm = make_vm(1, name=f"name{sequence}", revision=sequence)
         center.live.report(report("h1", sequence, vm, make_vm(2)))
-    past = center.live.configurations(ONE)
-    names = [one.config.name for one in past]
-    assert names == [f"name{sequence}" for sequence in range(6, HISTORY_PER_VM_MAX + 6)]
-    assert [one.noted_at_ns for one in past] == sorted({one.noted_at_ns for one in past})
-    assert len(center.live.configurations(vm_id_of(2))) == 1
-    # They outlive the VM, and a VM that comes back as it was adds nothing.
-    center.live.report(report("h1", 100))
-    assert center.live.configurations(ONE) == past
-    center.live.report(report("h1", 101, vm))
-    assert center.live.configurations(ONE) == past
+    past = center.live.history(ONE, before=NUMBER_MAX, count=100)
+    names = [one.past.config.name for one in past]
+    assert names == [f"name{sequence}" for sequence in range(37, 5, -1)]
+    assert [one.noted_at_ns for one in past] == sorted({one.noted_at_ns for one in past}, reverse=True)
+    assert len(past_of(center, 2)) == 1
+    assert center.live.history(ONE, before=past[9].number, count=3) == past[10:13]
+    assert center.live.history(ONE, before=1, count=3) == []
     with pytest.raises(NotFound):
-        center.live.configurations(vm_id_of(77))
+        center.live.history(vm_id_of(77), before=NUMBER_MAX, count=3)
+
+
+def test_history_says_which_host_a_vm_was_on_and_when_none_had_it(center: Center) -> None:
+    center.add_hosts("h1", "h2")
+    vm = make_vm(1)
+    center.live.report(report("h1", 1, vm))
+    center.live.report(report("h2", 1, make_vm(1, "h2", power=PowerState.ON)))
+    center.live.report(report("h1", 2))
+    center.live.report(report("h2", 2))
+    center.live.report(report("h1", 3, vm))
+    center.live.mark_silent()
+    center.reopen()
+    center.live.report(report("h1", 4, vm))
+    assert [(one.host, one.removed) for one in reversed(past_of(center))] == [
+        ("h1", False),
+        ("h2", False),
+        ("h2", True),
+        ("h1", False),
+    ]
+    center.live.remove_host("h1")
+    assert past_of(center)[0] == Past("h1", vm.config, removed=True)
 
 
 def test_all_histories_together_are_bounded(center: Center, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,31 +246,64 @@ def test_another_format_is_refused(center: Center, mark: str) -> None:
     center.__post_init__()
 
 
-# -- version 1 ----------------------------------------------------------------------------------
+# -- versions -----------------------------------------------------------------------------------
 
 
-def test_version_1_is_written_as_ever(center: Center) -> None:
+def test_version_2_is_written_as_ever(center: Center) -> None:
     fill(center)
     center.store.close()
-    assert dump(center.directory / "inventory.db") == (GOLDEN / "inventory-v1.sql").read_text()
+    assert dump(center.directory / "inventory.db") == (GOLDEN / "inventory-v2.sql").read_text()
     center.__post_init__()
 
 
-def test_version_1_reads(tmp_path: Path) -> None:
-    shutil.copy(GOLDEN / "inventory-v1.ali", tmp_path / "inventory.db")
-    store = InventoryStore(RealFiles(), str(tmp_path), first_revision=1)
-    try:
-        found = store.load()
-        assert found.revision == FIRST_REVISION + 5
-        assert found.vm_named("vm1").host == "h1"
-        assert found.vm(ONE).power is PowerState.ON
-        assert found.vm_named("db").config == config("db")
-        assert {claim.vm.host for claim in found.claims[ONE]} == {"h1", "h2"}
-        assert [one.config.name for one in store.history(vm_id_of(2))] == ["vm2", "db"]
-        assert store.placements() == [Placement(vm_id_of(9), "h1", 1 << 30)]
-        assert store.snapshot_host(VmSnapshotId("5" * 32)) == "h1"
-    finally:
-        store.close()
+@pytest.mark.parametrize("version", [1, 2])
+def test_every_version_reads(tmp_path: Path, version: int) -> None:
+    shutil.copy(GOLDEN / f"inventory-v{version}.ali", tmp_path / "inventory.db")
+    for _ in range(2):  # as it was written, and after its upgrade
+        store = InventoryStore(RealFiles(), str(tmp_path), first_revision=1)
+        try:
+            found = store.load()
+            assert found.revision == FIRST_REVISION + 5
+            assert found.vm_named("vm1").host == "h1"
+            assert found.vm(ONE).power is PowerState.ON
+            assert found.vm_named("db").config == config("db")
+            assert {claim.vm.host for claim in found.claims[ONE]} == {"h1", "h2"}
+            past = [one.past for one in store.history(vm_id_of(2))]
+            host = "h1" if version == 2 else ""
+            assert past == [Past(host, config("db")), Past(host, config("vm2"))]
+            assert store.placements() == [Placement(vm_id_of(9), "h1", 1 << 30)]
+            assert store.snapshot_host(VmSnapshotId("5" * 32)) == "h1"
+            assert store.migrations() == ([MIGRATION] if version == 2 else [])
+        finally:
+            store.close()
+
+
+def test_an_older_inventory_goes_on_in_the_new_version(tmp_path: Path) -> None:
+    (tmp_path / "state").mkdir()
+    shutil.copy(GOLDEN / "inventory-v1.ali", tmp_path / "state" / "inventory.db")
+    center = Center(tmp_path / "state")
+    center.store.note_migration(MIGRATION)
+    center.live.report(report("h1", 9, make_vm(2, name="db", revision=3)))
+    center.live.report(report("h2", 9))
+    assert [(one.host, one.removed) for one in past_of(center)] == [
+        ("h2", True),
+        ("h2", False),
+        ("", False),
+    ]
+    center.reopen()
+    assert center.store.migrations() == [MIGRATION]
+    center.store.forget_migration(MIGRATION.migration_id)
+    assert center.store.migrations() == []
+    center.store.close()
+
+
+def test_a_damaged_migration_stops_the_start(center: Center) -> None:
+    fill(center)
+    db = center.store._db
+    changed = "CAST(replace(CAST(body AS TEXT), 'hand over', 'accept') AS BLOB)"
+    db.execute(f"UPDATE migrations SET body = {changed}")
+    with pytest.raises(Corruption, match="checksum"):
+        center.store.migrations()
 
 
 def test_a_store_needs_a_directory(tmp_path: Path) -> None:
