@@ -15,6 +15,7 @@ from arraylift.errors import InvalidRequest
 from arraylift.pki import TlsMaterial
 from arraylift.rpc.address import split_address
 from arraylift.rpc.channels import Channels
+from arraylift.rpc.identity import demanded_name
 from arraylift.rpc.server import service_of
 from arraylift.v1 import vm_pb2_grpc
 from hostagent.config import DRIVERS, HostSettings
@@ -97,6 +98,9 @@ def _driver(
         ovmf_code=str(settings.ovmf_code),
         ovmf_variables=str(settings.ovmf_variables),
         migration_ports=settings.migration_ports,
+        listen_host=split_address(settings.listen)[0],
+        told_host=split_address(settings.advertise or settings.listen)[0],
+        tls_name_of=lambda host: demanded_name("host", host=host),
     )
     return qemu_driver(
         chosen,

@@ -19,6 +19,7 @@ from hostagent.guest_agent.operations import GuestOperations
 from hostagent.qemu.accelerator import find_accelerator
 from hostagent.qemu.command_line import disk_serial
 from hostagent.qemu.launch import Launcher, Setup
+from hostagent.qemu.live_move import MovePlaces, QemuMover, parse_ports
 from hostagent.qemu.networks import Networks
 from hostagent.qemu.processes import Account, Processes
 from hostagent.qemu.qemu_driver import AgentChannels, QemuDriver
@@ -39,6 +40,10 @@ class QemuSettings:
     ovmf_code: str
     ovmf_variables: str
     migration_ports: str
+    listen_host: str
+    told_host: str
+    tls_name_of: Callable[[str], str]
+    """What a host that is reached at an address must have in its certificate."""
 
 
 def qemu_driver(
@@ -52,7 +57,7 @@ def qemu_driver(
     firmware: Callable[[VmId], bytes],
 ) -> QemuDriver:
     """Probe this host, and return its driver. Raises InvalidRequest (settings), WrongState (no QEMU)."""
-    account = _account(settings.user)
+    account, ports = _account(settings.user), parse_ports(settings.migration_ports)
     accelerator = find_accelerator(settings.program, wanted=settings.accelerator, account=account)
     tls_path = f"{state}/qemu-tls"
     write_tls_files(files, tls_path, tls, account)
@@ -77,7 +82,15 @@ def qemu_driver(
     )
     channels = AgentChannels(vmm)
     operations = GuestOperations(channels.of, serial_of=lambda _vm, disk: disk_serial(disk.name), files=files)
-    return QemuDriver(vmm, channels, operations)
+    places = MovePlaces(
+        listen=settings.listen_host, told=settings.told_host, ports=ports, tls_name_of=settings.tls_name_of
+    )
+
+    def left(vm_id: VmId) -> None:
+        operations.stopped(vm_id)
+        channels.drop(vm_id)
+
+    return QemuDriver(vmm, channels, operations, mover=QemuMover(vmm, places, left=left))
 
 
 def _account(user: str) -> Account | None:

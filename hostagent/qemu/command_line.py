@@ -28,7 +28,7 @@ from arraylift.nbd.uri import NbdUri
 from arraylift.sizes import MIB
 from arraylift.vm.types import DISKS_MAX, NETWORKS_MAX, NetworkInterface, VmConfig
 from hostagent.qemu.accelerator import SANDBOX, Accelerator
-from hostagent.qemu.exports import TLS_OBJECT, block_node, node_name
+from hostagent.qemu.exports import TLS_OBJECT, TLS_SERVER_OBJECT, block_node, node_name
 from hostagent.qemu.run_record import PlacedDisk
 
 NETWORK_SLOT, DISK_SLOT, BRIDGE_SLOT = 8, 24, 5
@@ -96,6 +96,8 @@ def command_line(machine: Machine) -> list[str]:
     argv += ["-add-fd", f"set=1,fd={machine.console}"]
     argv += ["-chardev", "file,id=console,path=/dev/fdset/1,append=on", "-serial", "chardev:console"]
     argv += ["-object", json.dumps(tls_object(TLS_OBJECT, machine.tls_path, server=False))]
+    if machine.incoming:
+        argv += ["-object", json.dumps(tls_object(TLS_SERVER_OBJECT, machine.tls_path, server=True))]
     argv += ["-device", "VGA,id=display,addr=2"]
     argv += ["-device", "virtio-serial-pci,id=serial,addr=3"]
     argv += ["-chardev", f"socket,id=agent,fd={machine.agent},server=on,wait=off"]

@@ -22,7 +22,7 @@ NBD_RECONNECT_SECONDS = 60
 NBD_OPEN_SECONDS = 5
 """How long a new disk waits for its array."""
 
-TLS_OBJECT = "tls"
+TLS_OBJECT, TLS_SERVER_OBJECT = "tls", "tls-server"
 
 
 def export_name(host: str, vm_id: VmId, volume_name: str) -> str:

@@ -68,13 +68,13 @@ class Guest:
 
     # -- disks of a guest that is off -----------------------------------------------------------
 
-    def place_all(self, vm: VmRecord) -> list[PlacedDisk]:
-        """Note durably the disks that it is about to start with (Y1)."""
+    def place_all(self, vm: VmRecord, *, incoming: str = "") -> list[PlacedDisk]:
+        """Note durably the disks that it is about to start with (Y1), or wait with for that migration."""
         disks = [placed(self._host, vm.vm_id, disk, place) for place, disk in enumerate(vm.config.disks)]
         used = {(disk.array_address, disk.export) for disk in disks}
         stale = [one for one in self.record.retired().stale if one not in used]
         self.folder.make()
-        self.folder.keep(RunRecord(disks=tuple(disks), stale=tuple(dict.fromkeys(stale))))
+        self.folder.keep(RunRecord(disks=tuple(disks), stale=tuple(dict.fromkeys(stale)), incoming=incoming))
         return disks
 
     def serve(self, disk: PlacedDisk) -> dict[str, object]:
@@ -153,6 +153,11 @@ class Guest:
             replace(self.record, disks=rest, stale=(*self.record.stale, (disk.array_address, disk.export)))
         )
         _log.info("disk_unplugged", vm=self.vm_id, disk=disk.name)
+
+    def has_plain_places(self, vm: VmRecord) -> bool:
+        """Whether a guest that is started anew would have the same machine."""
+        found = [self._find(disk) for disk in vm.config.disks]
+        return [one.place for one in found if one is not None] == list(range(len(self.record.disks)))
 
     def _ask_for(self, disk: PlacedDisk) -> None:
         try:

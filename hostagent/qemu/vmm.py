@@ -15,7 +15,8 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 from arraylift.durable import Files
@@ -23,7 +24,6 @@ from arraylift.errors import DeadlineExceeded, InvalidRequest
 from arraylift.failpoints import FAILPOINTS
 from arraylift.ids import VmId
 from arraylift.logs import get_logger
-from arraylift.nbd.uri import NbdUri
 from arraylift.outcome import attempt
 from arraylift.vm.types import Disk
 from hostagent.firmware_store import pack_variables, unpack_variables
@@ -32,7 +32,6 @@ from hostagent.qemu.guest import Guest
 from hostagent.qemu.guest_folder import GuestFolder, folders
 from hostagent.qemu.launch import Launcher
 from hostagent.qemu.processes import Processes, holder_of, take_lock
-from hostagent.qemu.run_record import PlacedDisk
 from hostagent.vm_types import VmRecord
 from hostagent.volumes import Volumes
 
@@ -111,9 +110,10 @@ class Vmm:
             guest = self.guest(vm_id)
             with guest.lock:
                 guest.doomed = vm_id not in known
+                if guest.process is None:
+                    self._find_process(guest)
                 if vm_id in running:
                     continue
-                self._find_process(guest)
                 if guest.process is not None:
                     _log.warning("qemu_stray_ended", vm=vm_id, pid=guest.process.pid)
                     self._kill(guest)
@@ -128,23 +128,33 @@ class Vmm:
             if guest.alive:
                 return
             self._processes.collect()
-            disks = guest.place_all(vm)
-            try:
-                served = [(disk, serve(self._volumes, disk)) for disk in disks]
-                FAILPOINTS.hit("qemu.exported")
-                self._launch(guest, vm, served)
-            except BaseException:
-                if guest.process is not None:
-                    self._kill(guest)
-                guest.retire()
-                self._clear(guest)
-                raise
+            with self.starting(guest, vm):
+                guest.monitor.execute("cont")
             FAILPOINTS.hit("qemu.runs")
 
-    def _launch(self, guest: Guest, vm: VmRecord, served: list[tuple[PlacedDisk, NbdUri]]) -> None:
-        variables = unpack_variables(self._firmware(vm.vm_id))
-        guest.process = self._launcher.launch(vm, guest.folder, served, variables=variables)
-        guest.monitor.execute("cont")
+    @contextmanager
+    def starting(self, guest: Guest, vm: VmRecord, *, incoming: str = "") -> Iterator[None]:
+        """A QEMU whose guest stands still; it ends, and its exports go, if the block fails."""
+        disks = guest.place_all(vm, incoming=incoming)
+        try:
+            served = [(disk, serve(self._volumes, disk)) for disk in disks]
+            FAILPOINTS.hit("qemu.exported")
+            variables = unpack_variables(self._firmware(vm.vm_id))
+            guest.process = self._launcher.launch(
+                vm, guest.folder, served, variables=variables, incoming=bool(incoming)
+            )
+            yield
+        except BaseException:
+            self.end_by_force(guest)
+            raise
+
+    def end_by_force(self, guest: Guest) -> None:
+        """Neither QEMU nor exports stay; those of an absent array go later. Under the guest's lock."""
+        if guest.process is not None:
+            self._kill(guest)
+        self._processes.collect()
+        guest.retire()
+        self._clear(guest)
 
     def stop(self, vm: VmRecord, *, grace_seconds: float, force: bool) -> None:
         guest = self.guest(vm.vm_id)
@@ -199,7 +209,7 @@ class Vmm:
 
     def is_running(self, vm_id: VmId) -> bool:
         guest = self.guest(vm_id)
-        return guest.alive and not guest.record.incoming
+        return guest.alive and not guest.record.incoming and not guest.record.sent
 
     # -- disks ----------------------------------------------------------------------------------
 
