@@ -44,7 +44,9 @@ def build(settings: ArraySettings, tls: TlsMaterial) -> daemon.Built:
     workers = WorkerPool(settings.send_workers)
     restores = Restores(pool, load_grant_secret(files, state), clock=SYSTEM_CLOCK, limits=RESTORE_LIMITS)
     peers = ExchangePeers(tls, "target")
-    exports = ArrayExports(pool, files, state)
+    exports = ArrayExports(
+        pool, files, state, connections_per_caller=max(1, settings.nbd_connections * 3 // 4)
+    )
     nbd = NbdService(settings, tls, exports, files)
     backup_logic = BackupLogicEdge(
         Sender(workers, tls=tls, open_stream=peers.open_stream), pool, tls, DoubtTable(files, state)

@@ -8,6 +8,8 @@ Invariants:
      returns when nobody has it open any more.
   X4 nobody opens a volume for writing while it is replaced, or written through VolumeService.
   X5 nobody exports a volume while it is made smaller.
+  X6 no caller with a certificate has more than ``connections_per_caller`` devices open: whoever leaves
+     connections idle is in the way of nobody but itself.
 Callers: the VolumeService edge and connections of the NBD server, any thread; the pool, by
 ``refuse_if_open``, ``kept_unopened`` and ``kept_unexported``. Lock order: gate and commit lock of the
 pool, this lock, the pool's map lock.
@@ -24,7 +26,7 @@ from dataclasses import dataclass
 from weakref import WeakValueDictionary
 
 from arraylift.durable import Files
-from arraylift.errors import AlreadyExists, DeadlineExceeded, NotFound, WrongState
+from arraylift.errors import AlreadyExists, DeadlineExceeded, NotFound, Overloaded, WrongState
 from arraylift.ids import SnapshotId, VolumeId, check_name
 from arraylift.logs import get_logger
 from arraylift.nbd.access import Caller, may_write
@@ -37,6 +39,8 @@ from primary_array.pool_types import SnapshotInfo, VolumeInfo
 
 REMOVAL_SECONDS_MAX = 30.0
 """How long ``remove`` waits for connections to end: each finishes the request that it is at."""
+
+CONNECTIONS_PER_CALLER = 192
 
 _log = get_logger("exports")
 
@@ -55,15 +59,24 @@ class _Opened:
     record: ExportRecord
     volume_name: str
     read_only: bool
+    caller: Caller
     hang_up: Callable[[], None]
 
 
 class ArrayExports:
     """Exports (arraylift.nbd.device) over one pool."""
 
-    def __init__(self, pool: Pool, files: Files, directory: str) -> None:
+    def __init__(
+        self,
+        pool: Pool,
+        files: Files,
+        directory: str,
+        *,
+        connections_per_caller: int = CONNECTIONS_PER_CALLER,
+    ) -> None:
         """Read the table. Raises Corruption, WrongState."""
         self._pool = pool
+        self._connections_per_caller = connections_per_caller
         self._table = ExportTable(files, directory)
         self._changed = threading.Condition(threading.Lock())
         self._opened: dict[int, _Opened] = {}
@@ -273,9 +286,10 @@ class ArrayExports:
             volume_name = info.volume_name if isinstance(info, SnapshotInfo) else info.name
             if volume_name in self._replaced and not read_only:  # X4
                 raise WrongState(f"volume {volume_name} is being changed", next_step="repeat it")
+            self._check_share(caller)
             self._serial += 1
             number = self._serial
-            self._opened[number] = _Opened(record, volume_name, read_only, hang_up)
+            self._opened[number] = _Opened(record, volume_name, read_only, caller, hang_up)
 
         def closed() -> None:
             with self._changed:
@@ -283,6 +297,16 @@ class ArrayExports:
                 self._changed.notify_all()
 
         return PoolDevice(self._pool, info, read_only=read_only, shared=self._shared, closed=closed)
+
+    def _check_share(self, caller: Caller) -> None:
+        """X6; lock held. Raises Overloaded."""
+        count = sum(opened.caller == caller for opened in self._opened.values())
+        if caller is not None and count >= self._connections_per_caller:
+            raise Overloaded(
+                f"{caller} has {count} connections, as many as one may have",
+                subject=str(caller),
+                next_step="end some, or raise nbd_connections",
+            )
 
     def _source(self, record: ExportRecord) -> VolumeInfo | SnapshotInfo:
         """X1."""

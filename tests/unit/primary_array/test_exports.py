@@ -7,7 +7,14 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from arraylift.errors import AlreadyExists, DeadlineExceeded, NotFound, NotPermitted, WrongState
+from arraylift.errors import (
+    AlreadyExists,
+    DeadlineExceeded,
+    NotFound,
+    NotPermitted,
+    Overloaded,
+    WrongState,
+)
 from arraylift.nbd.device import BASE_ALLOCATION
 from arraylift.rpc.identity import Peer
 from arraylift.sizes import GRANULE_BYTES
@@ -251,6 +258,19 @@ def test_nobody_exports_what_is_being_made_smaller(stage: Stage, monkeypatch: py
 
     _meanwhile(stage, monkeypatch, _resize, tried)
     stage.exports.create("e", volume_name="v", read_only=False)
+
+
+def test_no_host_takes_all_connections(stage: Stage) -> None:
+    exports = ArrayExports(stage.pool, stage.files, "/pool", connections_per_caller=2)
+    exports.create("e", volume_name="v", read_only=False)
+    mine = [exports.open("e", Peer("host", "h"), nobody) for _ in range(2)]
+    with pytest.raises(Overloaded, match="2 connections"):
+        exports.open("e", Peer("host", "h"), nobody)
+    others = [exports.open("e", caller, nobody) for caller in (Peer("host", "i"), None, None, None)]
+    mine.pop().close()
+    mine.append(exports.open("e", Peer("host", "h"), nobody))
+    for device in mine + others:
+        device.close()
 
 
 # -- changes ------------------------------------------------------------------------------------
