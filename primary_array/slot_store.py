@@ -180,7 +180,8 @@ class SlotStore:
     def read_into(self, slots: U64, skip: int, into: memoryview) -> None:
         """Fill ``into`` with the granules of ``slots``, from byte ``skip`` of the first.
 
-        NONE_SLOT reads as zeros. Raises Corruption where the disk cannot read.
+        NONE_SLOT reads as zeros. Raises Corruption where the disk cannot read, or the file was cut: a slot
+        that a map names was written whole.
         """
         assert skip >= 0
         assert skip + into.nbytes <= len(slots) * GRANULE_BYTES
@@ -194,7 +195,7 @@ class SlotStore:
                 np.frombuffer(into[begin:end], np.uint8)[:] = 0
             else:
                 inside = begin + skip - start * GRANULE_BYTES
-                self._data.read_into(slot * GRANULE_BYTES + inside, into[begin:end])
+                self._data.read_exactly(slot * GRANULE_BYTES + inside, into[begin:end])
 
     def write(self, slots: U64, data: memoryview) -> None:
         """Write whole granules; consecutive slots go in one call. Raises OutOfSpace, StoreFailed."""

@@ -62,6 +62,10 @@ class RandomFile(Protocol):
         """Fill ``into``; bytes past the end of the file are zero. Raises Corruption."""
         ...
 
+    def read_exactly(self, offset: int, into: memoryview) -> None:
+        """Fill ``into`` with bytes that were written. Raises Corruption, also where the file ends before."""
+        ...
+
     def punch(self, offset: int, length: int) -> None:
         """Give the space back; reads as zero afterwards. Durable with the next ``sync``."""
         ...

@@ -138,15 +138,30 @@ class RealRandomFile(_OpenFile):
             self._files.write_all(self._direct, buffer[: piece.nbytes], offset + start)
 
     def read_into(self, offset: int, into: memoryview) -> None:
+        past = self._read(offset, into)
+        if past.nbytes:
+            past[:] = bytes(past.nbytes)
+
+    def read_exactly(self, offset: int, into: memoryview) -> None:
+        left = self._read(offset, into).nbytes
+        if left:
+            raise Corruption(
+                f"{self.path} ends before byte {offset + into.nbytes}",
+                subject=self.path,
+                next_step="somebody cut the file: restore it from a copy",
+            )
+
+    def _read(self, offset: int, into: memoryview) -> memoryview:
+        """Read up to the end of the file; returns what of ``into`` is left."""
         self._check_use(offset)
         into = into.cast("B") if into.nbytes else into
         while into.nbytes:
             with reading(self.path):
                 count = self._files.system.preadv(self._descriptor, into, offset)
             if count == 0:
-                into[:] = bytes(into.nbytes)
-                return
+                break
             offset, into = offset + count, into[count:]
+        return into
 
     def punch(self, offset: int, length: int) -> None:
         self._check_use(offset)

@@ -230,6 +230,7 @@ def test_a_closed_file_is_our_bug_and_poisons_nothing(rig: Rig) -> None:
         lambda: log.truncate(0),
         lambda: slots.write(0, b"x"),
         lambda: slots.read_into(0, memoryview(bytearray(1))),
+        lambda: slots.read_exactly(0, memoryview(bytearray(1))),
         lambda: slots.punch(0, 1),
         slots.sync,
         slots.allocated_bytes,
@@ -257,6 +258,18 @@ def test_slots_are_written_in_place_and_read_past_the_end_as_zeros(rig: Rig) -> 
     words = memoryview(bytearray(16)).cast("Q")
     slots.read_into(2 * PAGE, words)
     assert words.tobytes() == b"aBc" + bytes(13)
+
+
+def test_what_is_to_be_read_exactly_is_no_zeros_past_the_end(rig: Rig) -> None:
+    slots = rig.files.random_file(rig.path("slots"), label="r")
+    slots.write(PAGE, b"abc")
+    into = bytearray(b"\xff" * (PAGE + 3))
+    slots.read_exactly(0, memoryview(into))
+    assert into == bytes(PAGE) + b"abc"
+    for offset in (1, PAGE + 3, 99 * PAGE):
+        with pytest.raises(Corruption, match="ends before"):
+            slots.read_exactly(offset, memoryview(into))
+    slots.read_exactly(99 * PAGE, memoryview(b""))
 
 
 def test_punch_gives_space_back_and_keeps_the_size_and_the_neighbours(rig: Rig) -> None:

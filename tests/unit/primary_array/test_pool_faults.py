@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 
+from arraylift.durable import RealFiles
 from arraylift.errors import Corruption, OutOfSpace, StoreFailed, WrongState
 from arraylift.ids import VolumeId
 from arraylift.sizes import GRANULE_BYTES, MIB
@@ -363,3 +365,20 @@ def test_a_void_drafts_id_may_be_used_again(files: FakeFiles, monkeypatch: pytes
         assert read(pool, back, 4 * G, 6 * MIB - 4 * G) == bytes(6 * MIB - 4 * G)
         assert read(pool, back, 6 * MIB, G) == b"b" * G
         assert read(pool, A, 30 * G, 4 * G) == b"3" * (4 * G)
+
+
+def test_a_data_file_that_was_cut_reads_as_an_error_and_not_as_zeros(tmp_path: Path) -> None:
+    pool = Pool.open(RealFiles(), str(tmp_path))
+    pool.create_volume("v", 4 * G)
+    pool.write("v", 0, b"1" * (4 * G))
+    (taken,) = pool.snapshot(["v"])
+    os.truncate(pool.data_path, 3 * G + 100)
+    for source in (VolumeSource("v"), SnapshotSource(taken.snapshot_id)):
+        into = bytearray(G)
+        pool.read_into(source, 0, memoryview(into))
+        assert into == b"1" * G
+        with pytest.raises(Corruption, match="ends before"):
+            pool.read_into(source, 2 * G, memoryview(bytearray(G)))
+    with pytest.raises(Corruption, match="ends before"):
+        pool.write("v", 3 * G, b"a part, with what was around it")
+    pool.close()
