@@ -133,7 +133,9 @@ class Restores:
             entry, made = self._entries.get(transfer_id), self._made(transfer_id)
             known = [entry.grant] if entry else [replace(grant, volume_name=made.name)] if made else []
             if known:
-                if known != [grant] or (entry and entry.reference != reference):
+                # One that has begun has what it wanted of its reference, which no note keeps.
+                waiting = entry if entry and entry.restore is None else None
+                if known != [grant] or (waiting and waiting.reference != reference):
                     raise AlreadyExists(
                         f"transfer {transfer_id} was granted for something else",
                         next_step="make a new transfer id",

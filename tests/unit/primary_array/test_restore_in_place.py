@@ -315,6 +315,26 @@ def test_a_restore_that_is_whole_outlives_a_kill(array: Array) -> None:
     latest.close()
 
 
+def test_a_restore_with_a_reference_is_prepared_again_after_a_kill(array: Array) -> None:
+    reference = VolumeSource("a")
+    message = opening(array, volume="back", reference=reference)
+    with pytest.raises(AlreadyExists, match="something else"):
+        opening(array, volume="back")
+    lane = CountingLane(array, message)
+    lane.deliver([0])
+    array.clock.now += 10  # the progress note is due
+    lane.deliver([1])
+    lane.cut()
+    later = array.killed()
+    assert opening(later, volume="back", reference=reference).grant == message.grant, "idempotent"
+    lane = CountingLane(later, message)
+    durable = np.unpackbits(np.frombuffer(lane.opened.durable_spans, np.uint8), bitorder="little")
+    lane.deliver([span for span in SPANS if not durable[span]])
+    lane.commit()
+    assert later.content("back") == DISK
+    later.close()
+
+
 def test_a_restore_goes_on_after_a_kill_in_the_middle(array: Array) -> None:
     message = opening(array, group_id=GROUP)
     lane = CountingLane(array, message)
