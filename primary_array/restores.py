@@ -399,7 +399,13 @@ class Restore:
         """Enter the lane that ``open`` admitted."""
         assert self._entered is not None, "open comes first"
         restore, attempt = self._entered
-        return RestoreLane(restore, attempt, committed=self._restores.ended, left=self._restores.lane_ended)
+        try:
+            return RestoreLane(
+                restore, attempt, committed=self._restores.ended, left=self._restores.lane_ended
+            )
+        except BaseException:  # no thread for it: then nobody leaves it
+            self._restores.lane_ended(restore)
+            raise
 
 
 def _lapsed(transfer_id: TransferId) -> NotFound:

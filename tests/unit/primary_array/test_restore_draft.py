@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import threading
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -319,6 +320,22 @@ def test_a_restore_that_nobody_continues_leaves_nothing(array: Array) -> None:
         Lane(array, opening)
     assert array.pool.stats().slots_used == 0
     array.opening(2)  # the name is free
+
+
+def test_a_lane_for_which_there_is_no_thread_keeps_no_restore_alive(
+    array: Array, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_thread(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    message = array.opening()
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", no_thread)
+        with pytest.raises(RuntimeError):
+            Lane(array, message)
+    array.clock.now += LEASE_SECONDS + 1
+    array.restores.reap()
+    assert array.pool.drafts() == []
 
 
 def test_a_restore_whose_first_note_met_a_full_disk_begins_again(
