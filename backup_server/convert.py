@@ -12,7 +12,9 @@ from arraylift.v1 import backup_pb2, common_pb2, image_pb2
 from arraylift.vm import convert as shared
 from backup_server.engine import JobView
 from backup_server.job_rules import Failure, JobState
-from backup_server.model import Backup, BackupDisk, Verdict
+from backup_server.model import Backup, BackupDisk, ChangeSource, Verdict
+
+_SOURCES = frozenset(ChangeSource)
 
 
 def backup_to_pb(backup: Backup) -> backup_pb2.Backup:
@@ -32,13 +34,21 @@ def backup_to_pb(backup: Backup) -> backup_pb2.Backup:
                 root=disk.root,
                 figures=exchange.figures_to_pb(disk.figures),
                 array=disk.array,
+                state=None if disk.state is None else exchange.state_to_pb(disk.state),
+                change_source=int(disk.change_source),  # type: ignore[arg-type]
             )
             for disk in backup.disks
         ],
         config=shared.config_to_pb(backup.config),
         incremental=backup.incremental,
         lock_until_ns=backup.lock_until_ns,
+        firmware_variables=backup.firmware_variables,
     )
+
+
+def change_source(number: int) -> ChangeSource:
+    """One of a later release promises nothing."""
+    return ChangeSource(number) if number in _SOURCES else ChangeSource.UNSPECIFIED
 
 
 def _backup_from_pb(backup: backup_pb2.Backup, target: str) -> Backup:
@@ -58,11 +68,14 @@ def _backup_from_pb(backup: backup_pb2.Backup, target: str) -> Backup:
                 root=disk.root,
                 figures=exchange.figures_from_pb(disk.figures),
                 array=disk.array,
+                state=exchange.state_from_pb(disk.state) if disk.HasField("state") else None,
+                change_source=change_source(disk.change_source),
             )
             for disk in backup.disks
         ),
         config=shared.config_from_pb(backup.config),
         incremental=backup.incremental,
+        firmware_variables=backup.firmware_variables,
     )
 
 

@@ -1,7 +1,7 @@
 """VMs, wherever they are: through the virtual center (figure 2), or by asking hosts (figure 1).
 
 Invariants:
-  V1 "not found" is said only when every host could be asked.
+  V1 "not found" is said only when every host could be asked, twice.
 Callers: use cases, any thread. Nothing is cached: a VM may move between two calls.
 """
 
@@ -42,7 +42,9 @@ class VmSide(Protocol):
         """The host that is named, or a chosen one. Raises NotFound, Overloaded."""
         ...
 
-    def provision(self, vm_id: str, config: VmConfig, at: HostRef) -> HostRef: ...
+    def provision(
+        self, vm_id: str, config: VmConfig, at: HostRef, firmware_variables: bytes = b""
+    ) -> HostRef: ...
     def attach(self, vm_id: str, disk: Disk, at: HostRef) -> None: ...
     def power(self, vm_id: str, at: HostRef, *, on: bool, grace_seconds: int = 0) -> None:
         """Off is at once, unless the guest is given seconds to obey."""
@@ -132,8 +134,10 @@ class ThroughCenter:
     def place(self, config: VmConfig, arrays: list[str], host: str) -> HostRef:
         return HostRef(host or self._center.place_vm(config, arrays), "")
 
-    def provision(self, vm_id: str, config: VmConfig, at: HostRef) -> HostRef:
-        return self._center.provision_vm(vm_id, config, at.name)
+    def provision(
+        self, vm_id: str, config: VmConfig, at: HostRef, firmware_variables: bytes = b""
+    ) -> HostRef:
+        return self._center.provision_vm(vm_id, config, at.name, firmware_variables)
 
     def attach(self, vm_id: str, disk: Disk, at: HostRef) -> None:  # noqa: ARG002
         self._center.attach_volume(vm_id, disk)
@@ -159,6 +163,17 @@ class Direct:
         return _by_id_or_name(vm, self._find)
 
     def _find(self, vm_id: str, name: str) -> Located:
+        """Asks twice: a VM that moves between two questions is on neither host."""
+        return self._ask_all(vm_id, name) or self._ask_all(vm_id, name) or self._missing(vm_id, name)
+
+    def _missing(self, vm_id: str, name: str) -> Located:
+        raise NotFound(
+            f"no registered host has the VM {vm_id or name}",
+            subject=f"VM {vm_id or name}",
+            next_step="list the VMs",
+        )
+
+    def _ask_all(self, vm_id: str, name: str) -> Located | None:
         silent: PeerUnavailable | None = None
         for ref in self._hosts:
             try:
@@ -171,11 +186,7 @@ class Direct:
             return Located(found, ref.name, ref.address)
         if silent is not None:  # V1
             raise silent
-        raise NotFound(
-            f"no registered host has the VM {vm_id or name}",
-            subject=f"VM {vm_id or name}",
-            next_step="list the VMs",
-        )
+        return None
 
     def _host(self, at: HostRef) -> Host:
         return self._peers.host(at)
@@ -211,8 +222,10 @@ class Direct:
             raise problem
         return min(counts)[2]
 
-    def provision(self, vm_id: str, config: VmConfig, at: HostRef) -> HostRef:
-        self._host(at).create_vm(vm_id, config)
+    def provision(
+        self, vm_id: str, config: VmConfig, at: HostRef, firmware_variables: bytes = b""
+    ) -> HostRef:
+        self._host(at).create_vm(vm_id, config, firmware_variables)
         return at
 
     def attach(self, vm_id: str, disk: Disk, at: HostRef) -> None:

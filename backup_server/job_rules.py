@@ -25,7 +25,8 @@ from arraylift.errors import (
     PeerUnavailable,
     WrongState,
 )
-from arraylift.vm.types import ConsistencyLevel, NetworkInterface, VmConfig, VmSnapshot
+from arraylift.vm.types import LATER, ConsistencyLevel, NetworkInterface, VmConfig, VmSnapshot
+from backup_server.model import ChangeSource
 
 JOBS_RUNNING_MAX = 4
 """Jobs that run at once; the others wait in the order of their start."""
@@ -84,6 +85,10 @@ class BackupOrder:
     direct: bool
     level_min: ConsistencyLevel
     exclude_disks: tuple[str, ...]
+    gateway: str = field(default="", metadata={LATER: True})
+    """The array that reads foreign disks; empty: the first that is registered."""
+    change_source: ChangeSource = field(default=ChangeSource.UNSPECIFIED, metadata={LATER: True})
+    """Of volumes: UNSPECIFIED (births), or SUPPLIED, where the VMM can."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,9 +102,9 @@ class RestoreOrder:
     start: bool
     direct: bool
     keep_identity: bool
-    in_place: bool = field(default=False, metadata={"later": True})
+    in_place: bool = field(default=False, metadata={LATER: True})
     """Onto the disks of the VM that it is a backup of; name, host, array and identity are that VM's."""
-    stop: bool = field(default=False, metadata={"later": True})
+    stop: bool = field(default=False, metadata={LATER: True})
     """In place: a running VM is powered off; without, it is refused."""
 
 
@@ -149,6 +154,12 @@ class Job:
     def backup_id(self) -> str:
         """Of the backup that it makes, or restores."""
         return self.restore.backup_id if self.restore is not None else self.job_id
+
+
+def backup_order(job: Job) -> BackupOrder:
+    """What a backup job was asked for."""
+    assert job.backup is not None, "a backup job has a backup's order"
+    return job.backup
 
 
 def moved(job: Job, state: JobState) -> Job:
@@ -276,10 +287,18 @@ def check_snapshot(snapshot: VmSnapshot, order: BackupOrder) -> None:
         )
     if snapshot.level < order.level_min:
         raise WrongState(
-            f"the snapshot of {subject} reached level {snapshot.level.name.lower()} only",
+            f"the snapshot of {subject} reached level {snapshot.level.name.lower()} only, "
+            f"{order.level_min.name.lower()} was demanded",
             subject=subject,
             next_step="see to the guest's agent, or demand less",
         )
+    for disk in snapshot.disks:
+        if disk.foreign is not None and disk.state is None:
+            raise WrongState(
+                f"the host does not name the state of disk {disk.disk_name} of {subject}",
+                subject=subject,
+                next_step="look at the host's log",
+            )
 
 
 def restored_config(config: VmConfig, *, name: str, job_id: str, keep_identity: bool) -> VmConfig:

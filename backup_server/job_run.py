@@ -198,6 +198,12 @@ class JobRun:
         self.settle(name, result, detail=detail(result) if detail is not None else "")
         return result
 
+    def note(self, name: str, result: object, *, detail: str = "") -> None:
+        """Record what was found, as a step of its own that is done; again, what is found then."""
+        if not self.began(name):
+            self._save_step(Step(name, self._clock.wall_ns()))
+        self.settle(name, result, detail=detail)
+
     def settle(self, name: str, result: object, *, detail: str = "") -> None:
         """Record that a step which began is done, with its result."""
         done = replace(

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 
 from arraylift.exchange.messages import Figures
-from arraylift.vm.types import ConsistencyLevel, Vm, VmConfig
+from arraylift.ids import SourceState
+from arraylift.vm.types import LATER, ConsistencyLevel, Vm, VmConfig
 
 
 class PeerKind(IntEnum):
@@ -31,6 +32,17 @@ class PeerKind(IntEnum):
     def word(self) -> str:
         """As people say it."""
         return "virtual center" if self is PeerKind.VCENTER else self.name.lower()
+
+
+class ChangeSource(IntEnum):
+    """Who says what changed since the base. Numbers are those of the proto."""
+
+    UNSPECIFIED = 0
+    BIRTHS = 1
+    FULL_READ = 2
+    DIFF = 3
+    SUPPLIED = 4
+    BITMAP = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +74,8 @@ class Receipt:
     root: bytes
     figures: Figures
     used_births: bool = False
+    """Only what changed was read, whoever said so; older than ``change_source``."""
+    change_source: ChangeSource = field(default=ChangeSource.UNSPECIFIED, metadata={LATER: True})
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +88,10 @@ class BackupDisk:
     root: bytes
     figures: Figures
     array: str
+    """That sent it; of a foreign disk the gateway."""
+    state: SourceState | None = field(default=None, metadata={LATER: True})
+    """Of the disk at that instant, as its array or VMM names it; None: nobody said."""
+    change_source: ChangeSource = field(default=ChangeSource.UNSPECIFIED, metadata={LATER: True})
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +108,10 @@ class Backup:
     disks: tuple[BackupDisk, ...]
     config: VmConfig
     incremental: bool
-    lock_until_ns: int = field(default=0, metadata={"later": True})
+    lock_until_ns: int = field(default=0, metadata={LATER: True})
     """As the target's manifest says; 0: not locked."""
+    firmware_variables: bytes = field(default=b"", metadata={LATER: True}, repr=False)
+    """Of UEFI, as its VMM gave them. In the target's manifest only: the database does not keep them."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,7 +57,9 @@ class Orders:
         direct = self._inventory.is_direct(asked=order.direct)
         side = self._inventory.side(direct=direct)
         chosen = self._chosen(side, choice)
-        order = BackupOrder(target.name, order.full, direct, order.level_min, order.exclude_disks)
+        if order.gateway:
+            self._registry.find(PeerKind.ARRAY, order.gateway)
+        order = replace(order, target=target.name, direct=direct)
         jobs = [self._backup_of(vm, order) for vm in chosen.values()]
         if choice.vms:
             self._engine.submit(jobs)

@@ -12,7 +12,16 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
-from arraylift.vm.types import Disk, SnapshotRequest, Vm, VmConfig, VmSnapshot
+from arraylift.ids import SourceState
+from arraylift.vm.types import (
+    Disk,
+    ForeignSource,
+    SnapshotRequest,
+    SuppliedChanges,
+    Vm,
+    VmConfig,
+    VmSnapshot,
+)
 from backup_server.model import Backup, Located, RegisteredPeer, Safety, TransferNews, Verdict
 
 
@@ -36,7 +45,9 @@ class Center(Protocol):
         """The chosen host's name."""
         ...
 
-    def provision_vm(self, vm_id: str, config: VmConfig, host: str) -> HostRef: ...
+    def provision_vm(
+        self, vm_id: str, config: VmConfig, host: str, firmware_variables: bytes = b""
+    ) -> HostRef: ...
     def attach_volume(self, vm_id: str, disk: Disk) -> None: ...
     def power_vm(self, vm_id: str, *, on: bool, grace_seconds: int = 0) -> None:
         """Off is at once, without asking the guest, unless it is given seconds to obey."""
@@ -57,7 +68,7 @@ class Host(Protocol):
     def snapshots(self, vm_id: str) -> list[VmSnapshot]: ...
     def renew_snapshot(self, vm_snapshot_id: str) -> None: ...
     def delete_snapshot(self, vm_snapshot_id: str) -> None: ...
-    def create_vm(self, vm_id: str, config: VmConfig) -> None: ...
+    def create_vm(self, vm_id: str, config: VmConfig, firmware_variables: bytes = b"") -> None: ...
     def attach_volume(self, vm_id: str, disk: Disk) -> None: ...
     def power_vm(self, vm_id: str, *, on: bool, grace_seconds: int = 0) -> None: ...
     def remove_vm(self, vm_id: str) -> None: ...
@@ -81,7 +92,24 @@ class Array(Protocol):
         grant: bytes,
         full: bool,
         patience_seconds: int,
-    ) -> Transfer: ...
+        changes: SuppliedChanges | None = None,
+    ) -> Transfer:
+        """``changes``: what a VMM saw; the array believes them since the base's state only."""
+        ...
+
+    def send_foreign_disk(
+        self,
+        source: ForeignSource,
+        transfer_id: str,
+        *,
+        state: SourceState,
+        target_address: str,
+        grant: bytes,
+        full: bool,
+        patience_seconds: int,
+    ) -> Transfer:
+        """As a gateway. A bitmap is believed since the base's state only; ``full``: not at all."""
+        ...
 
     def prepare_restore(
         self, transfer_id: str, *, target: str, volume_name: str, group_id: str = ""
@@ -135,6 +163,10 @@ class Target(Protocol):
         ...
 
     def publish_backup(self, backup: Backup) -> None: ...
+
+    def backup(self, backup_id: str) -> Backup:
+        """As its manifest says, with its firmware variables. Raises NotFound, Corruption."""
+        ...
 
     def backups(self) -> Iterator[Backup]:
         """Every backup on the target that can be read, newest first."""

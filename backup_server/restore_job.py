@@ -58,6 +58,7 @@ class RestoreJob:
         self._db = db
         self._registry = registry
         self._inventory = inventory
+        self._peers = peers
         self._sends = RestoreSends(registry, peers)
 
     def run(self, run: JobRun) -> None:
@@ -68,7 +69,7 @@ class RestoreJob:
         at = run.step(
             PROVISION,
             HostRef,
-            lambda: side.provision(vm_id, plan.config, plan.host),
+            lambda: side.provision(vm_id, plan.config, plan.host, self._firmware_variables(order, plan)),
             detail=lambda ref: f"VM {vm_id} on host {ref.name}",
         )
         run.in_parallel(plan.disks, lambda disk: self._sends.send(run, plan.target, disk))
@@ -99,9 +100,18 @@ class RestoreJob:
         arrays = list(dict.fromkeys(planned.disk.array for planned in disks))
         return RestorePlan(backup.target, config, side.place(config, arrays, order.host), disks)
 
+    def _firmware_variables(self, order: RestoreOrder, plan: RestorePlan) -> bytes:
+        """The target has them: the database does not keep what only a restore needs."""
+        if plan.config.firmware != "uefi":
+            return b""
+        return (
+            self._peers.target(self._registry.target(plan.target)).backup(order.backup_id).firmware_variables
+        )
+
     def _planned(self, job: Job, backup: Backup, index: int) -> PlannedDisk:
         made, order = backup.disks[index], _order(job)
         was = next((disk for disk in backup.config.disks if disk.name == made.disk_name), None)
+        # A foreign disk becomes a volume of the array that read it, unless told otherwise.
         address = was.array_address if was is not None and not order.array else ""
         array = self._registry.array(order.array or made.array, address)
         disk = Disk(

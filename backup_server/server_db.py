@@ -270,7 +270,9 @@ class ServerDb:
     # -- backups ----------------------------------------------------------------------------
 
     def save_backup(self, backup: Backup) -> None:
-        """Keep what a target's manifest says; a backup that is being deleted stays so."""
+        """Keep what a target's manifest says, without firmware variables; a backup that is being deleted
+        stays so."""
+        backup = replace(backup, firmware_variables=b"")
         row = (backup.backup_id, backup.vm_id, backup.vm_name, backup.target, backup.snapshot_at_ns)
         with self.change() as db:
             db.execute(

@@ -74,6 +74,10 @@ class Backups:
             )
         return True
 
+    def get(self, backup_id: BackupId) -> BackupManifest:
+        """Raises NotFound, Corruption, PeerUnavailable (its unit is absent)."""
+        return self._manifests.read(backup_id)
+
     def page(self, size: int, after: str) -> tuple[list[BackupManifest], str]:
         """Return up to ``size`` manifests, newest first, and the token of the next page.
 

@@ -38,9 +38,9 @@ _BY_SERVICE: dict[str, tuple[frozenset[str], str]] = {
     "arraylift.v1.ImageService": (
         MANAGEMENT,
         (
-            "ListImages GetImage ReadRange SendImage DeleteImage PublishBackup ListBackupManifests "
-            "DeleteBackupManifest ListNames WriteFile Synthesize ComposeImage DiffImages LockImage "
-            "VerifyImage PreviewDelete"
+            "ListImages GetImage ReadRange SendImage DeleteImage PublishBackup GetBackupManifest "
+            "ListBackupManifests DeleteBackupManifest ListNames WriteFile Synthesize ComposeImage "
+            "DiffImages LockImage VerifyImage PreviewDelete"
         ),
     ),
     "arraylift.v1.TargetAdminService": (

@@ -1,3 +1,4 @@
+from arraylift.v1 import backup_logic_pb2 as _backup_logic_pb2
 from arraylift.v1 import common_pb2 as _common_pb2
 from arraylift.v1 import vm_pb2 as _vm_pb2
 from google.protobuf.internal import containers as _containers
@@ -113,23 +114,27 @@ class SafetySnapshot(_message.Message):
     def __init__(self, disk_name: _Optional[str] = ..., array: _Optional[str] = ..., volume_name: _Optional[str] = ..., snapshot_id: _Optional[str] = ..., name: _Optional[str] = ...) -> None: ...
 
 class BackupDisk(_message.Message):
-    __slots__ = ("disk_name", "image_id", "size_bytes", "root", "figures", "array")
+    __slots__ = ("disk_name", "image_id", "size_bytes", "root", "figures", "array", "state", "change_source")
     DISK_NAME_FIELD_NUMBER: _ClassVar[int]
     IMAGE_ID_FIELD_NUMBER: _ClassVar[int]
     SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
     ROOT_FIELD_NUMBER: _ClassVar[int]
     FIGURES_FIELD_NUMBER: _ClassVar[int]
     ARRAY_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    CHANGE_SOURCE_FIELD_NUMBER: _ClassVar[int]
     disk_name: str
     image_id: str
     size_bytes: int
     root: bytes
     figures: _common_pb2.TransferFigures
     array: str
-    def __init__(self, disk_name: _Optional[str] = ..., image_id: _Optional[str] = ..., size_bytes: _Optional[int] = ..., root: _Optional[bytes] = ..., figures: _Optional[_Union[_common_pb2.TransferFigures, _Mapping]] = ..., array: _Optional[str] = ...) -> None: ...
+    state: _common_pb2.SourceState
+    change_source: _backup_logic_pb2.ChangeSource
+    def __init__(self, disk_name: _Optional[str] = ..., image_id: _Optional[str] = ..., size_bytes: _Optional[int] = ..., root: _Optional[bytes] = ..., figures: _Optional[_Union[_common_pb2.TransferFigures, _Mapping]] = ..., array: _Optional[str] = ..., state: _Optional[_Union[_common_pb2.SourceState, _Mapping]] = ..., change_source: _Optional[_Union[_backup_logic_pb2.ChangeSource, str]] = ...) -> None: ...
 
 class Backup(_message.Message):
-    __slots__ = ("backup_id", "vm_id", "vm_name", "target", "snapshot_at_ns", "level", "frozen_ns", "disks", "config", "incremental", "lock_until_ns")
+    __slots__ = ("backup_id", "vm_id", "vm_name", "target", "snapshot_at_ns", "level", "frozen_ns", "disks", "config", "incremental", "lock_until_ns", "firmware_variables")
     BACKUP_ID_FIELD_NUMBER: _ClassVar[int]
     VM_ID_FIELD_NUMBER: _ClassVar[int]
     VM_NAME_FIELD_NUMBER: _ClassVar[int]
@@ -141,6 +146,7 @@ class Backup(_message.Message):
     CONFIG_FIELD_NUMBER: _ClassVar[int]
     INCREMENTAL_FIELD_NUMBER: _ClassVar[int]
     LOCK_UNTIL_NS_FIELD_NUMBER: _ClassVar[int]
+    FIRMWARE_VARIABLES_FIELD_NUMBER: _ClassVar[int]
     backup_id: str
     vm_id: str
     vm_name: str
@@ -152,10 +158,11 @@ class Backup(_message.Message):
     config: _vm_pb2.VmConfig
     incremental: bool
     lock_until_ns: int
-    def __init__(self, backup_id: _Optional[str] = ..., vm_id: _Optional[str] = ..., vm_name: _Optional[str] = ..., target: _Optional[str] = ..., snapshot_at_ns: _Optional[int] = ..., level: _Optional[_Union[_vm_pb2.ConsistencyLevel, str]] = ..., frozen_ns: _Optional[int] = ..., disks: _Optional[_Iterable[_Union[BackupDisk, _Mapping]]] = ..., config: _Optional[_Union[_vm_pb2.VmConfig, _Mapping]] = ..., incremental: _Optional[bool] = ..., lock_until_ns: _Optional[int] = ...) -> None: ...
+    firmware_variables: bytes
+    def __init__(self, backup_id: _Optional[str] = ..., vm_id: _Optional[str] = ..., vm_name: _Optional[str] = ..., target: _Optional[str] = ..., snapshot_at_ns: _Optional[int] = ..., level: _Optional[_Union[_vm_pb2.ConsistencyLevel, str]] = ..., frozen_ns: _Optional[int] = ..., disks: _Optional[_Iterable[_Union[BackupDisk, _Mapping]]] = ..., config: _Optional[_Union[_vm_pb2.VmConfig, _Mapping]] = ..., incremental: _Optional[bool] = ..., lock_until_ns: _Optional[int] = ..., firmware_variables: _Optional[bytes] = ...) -> None: ...
 
 class StartBackupRequest(_message.Message):
-    __slots__ = ("vms", "all", "full", "direct", "target", "level_min", "exclude_disks", "tag")
+    __slots__ = ("vms", "all", "full", "direct", "target", "level_min", "exclude_disks", "tag", "gateway", "change_source")
     VMS_FIELD_NUMBER: _ClassVar[int]
     ALL_FIELD_NUMBER: _ClassVar[int]
     FULL_FIELD_NUMBER: _ClassVar[int]
@@ -164,6 +171,8 @@ class StartBackupRequest(_message.Message):
     LEVEL_MIN_FIELD_NUMBER: _ClassVar[int]
     EXCLUDE_DISKS_FIELD_NUMBER: _ClassVar[int]
     TAG_FIELD_NUMBER: _ClassVar[int]
+    GATEWAY_FIELD_NUMBER: _ClassVar[int]
+    CHANGE_SOURCE_FIELD_NUMBER: _ClassVar[int]
     vms: _containers.RepeatedScalarFieldContainer[str]
     all: bool
     full: bool
@@ -172,7 +181,9 @@ class StartBackupRequest(_message.Message):
     level_min: _vm_pb2.ConsistencyLevel
     exclude_disks: _containers.RepeatedScalarFieldContainer[str]
     tag: str
-    def __init__(self, vms: _Optional[_Iterable[str]] = ..., all: _Optional[bool] = ..., full: _Optional[bool] = ..., direct: _Optional[bool] = ..., target: _Optional[str] = ..., level_min: _Optional[_Union[_vm_pb2.ConsistencyLevel, str]] = ..., exclude_disks: _Optional[_Iterable[str]] = ..., tag: _Optional[str] = ...) -> None: ...
+    gateway: str
+    change_source: _backup_logic_pb2.ChangeSource
+    def __init__(self, vms: _Optional[_Iterable[str]] = ..., all: _Optional[bool] = ..., full: _Optional[bool] = ..., direct: _Optional[bool] = ..., target: _Optional[str] = ..., level_min: _Optional[_Union[_vm_pb2.ConsistencyLevel, str]] = ..., exclude_disks: _Optional[_Iterable[str]] = ..., tag: _Optional[str] = ..., gateway: _Optional[str] = ..., change_source: _Optional[_Union[_backup_logic_pb2.ChangeSource, str]] = ...) -> None: ...
 
 class StartBackupResponse(_message.Message):
     __slots__ = ("job_ids",)

@@ -165,6 +165,18 @@ class PublishBackupResponse(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
+class GetBackupManifestRequest(_message.Message):
+    __slots__ = ("backup_id",)
+    BACKUP_ID_FIELD_NUMBER: _ClassVar[int]
+    backup_id: str
+    def __init__(self, backup_id: _Optional[str] = ...) -> None: ...
+
+class GetBackupManifestResponse(_message.Message):
+    __slots__ = ("manifest",)
+    MANIFEST_FIELD_NUMBER: _ClassVar[int]
+    manifest: BackupManifest
+    def __init__(self, manifest: _Optional[_Union[BackupManifest, _Mapping]] = ...) -> None: ...
+
 class ListBackupManifestsRequest(_message.Message):
     __slots__ = ("page_size", "page_token")
     PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]

@@ -104,6 +104,11 @@ class ImageServiceStub:
                 request_serializer=arraylift_dot_v1_dot_image__pb2.PublishBackupRequest.SerializeToString,
                 response_deserializer=arraylift_dot_v1_dot_image__pb2.PublishBackupResponse.FromString,
                 _registered_method=True)
+        self.GetBackupManifest = channel.unary_unary(
+                '/arraylift.v1.ImageService/GetBackupManifest',
+                request_serializer=arraylift_dot_v1_dot_image__pb2.GetBackupManifestRequest.SerializeToString,
+                response_deserializer=arraylift_dot_v1_dot_image__pb2.GetBackupManifestResponse.FromString,
+                _registered_method=True)
         self.ListBackupManifests = channel.unary_unary(
                 '/arraylift.v1.ImageService/ListBackupManifests',
                 request_serializer=arraylift_dot_v1_dot_image__pb2.ListBackupManifestsRequest.SerializeToString,
@@ -246,6 +251,13 @@ class ImageServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetBackupManifest(self, request, context):
+        """Errors: NOT_FOUND, DATA_LOSS. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListBackupManifests(self, request, context):
         """Newest first. Limit: 1,000 a page. Idempotent.
         """
@@ -333,6 +345,11 @@ def add_ImageServiceServicer_to_server(servicer, server):
                     servicer.PublishBackup,
                     request_deserializer=arraylift_dot_v1_dot_image__pb2.PublishBackupRequest.FromString,
                     response_serializer=arraylift_dot_v1_dot_image__pb2.PublishBackupResponse.SerializeToString,
+            ),
+            'GetBackupManifest': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetBackupManifest,
+                    request_deserializer=arraylift_dot_v1_dot_image__pb2.GetBackupManifestRequest.FromString,
+                    response_serializer=arraylift_dot_v1_dot_image__pb2.GetBackupManifestResponse.SerializeToString,
             ),
             'ListBackupManifests': grpc.unary_unary_rpc_method_handler(
                     servicer.ListBackupManifests,
@@ -723,6 +740,33 @@ class ImageService:
             '/arraylift.v1.ImageService/PublishBackup',
             arraylift_dot_v1_dot_image__pb2.PublishBackupRequest.SerializeToString,
             arraylift_dot_v1_dot_image__pb2.PublishBackupResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetBackupManifest(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/arraylift.v1.ImageService/GetBackupManifest',
+            arraylift_dot_v1_dot_image__pb2.GetBackupManifestRequest.SerializeToString,
+            arraylift_dot_v1_dot_image__pb2.GetBackupManifestResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -20,7 +20,7 @@ from backup_server import convert
 from backup_server.backups import Backups
 from backup_server.engine import Engine
 from backup_server.job_rules import BackupOrder, RestoreOrder
-from backup_server.model import PeerKind, RegisteredPeer
+from backup_server.model import ChangeSource, PeerKind, RegisteredPeer
 from backup_server.orders import VMS_MAX, Choice, Orders
 from backup_server.ports import Peers
 from backup_server.registry import Registry
@@ -65,6 +65,8 @@ class BackupEdge(FilesEdge):
             direct=request.direct,
             level_min=shared.level_demanded(request.level_min),
             exclude_disks=tuple(check_name(name, "disk name") for name in request.exclude_disks),
+            gateway=request.gateway,
+            change_source=_source_demanded(request.change_source),
         )
         return pb.StartBackupResponse(job_ids=self._orders.start_backups(choice, order))
 
@@ -189,6 +191,15 @@ class BackupEdge(FilesEdge):
     ) -> pb.RemovePeerResponse:
         self._registry.remove(_kind(request.kind), request.name)
         return pb.RemovePeerResponse()
+
+
+def _source_demanded(source: int) -> ChangeSource:
+    if source not in (ChangeSource.UNSPECIFIED, ChangeSource.SUPPLIED):
+        raise InvalidRequest(
+            f"change source {source} cannot be asked for",
+            next_step="leave it out, name supplied changes, or ask for a full backup",
+        )
+    return ChangeSource(source)
 
 
 def _kind(kind: int) -> PeerKind:

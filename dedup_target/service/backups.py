@@ -48,6 +48,12 @@ class BackupsEdge(ImageLocksEdge):
         )
         return pb.PublishBackupResponse()
 
+    def GetBackupManifest(
+        self, request: pb.GetBackupManifestRequest, context: grpc.ServicerContext
+    ) -> pb.GetBackupManifestResponse:
+        found = self._backups.get(BackupId(check_id(request.backup_id, "backup id")))
+        return pb.GetBackupManifestResponse(manifest=_manifest(found))
+
     def ListBackupManifests(
         self, request: pb.ListBackupManifestsRequest, context: grpc.ServicerContext
     ) -> pb.ListBackupManifestsResponse:

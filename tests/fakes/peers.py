@@ -60,6 +60,7 @@ class FakePeers:
         logic = _servicer(
             backup_logic_pb2_grpc.BackupLogicServiceServicer,
             SendSnapshot=world.many("SendSnapshot", world.send_snapshot),
+            SendForeignDisk=world.many("SendForeignDisk", world.send_foreign_disk),
         )
         return [
             service_of(volume_pb2_grpc.add_VolumeServiceServicer_to_server, volumes),
@@ -78,6 +79,7 @@ class FakePeers:
             image_pb2_grpc.ImageServiceServicer,
             DeleteImage=world.one("DeleteImage", world.delete_image),
             PublishBackup=world.one("PublishBackup", world.publish),
+            GetBackupManifest=world.one("GetBackupManifest", world.get_manifest),
             ListBackupManifests=world.one("ListBackupManifests", world.list_manifests),
             DeleteBackupManifest=world.one("DeleteBackupManifest", world.delete_manifest),
             LockImage=world.one("LockImage", world.lock_image),

@@ -17,6 +17,7 @@ import grpc
 from arraylift.errors import AlreadyExists, Corruption, NotFound, PeerUnavailable, WrongState
 from arraylift.ids import random_id
 from arraylift.v1 import (
+    common_pb2,
     image_pb2,
     target_admin_pb2,
     vm_pb2,
@@ -79,6 +80,12 @@ class World(ArraySide):
             self.manifests: dict[str, image_pb2.BackupManifest] = {}
             self.made_manifests: list[str] = []
             self.frozen_ns = 7_000_000
+            self.vmm_tracks = False
+            """The VMM tells what changed since a state that it is asked for."""
+            self.variables: dict[str, bytes] = {}
+            """Firmware variables, by VM id."""
+            self.gateways: dict[str, str] = {}
+            """The array that sent a foreign disk, by transfer."""
             self._add_vm("web1", ("disk0", "disk1"), {"tier": "gold"})
             self._add_vm("db1", ("disk0",), {})
             self.own_volumes = set(self.volumes)
@@ -238,19 +245,31 @@ class World(ArraySide):
             config=vm.config,
             lease_seconds=request.lease_seconds,
         )
+        since = {one.disk_name: one.state for one in request.changes_since}
         for disk in vm.config.disks:
             if disk.name not in request.exclude_disks:
-                made.disks.append(
-                    vm_pb2.DiskSnapshot(
-                        disk_name=disk.name,
-                        array=disk.array,
-                        array_address=disk.array_address,
-                        volume_name=disk.volume_name,
-                        snapshot_id=random_id(),
-                        size_bytes=disk.size_bytes,
-                    )
-                )
+                made.disks.append(self._disk_snapshot(disk, since.get(disk.name)))
+        made.firmware_variables = self.variables.get(vm.vm_id, b"")
         self.vm_snapshots[made.vm_snapshot_id] = made
+        return made
+
+    def _disk_snapshot(self, disk: vm_pb2.Disk, since: common_pb2.SourceState | None) -> vm_pb2.DiskSnapshot:
+        made = vm_pb2.DiskSnapshot(
+            disk_name=disk.name,
+            size_bytes=disk.size_bytes,
+            state=common_pb2.SourceState(pool_id=random_id(), lineage_id=random_id(), birth=1),
+        )
+        if disk.foreign:
+            made.foreign.uri = f"nbd://127.0.0.1/{disk.name}"
+            if since is not None and self.vmm_tracks:
+                made.foreign.bitmap.name = "b"
+                made.foreign.bitmap.since.CopyFrom(since)
+            return made
+        made.array, made.array_address = disk.array, disk.array_address
+        made.volume_name, made.snapshot_id = disk.volume_name, random_id()
+        if since is not None and self.vmm_tracks:
+            made.changes.since.CopyFrom(since)
+            made.changes.offsets, made.changes.lengths = bytes(8), (4096).to_bytes(8, "little")
         return made
 
     def snapshot(self, request: Any) -> vm_pb2.VmSnapshot:
@@ -276,6 +295,7 @@ class World(ArraySide):
             vm_id=request.vm_id, config=request.config, power=vm_pb2.POWER_STATE_OFF, host="host1"
         )
         self.vms[request.vm_id] = made
+        self.variables[request.vm_id] = request.firmware_variables
         return made
 
     def remove_vm(self, request: Any) -> object:
@@ -347,6 +367,11 @@ class World(ArraySide):
         self.manifests[manifest.backup_id] = manifest
         self.made_manifests.append(manifest.backup_id)
         return image_pb2.PublishBackupResponse()
+
+    def get_manifest(self, request: Any) -> image_pb2.GetBackupManifestResponse:
+        if request.backup_id not in self.manifests:
+            raise NotFound(f"there is no backup {request.backup_id}")
+        return image_pb2.GetBackupManifestResponse(manifest=self.manifests[request.backup_id])
 
     def list_manifests(self, request: Any) -> image_pb2.ListBackupManifestsResponse:
         found = sorted(self.manifests.values(), key=lambda one: (one.snapshot_at_ns, one.backup_id))[::-1]

@@ -37,6 +37,7 @@ class ArraySide:
     lineages: dict[str, str]
     safeties: dict[str, volume_pb2.Snapshot]
     swapped_under_a_guest: list[str]
+    gateways: dict[str, str]
 
     def send_snapshot(self, request: Any) -> Iterator[Any]:
         with self.lock:
@@ -44,23 +45,44 @@ class ArraySide:
             disk = next((one for one in disks if one.snapshot_id == request.snapshot_id), None)
             if disk is None:
                 raise NotFound(f"there is no snapshot {request.snapshot_id}")
+        sources = backup_logic_pb2.ChangeSource
+        wanted = request.change_source or sources.CHANGE_SOURCE_BIRTHS
+        for done in self._sent(request, disk.size_bytes, wanted):
+            yield backup_logic_pb2.SendSnapshotResponse(**done)
+
+    def send_foreign_disk(self, request: Any) -> Iterator[Any]:
+        """Of whichever disk is exported under that URI."""
+        with self.lock:
+            disks = [disk for one in self.vm_snapshots.values() for disk in one.disks]
+            disk = next((one for one in disks if one.foreign.uri == request.uri), None)
+            if disk is None:
+                raise NotFound(f"there is no export {request.uri}")
+            assert request.state == disk.state
+            self.gateways[request.transfer_id] = self._granted(request.transfer_id).array
+        sources = backup_logic_pb2.ChangeSource
+        told = request.HasField("bitmap")
+        wanted = sources.CHANGE_SOURCE_BITMAP if told else sources.CHANGE_SOURCE_FULL_READ
+        for done in self._sent(request, disk.size_bytes, wanted):
+            yield backup_logic_pb2.SendForeignDiskResponse(**done)
+
+    def _sent(self, request: Any, size_bytes: int, wanted: int) -> Iterator[dict[str, Any]]:
+        """Fields of a transfer's messages; without a base everything is read."""
+        with self.lock:
             self._granted(request.transfer_id)
-        spans = disk.size_bytes // SPAN
+        spans = size_bytes // SPAN
         for done in range(spans):
-            yield backup_logic_pb2.SendSnapshotResponse(spans_done=done, figures=_figures(spans, done))
+            yield {"spans_done": done, "figures": _figures(spans, done)}
         with self.lock:
             granted = self._granted(request.transfer_id)
-            self.images.setdefault(request.transfer_id, (granted.image_name, disk.size_bytes))
+            self.images.setdefault(request.transfer_id, (granted.image_name, size_bytes))
             base = self.bases.get(request.transfer_id, "")
-        full = request.change_source == backup_logic_pb2.CHANGE_SOURCE_FULL_READ or not base
-        sources = backup_logic_pb2.ChangeSource
-        yield backup_logic_pb2.SendSnapshotResponse(
-            spans_done=spans,
-            figures=_figures(spans, spans),
-            receipt_id=request.transfer_id,
-            root=b"r" * 32,
-            change_source=sources.CHANGE_SOURCE_FULL_READ if full else sources.CHANGE_SOURCE_BIRTHS,
-        )
+        yield {
+            "spans_done": spans,
+            "figures": _figures(spans, spans),
+            "receipt_id": request.transfer_id,
+            "root": b"r" * 32,
+            "change_source": wanted if base else backup_logic_pb2.CHANGE_SOURCE_FULL_READ,
+        }
 
     def _granted(self, transfer_id: str) -> target_admin_pb2.CreateGrantRequest:
         if transfer_id not in self.grants:
