@@ -67,16 +67,13 @@ class BackupJob:
 
     def _make(self, run: JobRun) -> None:
         moves = itertools.count(1)
-        side = self._inventory.side(direct=backup_order(run.job).direct)
-        run.step(LOCATE, HostRef, lambda: self._locate(side, run.job), detail=_host_detail)
-        taken = run.step(
-            "snapshot", VmSnapshot, lambda: self._snapshot(run, side, moves), detail=_snapshot_detail
-        )
+        run.step(LOCATE, HostRef, lambda: self._locate(run.job), detail=_host_detail)
+        taken = run.step("snapshot", VmSnapshot, lambda: self._snapshot(run, moves), detail=_snapshot_detail)
         at = _places(run)[0]
-        snapshot = run.step("identify", VmSnapshot, lambda: self._identify(run, side, taken, at))
+        snapshot = run.step("identify", VmSnapshot, lambda: self._identify(run, taken, at))
         draft = run.step("attributes", Backup, lambda: _draft(run.job, snapshot))
         gateway = self._sends.choose_gateway(run, snapshot)
-        receipts = self._send_all(run, side, snapshot, gateway)
+        receipts = self._send_all(run, snapshot, gateway)
         backup = replace(
             draft,
             disks=tuple(
@@ -98,11 +95,15 @@ class BackupJob:
 
     # -- steps ------------------------------------------------------------------------------
 
-    def _locate(self, side: VmSide, job: Job) -> HostRef:
-        found = side.find(job.vm_id)
+    def _side(self, job: Job) -> VmSide:
+        """Asked for at each try: hosts may have been added meanwhile."""
+        return self._inventory.side(direct=backup_order(job).direct)
+
+    def _locate(self, job: Job) -> HostRef:
+        found = self._side(job).find(job.vm_id)
         return HostRef(found.host, found.host_address)
 
-    def _snapshot(self, run: JobRun, side: VmSide, moves: itertools.count[int]) -> VmSnapshot:
+    def _snapshot(self, run: JobRun, moves: itertools.count[int]) -> VmSnapshot:
         order = backup_order(run.job)
         asked = SnapshotRequest(
             vm_id=VmId(run.job.vm_id),
@@ -112,29 +113,30 @@ class BackupJob:
             exclude_disks=order.exclude_disks,
             changes_since=self._sends.states_since(run),
         )
-        at = self._locate(side, run.job)
-        if at != _places(run)[0]:  # W4
-            run.note(step_name(LOCATE, at.name), at, detail=_host_detail(at))
+        at = self._locate(run.job)
+        places = _places(run)
+        if at != places[0]:  # W4
+            run.note(step_name(LOCATE, str(len(places) + 1)), at, detail=_host_detail(at))
         try:
-            return side.take_snapshot(asked, at)
+            return self._side(run.job).take_snapshot(asked, at)
         except NotFound as error:
             # It was there a moment ago.
             if next(moves) > MOVES_MAX:
                 raise
             raise Conflict(f"VM {run.job.vm_name} has left host {at.name}: {error.message}") from error
 
-    def _identify(self, run: JobRun, side: VmSide, taken: VmSnapshot, at: HostRef) -> VmSnapshot:
-        snapshot = side.identify(taken, at)
+    def _identify(self, run: JobRun, taken: VmSnapshot, at: HostRef) -> VmSnapshot:
+        snapshot = self._side(run.job).identify(taken, at)
         check_snapshot(snapshot, backup_order(run.job))
         return snapshot
 
-    def _send_all(self, run: JobRun, side: VmSide, snapshot: VmSnapshot, gateway: str) -> Sequence[Receipt]:
+    def _send_all(self, run: JobRun, snapshot: VmSnapshot, gateway: str) -> Sequence[Receipt]:
         sent = [run.result(step_name("send", disk.disk_name), Receipt) for disk in snapshot.disks]
         receipts = [receipt for receipt in sent if receipt is not None]
         if len(receipts) == len(snapshot.disks):
             return receipts
         at = _places(run)[0]
-        with run.renewing(lambda: side.renew(snapshot, at), "the VM snapshot"):
+        with run.renewing(lambda: self._side(run.job).renew(snapshot, at), "the VM snapshot"):
             return run.in_parallel(snapshot.disks, lambda disk: self._sends.send(run, disk, gateway))
 
     def _publish(self, run: JobRun, backup: Backup) -> str:
@@ -145,8 +147,7 @@ class BackupJob:
     def _release(self, run: JobRun) -> str:
         taken = run.result("snapshot", VmSnapshot)
         assert taken is not None, "W2"
-        side = self._inventory.side(direct=backup_order(run.job).direct)
-        side.release(run.job.vm_id, taken.vm_snapshot_id, _places(run)[0])
+        self._side(run.job).release(run.job.vm_id, taken.vm_snapshot_id, _places(run)[0])
         return taken.vm_snapshot_id
 
     def _target(self, job: Job) -> Target:
@@ -169,8 +170,7 @@ class BackupJob:
 
         def release() -> None:
             assert taken is not None, "asked below"
-            side = self._inventory.side(direct=backup_order(job).direct)
-            side.release(job.vm_id, taken.vm_snapshot_id, places[0])
+            self._side(job).release(job.vm_id, taken.vm_snapshot_id, places[0])
 
         def release_strays(at: HostRef) -> None:
             """Those whose answer never came."""
@@ -219,8 +219,7 @@ class BackupJob:
 def _places(run: JobRun) -> list[HostRef]:
     """Hosts that the VM was found on, the latest first (W4)."""
     steps = [one for one in run.steps() if one.name.split(" ")[0] == LOCATE and one.ended_at_ns]
-    steps.sort(key=lambda one: one.ended_at_ns, reverse=True)
-    return [documents.load(HostRef, one.result, what="a host") for one in steps]
+    return [documents.load(HostRef, one.result, what="a host") for one in reversed(steps)]
 
 
 def _host_detail(at: HostRef) -> str:

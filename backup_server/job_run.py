@@ -199,9 +199,9 @@ class JobRun:
         return result
 
     def note(self, name: str, result: object, *, detail: str = "") -> None:
-        """Record what was found, as a step of its own that is done; again, what is found then."""
-        if not self.began(name):
-            self._save_step(Step(name, self._clock.wall_ns()))
+        """Record what was found, as a step of its own that is done."""
+        assert not self.began(name), f"{name} was noted before"
+        self._save_step(Step(name, self._clock.wall_ns()))
         self.settle(name, result, detail=detail)
 
     def settle(self, name: str, result: object, *, detail: str = "") -> None:

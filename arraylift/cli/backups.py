@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Iterator
+from enum import StrEnum
 from typing import Annotated
 
 import typer
@@ -22,7 +23,7 @@ from arraylift.cli.times import For, MaxAge, Until, duration_seconds, lock_end_n
 from arraylift.errors import Corruption, InvalidRequest, NotFound
 from arraylift.rpc.channel import LONG_CALL_SECONDS
 from arraylift.sizes import human
-from arraylift.v1 import backup_pb2, image_pb2, vm_pb2
+from arraylift.v1 import backup_logic_pb2, backup_pb2, image_pb2, vm_pb2
 
 PREFIX_CHARS_MIN = 4
 _ID = re.compile(r"[0-9a-f]{32}")
@@ -31,6 +32,36 @@ _PREFIX = re.compile(rf"[0-9a-f]{{{PREFIX_CHARS_MIN},32}}")
 BackupReference = Annotated[
     str, typer.Argument(metavar="BACKUP", help="An id, how that begins, or a VM's name: its newest.")
 ]
+
+
+class Consistency(StrEnum):
+    """What a VM snapshot must at least be."""
+
+    any = "any"
+    crash = "crash"
+    filesystem = "filesystem"
+    application = "application"
+
+
+class Changes(StrEnum):
+    """Who says what changed on volumes."""
+
+    births = "births"
+    supplied = "supplied"
+
+
+_LEVELS = {
+    Consistency.any: vm_pb2.CONSISTENCY_LEVEL_UNSPECIFIED,
+    Consistency.crash: vm_pb2.CONSISTENCY_LEVEL_CRASH,
+    Consistency.filesystem: vm_pb2.CONSISTENCY_LEVEL_FILESYSTEM,
+    Consistency.application: vm_pb2.CONSISTENCY_LEVEL_APPLICATION,
+}
+_SOURCES = {
+    Changes.births: backup_logic_pb2.CHANGE_SOURCE_UNSPECIFIED,
+    Changes.supplied: backup_logic_pb2.CHANGE_SOURCE_SUPPLIED,
+}
+
+
 NoWait = Annotated[bool, typer.Option("--no-wait", help="Start only; see `arraylift job watch`.")]
 Direct = Annotated[bool, typer.Option("--direct", help="Ask hosts, not the virtual center.")]
 
@@ -40,7 +71,8 @@ def register(app: typer.Typer) -> None:
     command(
         app,
         "backup",
-        examples="arraylift backup web db\narraylift backup --all\narraylift backup --tag tier=gold --full",
+        examples="arraylift backup web db\narraylift backup --all --consistency filesystem\n"
+        "arraylift backup --tag tier=gold --full",
     )(backup)
     command(
         app,
@@ -73,6 +105,18 @@ def backup(
     target: Annotated[
         str, typer.Option(metavar="TARGET", help="Registered name. [default: the only one]")
     ] = "",
+    consistency: Annotated[
+        Consistency, typer.Option(help="What the snapshot must at least be; less fails the job.")
+    ] = Consistency.any,
+    changes: Annotated[
+        Changes, typer.Option(help="Who says what changed: the array, or the VMM, where it knows.")
+    ] = Changes.births,
+    gateway: Annotated[
+        str, typer.Option(metavar="ARRAY", help="That reads foreign disks. [default: the first registered]")
+    ] = "",
+    exclude_disk: Annotated[
+        list[str] | None, typer.Option("--exclude-disk", metavar="DISK", help="Leave it out; repeatable.")
+    ] = None,
     no_wait: NoWait = False,
 ) -> None:
     """Back up VMs, each by a job of its own; ends with the exit code of the worst."""
@@ -80,7 +124,16 @@ def backup(
         raise InvalidRequest("name VMs, or give --all, or --tag", next_step="see `arraylift backup --help`")
     server = session.server
     request = backup_pb2.StartBackupRequest(
-        vms=vms or [], all=every, tag=tag, full=full, direct=direct, target=target
+        vms=vms or [],
+        all=every,
+        tag=tag,
+        full=full,
+        direct=direct,
+        target=target,
+        level_min=_LEVELS[consistency],
+        exclude_disks=exclude_disk or [],
+        gateway=gateway,
+        change_source=_SOURCES[changes],
     )
     answer = server.call(server.backups.StartBackup, request, timeout_seconds=LONG_CALL_SECONDS)
     _wait(session, list(answer.job_ids), no_wait=no_wait)
@@ -171,7 +224,9 @@ def show(session: Session, backup: BackupReference) -> None:
     ]
     for disk in found.disks:
         read, stored = human(disk.figures.bytes_read), human(disk.figures.bytes_stored)
-        rows.append((disk.disk_name, f"{human(disk.size_bytes)}, read {read}, stored {stored}"))
+        how = short_name(backup_logic_pb2.ChangeSource, disk.change_source) if disk.change_source else ""
+        by = f" by {how.replace('_', ' ')}" if how else ""
+        rows.append((disk.disk_name, f"{human(disk.size_bytes)}, read {read}{by}, stored {stored}"))
         rows.append(("", f"image {disk.image_id}"))
         rows.append(("", f"root {disk.root.hex()}"))
     session.emit(plain(found), pairs(rows))

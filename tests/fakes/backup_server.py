@@ -11,7 +11,7 @@ from arraylift.pki import TlsMaterial
 from arraylift.vm.types import ConsistencyLevel
 from backup_server.engine import JobView
 from backup_server.job_rules import BackupOrder, Pacing, RestoreOrder
-from backup_server.model import Backup, PeerKind, RegisteredPeer
+from backup_server.model import Backup, ChangeSource, PeerKind, RegisteredPeer
 from backup_server.orders import Choice
 from backup_server.peers import Deadlines, GrpcPeers
 from backup_server.server import BackupServer
@@ -100,17 +100,26 @@ class Rig:
         direct: bool = False,
         level_min: ConsistencyLevel = ConsistencyLevel.UNSPECIFIED,
         exclude: tuple[str, ...] = (),
+        gateway: str = "",
+        change_source: ChangeSource = ChangeSource.UNSPECIFIED,
     ) -> str:
         """Accept a backup job; returns its id."""
-        order = BackupOrder("", full, direct, level_min, exclude)
+        order = BackupOrder("", full, direct, level_min, exclude, gateway, change_source)
         return self.server.orders.start_backups(Choice((vm,), all=False, tag=""), order)[0]
 
     def order_restore(
-        self, backup_id: str, *, name: str = "", start: bool = False, direct: bool = False, keep: bool = False
+        self,
+        backup_id: str,
+        *,
+        name: str = "",
+        array: str = "",
+        start: bool = False,
+        direct: bool = False,
+        keep: bool = False,
     ) -> str:
         """Accept a restore job; returns its id."""
         return self.server.orders.start_restore(
-            RestoreOrder(backup_id, name, "", "", start=start, direct=direct, keep_identity=keep)
+            RestoreOrder(backup_id, name, "", array, start=start, direct=direct, keep_identity=keep)
         )
 
     def order_in_place(

@@ -33,6 +33,7 @@ class FakePeers:
             "array2": self._serve(house, "array", "array2", self._array(world)),
             "target": self._serve(house, "target", "target1", self._target(world)),
             "host": self._serve(house, "host", "host1", host),
+            "host2": self._serve(house, "host", "host2", vm_handlers(world)),
         }
         world.addresses = {name: server.address for name, server in self.servers.items()}
         self.servers["vcenter"] = self._serve(house, "vcenter", "vcenter1", center_handlers(world))

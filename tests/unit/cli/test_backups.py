@@ -11,7 +11,7 @@ from rich.console import Console
 from arraylift.cli import jobs as cli_jobs
 from arraylift.clock import SystemClock
 from arraylift.errors import ArrayliftError, NotFound
-from arraylift.v1 import backup_pb2, common_pb2, vm_pb2
+from arraylift.v1 import backup_logic_pb2, backup_pb2, common_pb2, vm_pb2
 from tests.unit.cli.conftest import Arraylift, Daemons
 from tests.unit.cli.fakes import hex_id
 
@@ -114,6 +114,18 @@ def test_without_waiting_the_ids_are_the_answer(arraylift: Arraylift, daemons: D
     assert ended.document == [{"job_id": hex_id(1)}]
     asked = daemons.server.started[0]
     assert (asked.tag, asked.target) == ("tier=gold", "t7")
+
+
+def test_what_a_backup_must_be_and_how_its_disks_are_read(arraylift: Arraylift, daemons: Daemons) -> None:
+    words = ("--consistency", "application", "--changes", "supplied", "--gateway", "a8")
+    arraylift("backup", "web", *words, "--exclude-disk", "swap", "--exclude-disk", "scratch", "--no-wait")
+    arraylift("backup", "web", "--no-wait")
+    asked, plain = daemons.server.started
+    assert asked.level_min == vm_pb2.CONSISTENCY_LEVEL_APPLICATION
+    assert asked.change_source == backup_logic_pb2.CHANGE_SOURCE_SUPPLIED
+    assert (asked.gateway, list(asked.exclude_disks)) == ("a8", ["swap", "scratch"])
+    assert plain == backup_pb2.StartBackupRequest(vms=["web"])
+    assert arraylift("backup", "web", "--consistency", "perfect").code == 2
 
 
 @pytest.mark.parametrize("words", [[], ["web", "--all"], ["--all", "--tag", "a=b"]])
