@@ -55,11 +55,11 @@ class VmStory:
         first = self._back_up("back up, full, while it writes", tasks)
         self._judge(first)
         self._change(tasks)
-        second = self._back_up("back up, increment", tasks)
-        rounds = self._judge(second)
         with self.report.step("hash its files inside") as step:
             before = tasks.run(_FILES)
             step.note = f"{len(before.splitlines())} files"
+        second = self._back_up("back up, increment", tasks)
+        rounds = self._judge(second)
         self._destroy(vm)
         restored = self._restore(second)
         again = self._boot("boot the restored VM", restored)

@@ -53,13 +53,20 @@ class VmHouse(House):
 
     def close(self) -> None:
         """The guests outlive their host agents, so they go first."""
-        for name, daemon in self.hosts.items():
-            if not daemon.running:
-                daemon.start()
-            at = self.of(host=name)
-            for vm in at.ask("ListVms", vm_pb2.ListVmsRequest()).vms:
-                at.ask("PowerOff", vm_pb2.PowerOffRequest(vm_id=vm.vm_id, force=True))
-        super().close()
+        try:
+            for name in self.hosts:
+                self._end_guests(name)
+        finally:
+            super().close()
+
+    def _end_guests(self, host: str) -> None:
+        daemon = self.hosts[host]
+        if not daemon.running:
+            daemon.start()
+        at = self.of(host=host)
+        wait_until(at._hears, f"{host} answers on our connection")
+        for vm in at.ask("ListVms", vm_pb2.ListVmsRequest()).vms:
+            at.ask("PowerOff", vm_pb2.PowerOffRequest(vm_id=vm.vm_id, force=True))
 
     def logs(self) -> str:
         consoles = [
@@ -83,7 +90,7 @@ class VmHouse(House):
             cpus=1,
             memory_bytes=MEMORY_BYTES,
             disks=disks,
-            networks=[vm_pb2.NetworkInterface(network="")],
+            networks=[vm_pb2.NetworkInterface(network="lan")],
             firmware=firmware,
         )
         at = self.of(host=host)
