@@ -12,7 +12,7 @@ RUN_STAMP := $(VENV)/.installed-run
 DEV_STAMP := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
-.PHONY: setup fmt check check_format check_lint check_types check_imports check_tidy test test-crash test-vm bench proto guest demo clean help
+.PHONY: setup fmt check check_format check_lint check_types check_imports check_tidy test test-crash test-vm bench proto guest demo demo-vm clean help
 
 help:  ## this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|' 2>/dev/null \
@@ -75,6 +75,9 @@ guest: $(RUN_STAMP)  ## build the guest that tests and demo boot, out of Debian'
 
 demo: $(RUN_STAMP)  ## back up and restore a VM on this machine
 	$(VENV)/bin/arraylift demo
+
+demo-vm: $(RUN_STAMP)  ## the same with a real guest under QEMU: booted, lost, restored, booted again
+	$(VENV)/bin/arraylift demo --vm
 
 clean:  ## remove .venv and every cache
 	rm -rf $(VENV) build dist .hypothesis .pytest_cache .mypy_cache .ruff_cache .import_linter_cache *.egg-info

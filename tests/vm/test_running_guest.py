@@ -18,7 +18,7 @@ from tests.vm.traces import Traces, read_traces
 from tests.vm.vm_house import DISK_NAMES, FILES, Booted, VmHouse, running_vm_house, said
 
 pytestmark = pytest.mark.timeout(300)
-APPLICATION = vm_pb2.CONSISTENCY_LEVEL_APPLICATION
+APPLICATION, FILESYSTEM = vm_pb2.CONSISTENCY_LEVEL_APPLICATION, vm_pb2.CONSISTENCY_LEVEL_FILESYSTEM
 FROZEN_NS_MAX = 10 * 10**9
 COPIES_MAX = 10
 
@@ -121,6 +121,7 @@ def test_an_incremental_has_what_the_guest_changed(web: Web) -> None:
     assert web.house.backup(job.backup_id).incremental
     assert job.figures.spans_read < full.figures.spans_read / 2
     assert 3 << 20 <= job.figures.bytes_sent < 6 << 20
+    assert web.house.backup(job.backup_id).level == FILESYSTEM, "no application was there to be told"
     assert hashlib.sha256(web.house.file(job.backup_id, "/fresh", "data1")[1]).hexdigest() == digest
     assert web.house.file(job.backup_id, "/etc/motd", "boot")[1] == b"changed\n"
     assert web.house.file(full.backup_id, "/00.txt", "data2")[1], "the older backup still has it"
