@@ -29,12 +29,15 @@ $(PYTHON):
 	echo "no Python 3.11 or newer with the venv module; on Debian: apt-get install python3 python3-venv" >&2; \
 	exit 1
 
+# Python's libvirt is built against the host's: where that can be, it is.
+LIBVIRT := $(shell pkg-config --exists libvirt 2>/dev/null && echo ,libvirt)
+
 $(RUN_STAMP): pyproject.toml | $(PYTHON)
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check --editable .
 	@touch $@
 
 $(DEV_STAMP): pyproject.toml | $(PYTHON)
-	$(PYTHON) -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check --editable '.[dev$(LIBVIRT)]'
 	@touch $(RUN_STAMP) $@
 
 fmt: $(DEV_STAMP)  ## format, and fix what can be fixed safely

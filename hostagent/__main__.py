@@ -18,10 +18,14 @@ from arraylift.rpc.channels import Channels
 from arraylift.rpc.identity import demanded_name
 from arraylift.rpc.server import service_of
 from arraylift.v1 import vm_pb2_grpc
+from hostagent.adoption import Adoption
 from hostagent.config import DRIVERS, HostSettings
 from hostagent.disk_copy import DiskCopies
 from hostagent.emulated import EmulatedDriver
+from hostagent.found_guests import FoundGuests
 from hostagent.guest_files import GuestFiles
+from hostagent.libvirt import build as libvirt
+from hostagent.libvirt.driver import LibvirtDriver
 from hostagent.locks import KeyedLocks
 from hostagent.machines import Machines
 from hostagent.migration import Migrations
@@ -42,7 +46,7 @@ def build(settings: HostSettings, tls: TlsMaterial) -> daemon.Built:
     store = VmStore(RealFiles(), state)
     channels = Channels(tls, channels_max=CHANNELS_MAX)
     volumes = ArrayVolumes(channels)
-    driver = _driver(settings, state, volumes, store, tls)
+    driver, guests = _driver(settings, state, volumes, store, tls)
     locks = KeyedLocks("VM")
     facts = HostFacts(
         settings.name,
@@ -58,6 +62,9 @@ def build(settings: HostSettings, tls: TlsMaterial) -> daemon.Built:
             reporter.changed()
 
     machines = Machines(store, driver, volumes, locks, clock=SYSTEM_CLOCK, changed=changed)
+    adoption = Adoption(store, guests, machines, locks) if guests else None
+    if adoption:
+        adoption.start()
     snapshots = VmSnapshots(store, driver, volumes, locks, clock=SYSTEM_CLOCK)
     files = GuestFiles(RealFiles(), f"{state}/guest-files", store, driver)
     if settings.vcenter:
@@ -68,6 +75,8 @@ def build(settings: HostSettings, tls: TlsMaterial) -> daemon.Built:
     reapers = [Reaper(work) for work in (snapshots.reap, machines.reap, machines.notice, driver.reap)]
 
     def close() -> None:
+        if adoption:
+            adoption.close()
         for reporter in reporters:
             reporter.close()
         for reaper in reapers:
@@ -83,12 +92,15 @@ def build(settings: HostSettings, tls: TlsMaterial) -> daemon.Built:
 
 def _driver(
     settings: HostSettings, state: str, volumes: ArrayVolumes, store: VmStore, tls: TlsMaterial
-) -> EmulatedDriver | QemuDriver:
+) -> tuple[EmulatedDriver | QemuDriver | LibvirtDriver, FoundGuests | None]:
+    """The VMM, and where it has guests of others to adopt."""
     # Files of their own: what fails to reach the disk there must not stop the records.
     files = RealFiles()
     if settings.driver == "emulated":
         copies = DiskCopies(files, f"{state}/guest-disks", volumes)
-        return EmulatedDriver(copies, clock=SYSTEM_CLOCK, firmware=store.firmware.get)
+        return EmulatedDriver(copies, clock=SYSTEM_CLOCK, firmware=store.firmware.get), None
+    if settings.driver == "libvirt":
+        return _libvirt_driver(settings, state, volumes, store)
     chosen = QemuSettings(
         program=settings.qemu_program,
         accelerator=settings.qemu_accelerator,
@@ -102,7 +114,7 @@ def _driver(
         told_host=split_address(settings.advertise or settings.listen)[0],
         tls_name_of=lambda host: demanded_name("host", host=host),
     )
-    return qemu_driver(
+    driver = qemu_driver(
         chosen,
         state=state,
         host=settings.name,
@@ -111,6 +123,28 @@ def _driver(
         tls=tls,
         firmware=store.firmware.get,
     )
+    return driver, None
+
+
+def _libvirt_driver(
+    settings: HostSettings, state: str, volumes: ArrayVolumes, store: VmStore
+) -> tuple[LibvirtDriver, FoundGuests]:
+    parts = libvirt.build(
+        libvirt.LibvirtPlaces(
+            host=settings.name,
+            state=state,
+            pki=str(settings.pki.expanduser().absolute()),
+            uri=settings.libvirt_uri,
+            exports=settings.libvirt_exports,
+            listen=settings.libvirt_listen,
+        ),
+        store,
+        volumes,
+        RealFiles(),
+        clock=SYSTEM_CLOCK,
+        tls_name=lambda address: demanded_name("array", host=address),
+    )
+    return parts.driver, parts.guests
 
 
 def _check(settings: HostSettings) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from arraylift.sizes import GIB
 
 STATE_ROOT = Path("~/.local/state/arraylift")
-DRIVERS = ("emulated", "qemu")
+DRIVERS = ("emulated", "qemu", "libvirt")
 """What ``driver`` may be."""
 
 
@@ -31,6 +31,23 @@ class HostSettings:
     )
     driver: str = field(
         default="emulated", metadata={"doc": f"VMM that runs the VMs: {' or '.join(DRIVERS)}."}
+    )
+    libvirt_uri: str = field(
+        default="qemu:///system", metadata={"doc": "With driver libvirt: whose guests are adopted."}
+    )
+    libvirt_exports: str = field(
+        default="",
+        metadata={
+            "doc": "Folder in which libvirt's QEMU makes sockets and scratch files while foreign disks are\n"
+            "read: its account must be able to write there. Empty: below state."
+        },
+    )
+    libvirt_listen: str = field(
+        default="",
+        metadata={
+            "doc": "host:first-last at which foreign disks are served by TLS to a gateway elsewhere.\n"
+            "Empty: Unix sockets, for one on this machine."
+        },
     )
     memory_bytes: int = field(
         default=64 * GIB, metadata={"doc": "Memory for VMs, as told to the virtual center."}

@@ -20,6 +20,7 @@ from typing import Protocol
 from arraylift.ids import VmId
 from arraylift.vm.types import ConsistencyLevel, Disk
 from hostagent.change_tracking import ChangeTracker
+from hostagent.foreign_disks import ForeignDisks
 from hostagent.live_move import LiveMover
 from hostagent.vm_types import GuestFile, VmRecord
 
@@ -40,6 +41,11 @@ class Driver(Protocol):
     @property
     def mover(self) -> LiveMover | None:
         """None: this VMM cannot move a running guest."""
+        ...
+
+    @property
+    def foreign(self) -> ForeignDisks | None:
+        """None: this VMM shows no disks but those of arrays."""
         ...
 
     def resume(self, vm: VmRecord) -> None:
@@ -66,7 +72,10 @@ class Driver(Protocol):
         ...
 
     def is_running(self, vm_id: VmId) -> bool:
-        """False also once its VMM died by itself; ``stop`` then cleans up."""
+        """False also once its VMM died by itself; ``stop`` then cleans up.
+
+        Raises PeerUnavailable, DeadlineExceeded: the VMM does not say, and nobody may guess.
+        """
         ...
 
     def freeze(self, vm: VmRecord, *, timeout_seconds: float) -> ConsistencyLevel:

@@ -39,6 +39,7 @@ class EmulatedDriver:
 
     name = "emulated"
     tracker = None
+    foreign = None
     mover = None
 
     def __init__(

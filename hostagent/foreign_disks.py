@@ -3,7 +3,7 @@
 Such a disk is *exported*: an NBD server of the VMM shows the bytes that it had while the guest stood still,
 and beside them, where the VMM knows it, a dirty bitmap of what changed since an earlier export. A gateway
 reads both (``SendForeignDisk``).
-Contract:
+Contract (tests/unit/hostagent/test_foreign_disks.py):
   X1 an export shows one state from ``begin`` to ``end``, or nothing any more: never another state.
   X2 exports are found by the id of their VM snapshot: ``end`` ends what a process before this one began,
      wholly or half, or never began.
@@ -12,6 +12,7 @@ Contract:
 Limits: one VM snapshot with exports a VM at a time; STATES_MAX states a disk since which changes are known.
 Callers: vm_snapshots. ``begin`` under the VM's lock, ``end`` under the VM snapshot's; any thread.
 Source: the gateway of [0039], [0043], [0044].
+Why: docs/decisions/0095-foreign-disks-by-pull-mode.md
 """
 
 from __future__ import annotations
@@ -60,8 +61,9 @@ class ForeignDisks(Protocol):
         """
         ...
 
-    def end(self, vm_id: VmId, vm_snapshot_id: VmSnapshotId) -> None:
-        """No more exports under that id (X2). Idempotent.
+    def end(self, vm_id: VmId, vm_snapshot_id: VmSnapshotId, *, told: bool) -> None:
+        """No more exports under that id (X2). Idempotent. Unless their states were ``told``, nobody
+        will ask what changed since.
 
         Raises PeerUnavailable, DeadlineExceeded: call again.
         """

@@ -209,6 +209,21 @@ class Machines:
             self._volume(disk)
         self._reserve(vm)
 
+    def adopt(self, vm: VmRecord) -> VmRecord:
+        """Keep a guest that the VMM has, as it is now. Under its lock. Raises Overloaded.
+
+        Another VM's name becomes one of its own, by its UUID.
+        """
+        with self._names:
+            others = [one for one in self._store.all() if one.vm_id != vm.vm_id]
+            known = self._store.find(vm.vm_id)
+            if known is None and len(others) >= VMS_MAX:
+                raise Overloaded(f"this host has its {VMS_MAX} VMs", next_step="use another host")
+            if any(one.config.name == vm.config.name for one in others):
+                name = f"{vm.config.name[:50]}-{vm.config.uuid}"
+                vm = replace(vm, config=replace(vm.config, name=name))
+            return vm if vm == known else self._put(vm, vm.state)
+
     def _ready_disk(self, vm: VmRecord, disk: Disk) -> Disk:
         if disk.name in vm.made_volumes:
             self._volumes.create(disk.array_address, disk.volume_name, disk.size_bytes)
@@ -247,6 +262,12 @@ class Machines:
         """
         with self._locks.hold(vm_id):
             vm = self.get(vm_id)
+            if vm.adopted:
+                raise WrongState(
+                    f"{vm.subject} belongs to the admin of this host, who made it",
+                    subject=vm.subject,
+                    next_step="undefine it where it was made, e.g. with virsh",
+                )
             if vm.state is not VmState.DELETING:
                 usable(vm)
             if vm.state is VmState.ON:
@@ -315,6 +336,8 @@ class Machines:
             if vm.state is VmState.ON and self._driver.is_running(vm_id):
                 return vm
             for disk in vm.config.disks:
+                if disk.foreign:
+                    continue  # the VMM looks itself
                 if self._volumes.find(disk.array_address, disk.volume_name) is None:
                     raise WrongState(
                         f"disk {disk.name} of {vm.subject} is missing: array {disk.array} has no volume "
@@ -358,7 +381,9 @@ class Machines:
 
     def _ended_by_itself(self, vm: VmRecord) -> bool:
         # What a migration left of a guest is the migration's: it alone knows whether it runs elsewhere.
-        return vm.state is VmState.ON and vm.move is None and not self._driver.is_running(vm.vm_id)
+        # An adopted guest is its admin's, who may be starting it again: adoption looks, and stops nothing.
+        ours = vm.state is VmState.ON and vm.move is None and not vm.adopted
+        return ours and not self._driver.is_running(vm.vm_id)
 
     # -- disks ----------------------------------------------------------------------------------
 
@@ -383,7 +408,7 @@ class Machines:
                     )
             disk = replace(disk, size_bytes=self._volume(disk).size_bytes)
             config = replace(vm.config, disks=(*vm.config.disks, disk))
-            check_config(config)
+            check_config(replace(config, disks=tuple(one for one in config.disks if not one.foreign)))
             with self._names:
                 for one in self._store.all():
                     if one.vm_id != vm_id:
@@ -420,6 +445,8 @@ class Machines:
 
 
 def _same_volume(one: Disk, other: Disk) -> bool:
+    if one.foreign or other.foreign:
+        return False
     # Either may be wrong about the other's array: a name and an address each tell enough.
     same_array = one.array == other.array or one.array_address == other.array_address
     return same_array and one.volume_name == other.volume_name

@@ -203,7 +203,7 @@ class Migrations:
                 subject=vm.subject,
                 next_step="move it again",
             )
-        if any(not disk.volume_name for disk in vm.config.disks):
+        if vm.adopted or any(not disk.volume_name for disk in vm.config.disks):
             raise WrongState(f"{vm.subject} has a disk that no array has", subject=vm.subject)
         if runs and not asked.live:
             raise WrongState(

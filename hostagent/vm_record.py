@@ -37,8 +37,8 @@ from hostagent.vm_types import Move, SnapshotRecord, SnapshotState, VmRecord, Vm
 VM_MAGIC = b"ALVMRECD"
 SNAPSHOT_MAGIC = b"ALVMSNAP"
 
-_MOVING_KEYS = frozenset({"move", "came_by"})
-_VM_KEYS = frozenset(field.name for field in fields(VmRecord)) - _MOVING_KEYS
+_LATER_KEYS = frozenset({"move", "came_by", "adopted"})
+_VM_KEYS = frozenset(field.name for field in fields(VmRecord)) - _LATER_KEYS
 _SNAPSHOT_KEYS = frozenset(field.name for field in fields(SnapshotRecord))
 _CONFIG_KEYS = frozenset(field.name for field in fields(VmConfig))
 _TYPES = {"int": int, "str": str}
@@ -63,6 +63,7 @@ def encode_vm(vm: VmRecord) -> bytes:
                 "request": vm.request,
                 "made_volumes": list(vm.made_volumes),
                 **_moving_to_json(vm),
+                **({"adopted": True} if vm.adopted else {}),
             }
         ),
     )
@@ -71,7 +72,7 @@ def encode_vm(vm: VmRecord) -> bytes:
 def decode_vm(data: bytes, *, what: str) -> VmRecord:
     """Raises Corruption (V1), WrongState (a newer format)."""
     body, _ = envelope.decode(VM_MAGIC, data, what=what)
-    value = envelope.parse_json(body, what=what, keys=_VM_KEYS, optional=_MOVING_KEYS)
+    value = envelope.parse_json(body, what=what, keys=_VM_KEYS, optional=_LATER_KEYS)
     try:
         vm = VmRecord(
             vm_id=VmId(check_id(value["vm_id"], "VM id")),
@@ -82,6 +83,7 @@ def decode_vm(data: bytes, *, what: str) -> VmRecord:
             made_volumes=tuple(_typed(name, str) for name in value["made_volumes"]),
             move=_move(value["move"]) if "move" in value else None,
             came_by=_migration_id(value["came_by"]) if "came_by" in value else None,
+            adopted=_typed(value.get("adopted", False), bool),
         )
         if vm.state is VmState.EXPECTED and vm.move is None:
             raise ValueError("a place that no migration keeps")

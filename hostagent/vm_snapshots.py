@@ -18,7 +18,7 @@ Why: docs/decisions/0020-vm-snapshots-leave-a-record-first.md
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
@@ -35,7 +35,7 @@ from arraylift.errors import (
     WrongState,
 )
 from arraylift.failpoints import FAILPOINTS
-from arraylift.ids import VmId, VmSnapshotId, check_name, random_id
+from arraylift.ids import SourceState, VmId, VmSnapshotId, check_name, random_id
 from arraylift.logs import get_logger
 from arraylift.outcome import attempt
 from arraylift.vm.types import (
@@ -45,8 +45,10 @@ from arraylift.vm.types import (
     ConsistencyLevel,
     Disk,
     DiskSnapshot,
+    DiskState,
 )
 from hostagent.driver import Driver
+from hostagent.foreign_snapshots import ForeignSnapshots
 from hostagent.freezing import FrozenGuest, frozen_guest
 from hostagent.locks import KeyedLocks
 from hostagent.machines import usable
@@ -122,6 +124,7 @@ class VmSnapshots:
         level_min: ConsistencyLevel = ConsistencyLevel.UNSPECIFIED,
         lease_seconds: int = 0,
         exclude_disks: Sequence[str] = (),
+        changes_since: Sequence[DiskState] = (),
     ) -> SnapshotRecord:
         """Take one, or return the one of that name with its lease restarted.
 
@@ -141,7 +144,8 @@ class VmSnapshots:
             self._store.snapshots.put(intent)  # N1
             try:
                 FAILPOINTS.hit("vm-snapshot.intent")
-                ready = self._taken(vm, intent, level_min)
+                since = {one.disk_name: one.state for one in changes_since}
+                ready = self._taken(vm, intent, level_min, since)
                 self._store.firmware.put(ready.vm_snapshot_id, self._driver.firmware_variables(vm))
                 self._store.snapshots.put(ready)  # N3
             except BaseException as error:
@@ -226,13 +230,22 @@ class VmSnapshots:
             frozen_ns=0,
             created_at_ns=self._clock.wall_ns(),
             config=replace(vm.config, disks=tuple(chosen)),
-            addresses=tuple(sorted({disk.array_address for disk in chosen})),
+            addresses=tuple(sorted({disk.array_address for disk in chosen if not disk.foreign})),
             disks=(),
             lease_seconds=lease_seconds,
         )
 
-    def _taken(self, vm: VmRecord, intent: SnapshotRecord, level_min: ConsistencyLevel) -> SnapshotRecord:
+    def _taken(
+        self,
+        vm: VmRecord,
+        intent: SnapshotRecord,
+        level_min: ConsistencyLevel,
+        since: Mapping[str, SourceState],
+    ) -> SnapshotRecord:
+        foreign = ForeignSnapshots(self._driver, intent)
+        foreign.prepare(vm, since)
         with frozen_guest(self._driver, vm, self._clock, seconds_max=self._freeze_seconds_max) as guest:
+            exported = foreign.begin(vm, since, guest.left_seconds() - GROUP_MARGIN_SECONDS)
             taken = self._groups(intent, guest)
             created_at_ns = self._clock.wall_ns()
         FAILPOINTS.hit("vm-snapshot.thawed")
@@ -250,7 +263,10 @@ class VmSnapshots:
             frozen_ns=guest.frozen_ns,
             created_at_ns=created_at_ns,
             config=vm.config,
-            disks=tuple(_disk_snapshot(disk, taken) for disk in intent.config.disks),
+            disks=tuple(
+                exported[disk.name] if disk.foreign else _disk_snapshot(disk, taken)
+                for disk in intent.config.disks
+            ),
         )
 
     def _groups(self, intent: SnapshotRecord, guest: FrozenGuest) -> dict[tuple[str, str], TakenSnapshot]:
@@ -283,7 +299,7 @@ class VmSnapshots:
             for address, (made, _) in zip(intent.addresses, results, strict=True)
             for one in made or ()
         }
-        wanted = {(disk.array_address, disk.volume_name) for disk in intent.config.disks}
+        wanted = {(disk.array_address, disk.volume_name) for disk in intent.config.disks if not disk.foreign}
         if taken.keys() != wanted:
             raise Corruption("an array took other snapshots than it was asked for", subject=intent.subject)
         return taken
@@ -352,6 +368,7 @@ class VmSnapshots:
         errors: list[ArrayliftError] = []
         for address in snapshot.addresses:
             errors += self._release_on(address, snapshot)
+        errors += ForeignSnapshots(self._driver, snapshot).end()
         if errors:
             raise errors[0]
         FAILPOINTS.hit("vm-snapshot.release.deleted")
@@ -407,7 +424,8 @@ class VmSnapshots:
 
 
 def _volumes_on(snapshot: SnapshotRecord, address: str) -> list[str]:
-    return [disk.volume_name for disk in snapshot.config.disks if disk.array_address == address]
+    disks = snapshot.config.disks
+    return [disk.volume_name for disk in disks if disk.array_address == address and not disk.foreign]
 
 
 def _disk_snapshot(disk: Disk, taken: dict[tuple[str, str], TakenSnapshot]) -> DiskSnapshot:

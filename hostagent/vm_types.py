@@ -65,7 +65,8 @@ class Move:
 class VmRecord:
     """``request`` is the digest of the CreateVm that made it, empty where it came from another host;
     ``made_volumes`` names the disks whose volumes were made for it, which alone are removed when making
-    it fails. ``came_by`` is the migration that brought it here, if one did."""
+    it fails. ``came_by`` is the migration that brought it here, if one did. An ``adopted`` VM is a guest
+    that the host's admin made: its config is what the VMM says of it."""
 
     vm_id: VmId
     config: VmConfig
@@ -75,6 +76,7 @@ class VmRecord:
     made_volumes: tuple[str, ...]
     move: Move | None = None
     came_by: MigrationId | None = None
+    adopted: bool = False
 
     @property
     def subject(self) -> str:

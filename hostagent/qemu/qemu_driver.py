@@ -51,6 +51,7 @@ class QemuDriver:
     """Driver of QEMU."""
 
     name = "qemu"
+    foreign = None
 
     def __init__(
         self,

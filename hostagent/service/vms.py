@@ -90,6 +90,7 @@ class VmEdge(MigrationEdge):
             level_min=asked.level_min,
             lease_seconds=asked.lease_seconds,
             exclude_disks=asked.exclude_disks,
+            changes_since=asked.changes_since,
         )
         return pb.CreateVmSnapshotResponse(snapshot=self._snapshot_pb(made))
 

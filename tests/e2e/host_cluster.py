@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,14 @@ HOST = "host1"
 
 
 class HostCluster(Cluster):
-    """An array and a host agent; the target is not started."""
+    """An array and a host agent; the target is not started. ``settings``: more of the host's."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, settings: Mapping[str, object] | None = None) -> None:
         super().__init__(home)
         pki.issue(str(self.pki), "host", HOST)
-        self.host = Daemon("hostagent", HOST, home=home, pki=self.pki, settings={"vcenter": ""})
+        self.host = Daemon(
+            "hostagent", HOST, home=home, pki=self.pki, settings={"vcenter": "", **(settings or {})}
+        )
         self._host_channel = connect(self.host.address, pki.load(str(self.pki), "operator", "admin"), "host")
         self.vms = vm_pb2_grpc.VmServiceStub(self._host_channel)
 

@@ -13,6 +13,7 @@ from arraylift.rpc.channels import Channels
 from arraylift.sizes import MIB
 from arraylift.vm.types import ConsistencyLevel, Disk, NetworkInterface, VmConfig
 from hostagent.change_tracking import ChangeTracker
+from hostagent.foreign_disks import ForeignDisks
 from hostagent.live_move import LiveMover
 from hostagent.locks import KeyedLocks
 from hostagent.machines import Machines
@@ -44,6 +45,7 @@ class FakeDriver:
 
     def __init__(self) -> None:
         self.tracker: ChangeTracker | None = None
+        self.foreign: ForeignDisks | None = None
         self.mover: LiveMover | None = None
         self.kept: ConsistencyLevel | None = None
         self.level = ConsistencyLevel.FILESYSTEM

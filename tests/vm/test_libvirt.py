@@ -1,0 +1,421 @@
+"""Guests of a libvirt host as they are: adopted, captured while they write, backed up, restored."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from arraylift.errors import ArrayliftError, NotFound, PeerUnavailable, WrongState
+from arraylift.guest.build import Guest
+from arraylift.ids import random_id
+from arraylift.v1 import backup_logic_pb2
+from arraylift.v1 import vm_pb2 as pb
+from tests.e2e.cluster import FULL_READ, Sent, last_of
+from tests.e2e.daemon import wait_until
+from tests.e2e.disks import differing_spans
+from tests.e2e.host_cluster import HostCluster, fsck
+from tests.vm.libvirtd import Libvirtd, guest_xml
+
+BITMAP = backup_logic_pb2.CHANGE_SOURCE_BITMAP
+WEB = 'web & "ö"'
+"""A name that XML, shells and paths each have something against."""
+
+CDROM = "<disk type='file' device='cdrom'><target dev='hdc' bus='ide'/><readonly/></disk>"
+
+
+class LibvirtHouse:
+    """A libvirtd with a guest of the admin's, a host agent that adopts it, an array as gateway, a target."""
+
+    def __init__(self, guest: Guest) -> None:
+        self.libvirtd = Libvirtd()
+        self.home = Path(tempfile.mkdtemp(prefix="alh-"))
+        settings = {
+            "driver": "libvirt",
+            "libvirt_uri": self.libvirtd.uri,
+            "libvirt_exports": str(self.libvirtd.exports),
+        }
+        self.cluster = HostCluster(self.home, settings)
+        boot, first, second = guest.write_qcow2(self.libvirtd.folder / "disks")
+        raw = second.with_suffix(".raw")
+        subprocess.run(["qemu-img", "convert", "-O", "raw", second, raw], check=True)
+        self.disks = [(boot, "qcow2"), (first, "qcow2"), (raw, "raw")]
+        self._credentials()
+
+    def _credentials(self) -> None:
+        """What an admin gives QEMU so that it reaches arrays by TLS, and they it."""
+        self.cluster.tls("host", "host1")
+        tls = self.libvirtd.folder / "tls"
+        for kind in ("client", "server"):
+            shutil.copy(self.cluster.pki / "host-host1.pem", tls / f"{kind}-cert.pem")
+            shutil.copy(self.cluster.pki / "host-host1.key", tls / f"{kind}-key.pem")
+        shutil.copy(self.cluster.pki / "ca.pem", tls / "ca-cert.pem")
+
+    def start(self) -> None:
+        self.cluster.array.launch()
+        self.libvirtd.start()
+        self.libvirtd.define(guest_xml(WEB, self.disks, more=CDROM))
+        self.libvirtd.virsh("start", WEB)
+        self.cluster.target.start()
+        self.cluster.host.start()
+        self.cluster.array.wait_started()
+        self.libvirtd.wait_for_agent(WEB)
+
+    def close(self) -> None:
+        self.cluster.close()
+        self.libvirtd.close()
+        shutil.rmtree(self.home, ignore_errors=True)
+
+    # -- looks ----------------------------------------------------------------------------------
+
+    def vms(self) -> dict[str, pb.Vm]:
+        return {vm.config.name: vm for vm in self.cluster.ask("ListVms", pb.ListVmsRequest()).vms}
+
+    def vm(self, name: str = WEB) -> pb.Vm:
+        return self.vms()[name]
+
+    def is_on(self, name: str) -> bool:
+        vms = self.vms()
+        return name in vms and vms[name].power == pb.POWER_STATE_ON
+
+    def has_job(self, name: str = WEB) -> bool:
+        return self.libvirtd.virsh("backup-dumpxml", name, check=False).returncode == 0
+
+    def checkpoints(self, name: str = WEB) -> list[str]:
+        return self.libvirtd.virsh("checkpoint-list", name, "--name", "--topological").stdout.split()
+
+    def bytes_of(self, disk: pb.DiskSnapshot) -> bytes:
+        """What qemu-img reads from an export, for comparison."""
+        into = self.home / "reference.raw"
+        command = ["qemu-img", "convert", "-f", "raw", "-O", "raw", disk.foreign.uri, str(into)]
+        subprocess.run(command, check=True)
+        return into.read_bytes()
+
+    # -- acts -----------------------------------------------------------------------------------
+
+    def capture(self, vm: pb.Vm, name: str, since: pb.VmSnapshot | None = None) -> pb.VmSnapshot:
+        states = (
+            [pb.DiskState(disk_name=one.disk_name, state=one.state) for one in since.disks] if since else []
+        )
+        return self.cluster.snapshot_vm(vm, name, changes_since=states)
+
+    def send(self, disk: pb.DiskSnapshot, image: str) -> Sent:
+        """As the backup server has the gateway do it."""
+        transfer = self.cluster.grant(image)
+        request = backup_logic_pb2.SendForeignDiskRequest(
+            uri=disk.foreign.uri,
+            target_address=self.cluster.target.address,
+            transfer_id=transfer[0],
+            grant=transfer[1],
+            state=disk.state,
+        )
+        if disk.foreign.HasField("bitmap"):
+            request.bitmap.CopyFrom(disk.foreign.bitmap)
+        return last_of(list(self.cluster.messages(self.cluster.backup_logic.SendForeignDisk, request)))
+
+    def release(self, snapshot: pb.VmSnapshot) -> None:
+        request = pb.DeleteVmSnapshotRequest(vm_snapshot_id=snapshot.vm_snapshot_id)
+        self.cluster.ask("DeleteVmSnapshot", request)
+
+    def power(self, vm: pb.Vm, *, on: bool, **how: Any) -> pb.Vm:
+        if on:
+            return self.cluster.ask("PowerOn", pb.PowerOnRequest(vm_id=vm.vm_id)).vm  # type: ignore[no-any-return]
+        return self.cluster.ask("PowerOff", pb.PowerOffRequest(vm_id=vm.vm_id, **how)).vm  # type: ignore[no-any-return]
+
+    def clean(self) -> None:
+        """No job, nothing in the folder of exports: as it is between backups."""
+        wait_until(lambda: not self.has_job(), "the backup job ends")
+        wait_until(lambda: os.listdir(self.libvirtd.exports) == [], "the folder of exports is empty")
+
+
+@pytest.fixture(scope="module")
+def house(guest: Guest) -> Iterator[LibvirtHouse]:
+    made = LibvirtHouse(guest)
+    try:
+        made.start()
+        yield made
+    finally:
+        made.close()
+
+
+@pytest.fixture(autouse=True)
+def told(request: pytest.FixtureRequest, house: LibvirtHouse) -> Iterator[None]:
+    """Show the host's log beside a failure."""
+    yield
+    sys.stdout.write(house.cluster.host.log_tail())
+
+
+def test_an_admins_guest_is_adopted_as_it_is(house: LibvirtHouse) -> None:
+    wait_until(lambda: WEB in house.vms(), "the guest is adopted")
+    vm = house.vm()
+    assert vm.power == pb.POWER_STATE_ON
+    assert vm.vm_id == vm.config.uuid.replace("-", "")
+    assert (vm.config.cpus, vm.config.memory_bytes, vm.config.firmware) == (1, 192 << 20, "bios")
+    assert [(disk.name, disk.foreign) for disk in vm.config.disks] == [
+        (target, str(path)) for target, (path, _) in zip(("vda", "vdb", "vdc"), house.disks, strict=True)
+    ]
+    assert [disk.size_bytes >> 20 for disk in vm.config.disks] == [128, 64, 64]
+    assert vm.config.tags["left-out"] == "hdc: cdrom"
+    with pytest.raises(WrongState, match="belongs to the admin"):
+        house.cluster.ask("DeleteVm", pb.DeleteVmRequest(vm_id=vm.vm_id))
+
+
+def test_a_guest_that_writes_is_backed_up_whole_and_by_its_bitmaps(house: LibvirtHouse) -> None:
+    vm = house.vm()
+    house.libvirtd.run(WEB, "writer start; sleep 1; echo one >/data1/note; sync")
+    first = house.capture(vm, "first")
+    assert first.level >= pb.CONSISTENCY_LEVEL_FILESYSTEM
+    assert 0 < first.frozen_ns < 10_000_000_000
+    frozen = [house.bytes_of(disk) for disk in first.disks]
+    house.libvirtd.run(
+        WEB, "dd if=/dev/urandom of=/data1/later bs=64k count=40 2>/dev/null; sync; writer stop"
+    )
+    for disk, content in zip(first.disks, frozen, strict=True):
+        sent = house.send(disk, f"web/{disk.disk_name}")
+        assert sent.change_source == FULL_READ
+        assert differing_spans(house.cluster.image_bytes(sent.image_id), content) == []
+    fsck(house.home / "data1.img", frozen[1])
+    house.release(first)
+    house.clean()
+
+    second = house.capture(vm, "second", since=first)
+    sources = []
+    for disk in second.disks:
+        content = house.bytes_of(disk)
+        sent = house.send(disk, f"web/{disk.disk_name}")
+        sources.append(sent.change_source)
+        assert differing_spans(house.cluster.image_bytes(sent.image_id), content) == [], disk.disk_name
+        if disk.disk_name == "vdb":
+            assert sent.figures.spans_read < 48, "the bitmap said what to read"
+    assert sources == [BITMAP, BITMAP, FULL_READ], "raw files keep no bitmaps"
+    house.release(second)
+    house.clean()
+
+
+def test_what_nobody_needs_goes_and_what_is_asked_for_stays(house: LibvirtHouse) -> None:
+    vm = house.vm()
+    house.libvirtd.virsh("checkpoint-create-as", WEB, "admins-own", "--diskspec", "vdc,checkpoint=no")
+    base = house.capture(vm, "base")
+    house.release(base)
+    for number in range(6):
+        again = house.capture(vm, f"again-{number}", since=base)
+        assert again.disks[0].foreign.HasField("bitmap"), number
+        assert not again.disks[2].foreign.HasField("bitmap")
+        house.release(again)
+    ours = [name for name in house.checkpoints() if name.startswith("arraylift-")]
+    assert len(ours) <= 4
+    assert f"arraylift-{base.vm_snapshot_id}" in ours
+    assert "admins-own" in house.checkpoints()
+    house.libvirtd.virsh("checkpoint-delete", WEB, "admins-own")
+    held = house.capture(vm, "held")
+    with pytest.raises(WrongState, match="another backup"):
+        house.capture(vm, "too-many")
+    house.release(held)
+
+
+def test_going_back_to_a_snapshot_is_no_change_that_a_bitmap_has_seen(house: LibvirtHouse) -> None:
+    """F1: with a snapshot inside the images, nothing is vouched for. And a guest without an agent is captured
+    as if its power had failed."""
+    disk = house.libvirtd.folder / "disks/plain.qcow2"
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", disk, "10M"], check=True)
+    house.libvirtd.give()
+    house.libvirtd.define(guest_xml("plain", [(disk, "qcow2")], memory_mib=32))
+    house.libvirtd.virsh("start", "plain")
+    wait_until(lambda: house.is_on("plain"), "it is adopted")
+    vm = house.vm("plain")
+    base = house.capture(vm, "before")
+    assert base.level == pb.CONSISTENCY_LEVEL_CRASH
+    house.release(base)
+    again = house.capture(vm, "again", since=base)
+    assert again.disks[0].foreign.HasField("bitmap")
+    house.release(again)
+    house.libvirtd.virsh("snapshot-create-as", "plain", "s1")
+    refused = house.libvirtd.virsh("snapshot-revert", "plain", "s1", check=False)
+    assert "active dirty bitmaps" in refused.stderr, "QEMU does not go back behind a bitmap"
+    after = house.capture(vm, "after", since=base)
+    assert not after.disks[0].foreign.HasField("bitmap")
+    house.release(after)
+    house.libvirtd.virsh("snapshot-delete", "plain", "s1")
+    later = house.capture(vm, "later", since=base)
+    assert not later.disks[0].foreign.HasField("bitmap"), "its checkpoints went with the snapshot"
+    house.release(later)
+    house.libvirtd.virsh("destroy", "plain", check=False)
+    house.libvirtd.virsh("undefine", "plain", "--checkpoints-metadata")
+    wait_until(lambda: "plain" not in house.vms(), "it is gone")
+
+
+@pytest.mark.parametrize("point", ["vm-snapshot.export.before", "vm-snapshot.export.after"])
+def test_a_host_agent_that_dies_leaves_no_export_and_no_frozen_guest(house: LibvirtHouse, point: str) -> None:
+    vm, before = house.vm(), set(house.checkpoints())
+    house.cluster.host.stop()
+    house.cluster.arm_host(f"{point}=kill")
+    with pytest.raises(ArrayliftError):
+        house.capture(vm, f"dies-{point}")
+    wait_until(lambda: not house.cluster.host.running, "it has died")
+    house.cluster.host.start()
+    house.clean()
+    assert house.libvirtd.agent(WEB, "guest-fsfreeze-status") == "thawed"
+    wait_until(lambda: set(house.checkpoints()) <= before, "its checkpoint is gone")
+    assert house.cluster.ask("ListVmSnapshots", pb.ListVmSnapshotsRequest()).snapshots == []
+
+
+def test_an_export_outlives_libvirtd_and_the_host_agent(house: LibvirtHouse) -> None:
+    vm = house.vm()
+    held = house.capture(vm, "outlives")
+    content = house.bytes_of(held.disks[1])
+    house.cluster.host.kill()
+    house.libvirtd.kill()
+    assert house.bytes_of(held.disks[1]) == content
+    house.cluster.host.start()
+    with pytest.raises((PeerUnavailable, NotFound)):
+        house.capture(vm, "without-libvirtd")
+    assert house.vm().power == pb.POWER_STATE_ON, "what nobody says is not guessed"
+    house.libvirtd.start()
+    sent = house.send(held.disks[1], "web/outlives")
+    assert differing_spans(house.cluster.image_bytes(sent.image_id), content) == []
+    house.release(held)
+    house.clean()
+
+
+def test_a_libvirtd_that_hangs_hangs_no_call(house: LibvirtHouse) -> None:
+    vm = house.vm()
+    house.libvirtd.signal(signal.SIGSTOP)
+    try:
+        with pytest.raises(ArrayliftError):
+            house.cluster.ask("PowerOff", pb.PowerOffRequest(vm_id=vm.vm_id), seconds=50)
+        assert WEB in house.vms()
+    finally:
+        house.libvirtd.signal(signal.SIGCONT)
+    wait_until(lambda: house.libvirtd.virsh("domstate", WEB).stdout.strip() == "running", "it goes on")
+    held = _until_captured(house, vm, "after-hang")
+    house.release(held)
+
+
+def _until_captured(house: LibvirtHouse, vm: pb.Vm, name: str) -> pb.VmSnapshot:
+    made: list[pb.VmSnapshot] = []
+
+    def attempt() -> bool:
+        with contextlib.suppress(ArrayliftError):
+            made.append(house.capture(vm, name))
+        return bool(made)
+
+    wait_until(attempt, "the host agent reaches libvirt again", seconds=60)
+    return made[0]
+
+
+def test_files_are_put_into_the_guest_and_read(house: LibvirtHouse) -> None:
+    vm = house.vm()
+    house.cluster.put(vm, "/etc/from-outside", b"x" * 100_000, mode=0o600)
+    assert house.cluster.get(vm, "/etc/from-outside") == b"x" * 100_000
+    assert house.libvirtd.run(WEB, "wc -c </etc/from-outside").strip() == "100000"
+    assert "from-outside" in "".join(entry.path for entry in house.cluster.entries(vm, "/etc"))
+
+
+def test_the_admins_changes_are_noticed(house: LibvirtHouse) -> None:
+    other = house.libvirtd.folder / "disks/other.qcow2"
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", other, "10M"], check=True)
+    house.libvirtd.give()
+    house.libvirtd.define(guest_xml("second", [(other, "qcow2")]))
+    wait_until(lambda: "second" in house.vms(), "a new guest is adopted", seconds=5)
+    second = house.vm("second")
+    house.libvirtd.virsh("setvcpus", "second", "1", "--config")
+    house.libvirtd.virsh("setmaxmem", "second", "100M", "--config")
+    wait_until(
+        lambda: house.vm("second").config.memory_bytes == 100 << 20, "its memory is noticed", seconds=15
+    )
+    assert house.vm("second").revision > second.revision
+    house.libvirtd.virsh("domrename", "second", "third")
+    wait_until(lambda: {"third"} == house.vms().keys() - {WEB}, "its name is noticed", seconds=15)
+    assert house.vm("third").vm_id == second.vm_id
+    house.libvirtd.virsh("start", "third")
+    wait_until(lambda: house.vm("third").power == pb.POWER_STATE_ON, "it is on", seconds=5)
+    house.power(house.vm("third"), on=False, force=True)
+    assert house.vm("third").power == pb.POWER_STATE_OFF
+    house.libvirtd.virsh("undefine", "third")
+    wait_until(lambda: "third" not in house.vms(), "it is gone", seconds=15)
+
+
+def test_a_guest_that_is_off_is_exported_and_cannot_be_started_meanwhile(house: LibvirtHouse) -> None:
+    vm = house.vm()
+    base = house.capture(vm, "running")
+    for disk in base.disks:
+        house.send(disk, f"off/{disk.disk_name}")
+    house.release(base)
+    house.libvirtd.run(WEB, "dd if=/dev/urandom of=/data1/last bs=64k count=8 2>/dev/null; sync")
+    house.power(vm, on=False, grace_seconds=60)
+    assert house.vm().power == pb.POWER_STATE_OFF
+    held = house.capture(vm, "off", since=base)
+    assert (held.level, held.frozen_ns) == (pb.CONSISTENCY_LEVEL_FILESYSTEM, 0)
+    with pytest.raises(WrongState, match="backup reads the disks"):
+        house.power(vm, on=True)
+    refused = house.libvirtd.virsh("start", WEB, check=False)
+    assert refused.returncode != 0, "QEMU's lock holds the admin back as well"
+    sources = []
+    for disk, (path, kind) in zip(held.disks, house.disks, strict=True):
+        sent = house.send(disk, f"off/{disk.disk_name}")
+        sources.append(sent.change_source)
+        raw = house.home / "off.raw"
+        subprocess.run(["qemu-img", "convert", "-U", "-f", kind, "-O", "raw", path, raw], check=True)
+        assert differing_spans(house.cluster.image_bytes(sent.image_id), raw.read_bytes()) == []
+    assert sources == [BITMAP, BITMAP, FULL_READ]
+    house.cluster.host.kill()  # qemu-nbd outlives it, and is ended all the same
+    house.cluster.host.start()
+    assert house.bytes_of(held.disks[0])
+    house.release(held)
+    house.clean()
+    assert house.power(vm, on=True).power == pb.POWER_STATE_ON
+    house.libvirtd.wait_for_agent(WEB)
+
+
+def test_it_is_restored_onto_the_array_and_boots_from_there(house: LibvirtHouse) -> None:
+    vm = house.vm()
+    house.libvirtd.run(WEB, "echo restored >/data1/proof; sync")
+    held = house.capture(vm, "to-restore")
+    disks = []
+    for disk in held.disks:
+        sent = house.send(disk, f"restore/{disk.disk_name}")
+        volume = f"restored-{disk.disk_name}"
+        house.cluster.restore(sent.image_id, volume)
+        disks.append(house.cluster.disk(disk.disk_name, volume=volume))
+    house.release(held)
+    config = pb.VmConfig()
+    config.CopyFrom(held.config)
+    del config.disks[:]
+    config.disks.extend(disks)
+    config.name = "restored"
+    taken = pb.CreateVmRequest(vm_id=random_id(), config=config)
+    house.cluster.ask("CreateVm", taken)
+    with pytest.raises(ArrayliftError, match="UUID"):
+        house.power(house.vm("restored"), on=True)
+    house.cluster.ask("DeleteVm", pb.DeleteVmRequest(vm_id=taken.vm_id, keep_volumes=True))
+    assert house.libvirtd.virsh("domstate", WEB).stdout.strip() == "running", "the admin's guest is untouched"
+
+    config.uuid = ""
+    house.power(vm, on=False, force=True)  # two guests at once are much for a small machine
+    made = house.cluster.ask("CreateVm", pb.CreateVmRequest(vm_id=random_id(), config=config)).vm
+    house.power(made, on=True)
+    assert sorted(house.vms()) == ["restored", WEB], "it is not adopted as well"
+    house.libvirtd.wait_for_agent("restored")
+    assert house.libvirtd.run("restored", "cat /data1/proof").strip() == "restored"
+    extra = house.cluster.disk("extra", volume="restored-extra")
+    house.cluster.import_disk("restored-extra", bytearray(8 << 20))
+    house.cluster.ask("AttachVolume", pb.AttachVolumeRequest(vm_id=made.vm_id, disk=extra))
+    wait_until(lambda: "vdd" in house.libvirtd.run("restored", "ls /sys/block"), "the disk is there")
+    house.cluster.ask("DetachVolume", pb.DetachVolumeRequest(vm_id=made.vm_id, disk_name="extra"))
+    wait_until(lambda: "vdd" not in house.libvirtd.run("restored", "ls /sys/block"), "it is gone")
+    captured = house.cluster.snapshot_vm(made, "on-the-array")
+    assert captured.level >= pb.CONSISTENCY_LEVEL_FILESYSTEM
+    assert all(disk.snapshot_id for disk in captured.disks)
+    house.release(captured)
+    house.power(made, on=False, grace_seconds=60)
+    house.cluster.ask("DeleteVm", pb.DeleteVmRequest(vm_id=made.vm_id))
+    assert "restored" not in house.libvirtd.virsh("list", "--all", "--name").stdout.split()
