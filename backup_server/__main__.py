@@ -15,13 +15,14 @@ from arraylift.durable import RealFiles
 from arraylift.errors import InvalidRequest
 from arraylift.pki import TlsMaterial
 from arraylift.rpc.server import service_of
-from arraylift.v1 import backup_pb2_grpc
+from arraylift.v1 import backup_pb2_grpc, policy_pb2_grpc
 from backup_server.catalog import browse
 from backup_server.config import ServerSettings
 from backup_server.job_rules import Pacing
 from backup_server.peers import GrpcPeers
 from backup_server.server import BackupServer
 from backup_server.service.backup import BackupEdge
+from backup_server.service.policies import PolicyEdge
 
 
 def build(settings: ServerSettings, tls: TlsMaterial) -> daemon.Built:
@@ -41,7 +42,11 @@ def build(settings: ServerSettings, tls: TlsMaterial) -> daemon.Built:
     edge = BackupEdge(
         server.engine, server.orders, server.backups, server.registry, peers=peers, browser=browse
     )
-    services = [service_of(backup_pb2_grpc.add_BackupServiceServicer_to_server, edge)]
+    policies = PolicyEdge(server.policies, server.policy_runs, server.reports, server.registry, SYSTEM_CLOCK)
+    services = [
+        service_of(backup_pb2_grpc.add_BackupServiceServicer_to_server, edge),
+        service_of(policy_pb2_grpc.add_PolicyServiceServicer_to_server, policies),
+    ]
     return daemon.Built(services, lambda: server.close(peers.close))
 
 

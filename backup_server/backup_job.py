@@ -244,4 +244,5 @@ def _draft(job: Job, snapshot: VmSnapshot) -> Backup:
         disks=(),
         config=snapshot.config,
         incremental=False,
+        policy=backup_order(job).policy,
     )

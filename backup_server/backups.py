@@ -65,6 +65,10 @@ class Backups:
         """Newest first; ``vm`` is a name or an id."""
         return self._db.backups(vm=vm)
 
+    def made_by(self, policy: str) -> list[Backup]:
+        """Those that the policy's runs made, newest first."""
+        return self._db.backups_of_policy(policy)
+
     def newest_first(self, vm: str = "", *, behind: tuple[int, str] | None = None) -> Iterator[Backup]:
         """Likewise, older than one of that time and id; read as they are taken."""
         while chunk := self._db.backups_behind(behind, vm=vm, count_max=CHUNK_BACKUPS):

@@ -43,6 +43,7 @@ def backup_to_pb(backup: Backup) -> backup_pb2.Backup:
         incremental=backup.incremental,
         lock_until_ns=backup.lock_until_ns,
         firmware_variables=backup.firmware_variables,
+        policy=backup.policy,
     )
 
 
@@ -76,6 +77,7 @@ def _backup_from_pb(backup: backup_pb2.Backup, target: str) -> Backup:
         config=shared.config_from_pb(backup.config),
         incremental=backup.incremental,
         firmware_variables=backup.firmware_variables,
+        policy=backup.policy,
     )
 
 

@@ -89,6 +89,10 @@ class BackupOrder:
     """The array that reads foreign disks; empty: the first that is registered."""
     change_source: ChangeSource = field(default=ChangeSource.UNSPECIFIED, metadata={LATER: True})
     """Of volumes: UNSPECIFIED (births), or SUPPLIED, where the VMM can."""
+    policy: str = field(default="", metadata={LATER: True})
+    """Whose run started it; empty: nobody's."""
+    bytes_per_second_max: int = field(default=0, metadata={LATER: True})
+    """Read, of each disk; 0: no limit."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -112,6 +112,8 @@ class Backup:
     """As the target's manifest says; 0: not locked."""
     firmware_variables: bytes = field(default=b"", metadata={LATER: True}, repr=False)
     """Of UEFI, as its VMM gave them. In the target's manifest only: the database does not keep them."""
+    policy: str = field(default="", metadata={LATER: True})
+    """Whose run made it, and whose retention goes over it; empty: nobody's."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ Callers: edges, any thread.
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, replace
 
 from arraylift.clock import Clock
@@ -16,7 +17,8 @@ from backup_server.engine import Engine
 from backup_server.in_place_job import matched, still_runs
 from backup_server.inventory import Inventory, VmSide
 from backup_server.job_rules import BackupOrder, Job, JobKind, JobState, RestoreOrder
-from backup_server.model import Backup, PeerKind
+from backup_server.model import Backup, ChangeSource, PeerKind
+from backup_server.policies.policy import Policy, excluded_disks
 from backup_server.registry import Registry
 from backup_server.restore_job import check_name_is_free
 
@@ -104,6 +106,38 @@ class Orders:
             vm_name=vm.config.name,
             created_at_ns=self._clock.wall_ns(),
             backup=order,
+        )
+
+    def start_of_policy(self, policy: Policy, vm: Vm, job_id: str) -> None:
+        """Start the backup of one VM that a policy's run means; started before, it is no error.
+
+        Raises NotFound (target), Conflict (it is being backed up), Overloaded.
+        """
+        with contextlib.suppress(NotFound):
+            self._engine.view(job_id)
+            return
+        target = self._registry.target(policy.target)
+        full = policy.change_source is ChangeSource.FULL_READ or self._full_is_due(policy, vm, target.name)
+        order = BackupOrder(
+            target=target.name,
+            full=full,
+            direct=self._inventory.is_direct(asked=False),
+            level_min=policy.level_min,
+            exclude_disks=excluded_disks(policy, vm),
+            change_source=policy.change_source,
+            policy=policy.name,
+            bytes_per_second_max=policy.bytes_per_second_max,
+        )
+        self._engine.submit([replace(self._backup_of(vm, order), job_id=job_id)])
+
+    def _full_is_due(self, policy: Policy, vm: Vm, target: str) -> bool:
+        """Everything is to be read again: the last backup that did so is too old, or there is none."""
+        if not policy.full_every_days:
+            return False
+        limit_ns = self._clock.wall_ns() - policy.full_every_days * 86_400 * 10**9
+        return not any(
+            backup.target == target and not backup.incremental and backup.snapshot_at_ns >= limit_ns
+            for backup in self._backups.all(vm.vm_id)
         )
 
     def start_restore(self, order: RestoreOrder) -> str:

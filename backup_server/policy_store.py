@@ -134,6 +134,14 @@ class PolicyStore:
                 (start.policy, start.vm_id, start.due_ns),
             )
 
+    def postpone(self, start: Start, start_ns: int) -> None:
+        """Let it wait until then. No error if it is gone."""
+        with self._db.change() as db:
+            db.execute(
+                "UPDATE policy_starts SET start_ns = ? WHERE policy = ? AND vm_id = ? AND due_ns = ?",
+                (start_ns, start.policy, start.vm_id, start.due_ns),
+            )
+
     def note(self, name: str, problem: str) -> None:
         """Keep what went wrong; empty: nothing. No error if the policy is gone."""
         text = problem.encode()[:PROBLEM_BYTES_MAX].decode("utf-8", "ignore")

@@ -93,8 +93,10 @@ class Array(Protocol):
         full: bool,
         patience_seconds: int,
         changes: SuppliedChanges | None = None,
+        bytes_per_second_max: int = 0,
     ) -> Transfer:
-        """``changes``: what a VMM saw; the array believes them since the base's state only."""
+        """``changes``: what a VMM saw; the array believes them since the base's state only. A rate of 0:
+        none."""
         ...
 
     def send_foreign_disk(
@@ -107,6 +109,7 @@ class Array(Protocol):
         grant: bytes,
         full: bool,
         patience_seconds: int,
+        bytes_per_second_max: int = 0,
     ) -> Transfer:
         """As a gateway. A bitmap is believed since the base's state only; ``full``: not at all."""
         ...

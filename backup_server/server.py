@@ -21,6 +21,9 @@ from backup_server.in_place_job import ByPlace, InPlaceJob
 from backup_server.inventory import Inventory
 from backup_server.job_rules import JobKind, Pacing
 from backup_server.orders import Orders
+from backup_server.policy_reports import Reports
+from backup_server.policy_runs import PolicyRuns
+from backup_server.policy_store import PolicyStore
 from backup_server.ports import Peers
 from backup_server.reaper import Reaper
 from backup_server.registry import Registry
@@ -68,19 +71,25 @@ class BackupServer:
         )
         self.backups = Backups(self.db, self.registry, peers, clock)
         self.orders = Orders(self.engine, self.registry, self.inventory, self.backups, clock)
+        self.policies = PolicyStore(self.db)
+        self.policy_runs = PolicyRuns(self.policies, self.orders, self.inventory, self.backups, clock)
+        self.reports = Reports(self.db, self.policies, self.policy_runs, self.backups, clock)
         self.reaper = Reaper(self.engine, self.backups, seconds=pacing.sweep_seconds)
 
     def start(self) -> None:
         """Go on with jobs and deletions, and take new ones."""
         self.engine.start()
         self.reaper.start()
+        self.policy_runs.start()
 
     def close(self, cut_calls: Callable[[], None]) -> None:
         """Stop (S2); ``cut_calls`` ends every call to other daemons."""
+        self.policy_runs.stop()
         self.reaper.stop()
         self.engine.stop()
         cut_calls()
         self.engine.join()
         self.reaper.join()
+        self.policy_runs.join()
         self.db.close()
         self._lock.close()

@@ -211,6 +211,15 @@ class ServerDb:
             raise NotFound(f"there is no job {job_id}", subject=f"job {job_id}", next_step="list the jobs")
         return documents.load(Job, row[0], what=f"job {job_id}")
 
+    def last_backup_job(self, vm_id: str) -> Job | None:
+        """The VM's newest that is remembered."""
+        with self.read() as db:
+            row = db.execute(
+                "SELECT document FROM jobs WHERE vm_id = ? AND kind = 1 ORDER BY serial DESC LIMIT 1",
+                (vm_id,),
+            ).fetchone()
+        return documents.load(Job, row[0], what="a job") if row is not None else None
+
     def jobs(self, *, unfinished: bool, limit: int, behind: str = "") -> list[Job]:
         """Newest first; ``behind``: only those older than this job, none if it is forgotten."""
         where = "state < 3" if unfinished else "1"
@@ -302,6 +311,16 @@ class ServerDb:
                 "SELECT document FROM backups WHERE deleting = ?1 AND (?2 = '' OR vm_id = ?2 OR vm_name = ?2)"
                 " ORDER BY snapshot_at_ns DESC, backup_id DESC",
                 (deleting, vm),
+            ).fetchall()
+        return [documents.load(Backup, row[0], what="a backup") for row in rows]
+
+    def backups_of_policy(self, name: str) -> list[Backup]:
+        """Newest first."""
+        with self.read() as db:
+            rows = db.execute(
+                "SELECT document FROM backups WHERE NOT deleting AND json_extract(document, '$.policy') = ?"
+                " ORDER BY snapshot_at_ns DESC, backup_id DESC",
+                (name,),
             ).fetchall()
         return [documents.load(Backup, row[0], what="a backup") for row in rows]
 

@@ -29,6 +29,8 @@ from arraylift.cli import (
     interrupts,
     job,
     pki,
+    policy,
+    reports,
     target,
     up,
     vm,
@@ -84,7 +86,7 @@ def build() -> typer.Typer:
         help=_HELP, epilog=_EPILOG, no_args_is_help=True, add_completion=False, rich_markup_mode=None
     )
     app.callback()(_root())
-    for noun in (up, vm, backups, files, job, host, array, target, pki, daemon, demo):
+    for noun in (up, vm, backups, files, job, policy, reports, host, array, target, pki, daemon, demo):
         noun.register(app)
     return app
 

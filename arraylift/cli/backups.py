@@ -136,7 +136,7 @@ def backup(
         change_source=_SOURCES[changes],
     )
     answer = server.call(server.backups.StartBackup, request, timeout_seconds=LONG_CALL_SECONDS)
-    _wait(session, list(answer.job_ids), no_wait=no_wait)
+    wait(session, list(answer.job_ids), no_wait=no_wait)
 
 
 def restore(
@@ -180,10 +180,11 @@ def restore(
         stop=stop,
     )
     answer = server.call(server.backups.StartRestore, request, timeout_seconds=LONG_CALL_SECONDS)
-    _wait(session, [answer.job_id], no_wait=no_wait)
+    wait(session, [answer.job_id], no_wait=no_wait)
 
 
-def _wait(session: Session, job_ids: list[str], *, no_wait: bool) -> None:
+def wait(session: Session, job_ids: list[str], *, no_wait: bool) -> None:
+    """Follow jobs to their end, or only name them. Raises what the worst of them failed by."""
     if no_wait or not job_ids:
         shown = table("id")
         for job_id in job_ids:

@@ -26,6 +26,7 @@ from arraylift.v1 import (
     backup_logic_pb2_grpc,
     backup_pb2_grpc,
     image_pb2_grpc,
+    policy_pb2_grpc,
     target_admin_pb2_grpc,
     virtual_center_pb2_grpc,
     vm_pb2_grpc,
@@ -86,6 +87,10 @@ class Connection:
     @cached_property
     def backups(self) -> backup_pb2_grpc.BackupServiceStub:
         return backup_pb2_grpc.BackupServiceStub(self._channel)
+
+    @cached_property
+    def policies(self) -> policy_pb2_grpc.PolicyServiceStub:
+        return policy_pb2_grpc.PolicyServiceStub(self._channel)
 
     def call(
         self, method: Callable[..., Response], request: object, *, timeout_seconds: float = CALL_SECONDS

@@ -134,7 +134,7 @@ class BackupDisk(_message.Message):
     def __init__(self, disk_name: _Optional[str] = ..., image_id: _Optional[str] = ..., size_bytes: _Optional[int] = ..., root: _Optional[bytes] = ..., figures: _Optional[_Union[_common_pb2.TransferFigures, _Mapping]] = ..., array: _Optional[str] = ..., state: _Optional[_Union[_common_pb2.SourceState, _Mapping]] = ..., change_source: _Optional[_Union[_backup_logic_pb2.ChangeSource, str]] = ...) -> None: ...
 
 class Backup(_message.Message):
-    __slots__ = ("backup_id", "vm_id", "vm_name", "target", "snapshot_at_ns", "level", "frozen_ns", "disks", "config", "incremental", "lock_until_ns", "firmware_variables")
+    __slots__ = ("backup_id", "vm_id", "vm_name", "target", "snapshot_at_ns", "level", "frozen_ns", "disks", "config", "incremental", "lock_until_ns", "firmware_variables", "policy")
     BACKUP_ID_FIELD_NUMBER: _ClassVar[int]
     VM_ID_FIELD_NUMBER: _ClassVar[int]
     VM_NAME_FIELD_NUMBER: _ClassVar[int]
@@ -147,6 +147,7 @@ class Backup(_message.Message):
     INCREMENTAL_FIELD_NUMBER: _ClassVar[int]
     LOCK_UNTIL_NS_FIELD_NUMBER: _ClassVar[int]
     FIRMWARE_VARIABLES_FIELD_NUMBER: _ClassVar[int]
+    POLICY_FIELD_NUMBER: _ClassVar[int]
     backup_id: str
     vm_id: str
     vm_name: str
@@ -159,7 +160,8 @@ class Backup(_message.Message):
     incremental: bool
     lock_until_ns: int
     firmware_variables: bytes
-    def __init__(self, backup_id: _Optional[str] = ..., vm_id: _Optional[str] = ..., vm_name: _Optional[str] = ..., target: _Optional[str] = ..., snapshot_at_ns: _Optional[int] = ..., level: _Optional[_Union[_vm_pb2.ConsistencyLevel, str]] = ..., frozen_ns: _Optional[int] = ..., disks: _Optional[_Iterable[_Union[BackupDisk, _Mapping]]] = ..., config: _Optional[_Union[_vm_pb2.VmConfig, _Mapping]] = ..., incremental: _Optional[bool] = ..., lock_until_ns: _Optional[int] = ..., firmware_variables: _Optional[bytes] = ...) -> None: ...
+    policy: str
+    def __init__(self, backup_id: _Optional[str] = ..., vm_id: _Optional[str] = ..., vm_name: _Optional[str] = ..., target: _Optional[str] = ..., snapshot_at_ns: _Optional[int] = ..., level: _Optional[_Union[_vm_pb2.ConsistencyLevel, str]] = ..., frozen_ns: _Optional[int] = ..., disks: _Optional[_Iterable[_Union[BackupDisk, _Mapping]]] = ..., config: _Optional[_Union[_vm_pb2.VmConfig, _Mapping]] = ..., incremental: _Optional[bool] = ..., lock_until_ns: _Optional[int] = ..., firmware_variables: _Optional[bytes] = ..., policy: _Optional[str] = ...) -> None: ...
 
 class StartBackupRequest(_message.Message):
     __slots__ = ("vms", "all", "full", "direct", "target", "level_min", "exclude_disks", "tag", "gateway", "change_source")

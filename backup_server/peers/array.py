@@ -29,6 +29,7 @@ class GrpcArray(Caller):
         full: bool,
         patience_seconds: int,
         changes: SuppliedChanges | None = None,
+        bytes_per_second_max: int = 0,
     ) -> GrpcTransfer:
         request = backup_logic_pb2.SendSnapshotRequest(
             snapshot_id=snapshot_id,
@@ -36,6 +37,7 @@ class GrpcArray(Caller):
             target_address=target_address,
             grant=grant,
             patience_seconds=patience_seconds,
+            bytes_per_second_max=bytes_per_second_max,
         )
         if full:
             request.change_source = backup_logic_pb2.CHANGE_SOURCE_FULL_READ
@@ -55,6 +57,7 @@ class GrpcArray(Caller):
         grant: bytes,
         full: bool,
         patience_seconds: int,
+        bytes_per_second_max: int = 0,
     ) -> GrpcTransfer:
         told = shared.foreign_to_pb(source)
         request = backup_logic_pb2.SendForeignDiskRequest(
@@ -65,6 +68,7 @@ class GrpcArray(Caller):
             state=exchange.state_to_pb(state),
             bitmap=told.bitmap if told.HasField("bitmap") and not full else None,
             patience_seconds=patience_seconds,
+            bytes_per_second_max=bytes_per_second_max,
         )
         stub = backup_logic_pb2_grpc.BackupLogicServiceStub
         return GrpcTransfer(self.stream(stub, "SendForeignDisk", request))

@@ -12,11 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from enum import IntEnum
 from fnmatch import fnmatchcase
 
 from arraylift.errors import InvalidRequest
 from arraylift.vm.types import DISKS_MAX, ConsistencyLevel, Vm
+from backup_server.model import ChangeSource
 from backup_server.policies.retention import COUNT_MAX, WITHIN_SECONDS_MAX, Retention
 from backup_server.policies.schedule import WINDOWS_MAX, Schedule, Window, check_schedule, parse_window
 
@@ -27,15 +27,6 @@ LOCK_DAYS_MAX = 36_500
 FULL_EVERY_DAYS_MAX = 3_650
 RATE_MIN = 65_536
 """Bytes a second: below it a transfer would seem to stand still."""
-
-
-class ChangeSource(IntEnum):
-    """Who says what changed since the last backup; numbers are those of the proto."""
-
-    BEST = 0
-    BIRTHS = 1
-    FULL_READ = 2
-    SUPPLIED = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +61,7 @@ class Policy:
     target: str = ""
     exclude_disks: tuple[str, ...] = ()
     level_min: ConsistencyLevel = ConsistencyLevel.UNSPECIFIED
-    change_source: ChangeSource = ChangeSource.BEST
+    change_source: ChangeSource = ChangeSource.UNSPECIFIED
     retention: Retention = field(default_factory=Retention)
     windows: tuple[WindowText, ...] = ()
     bytes_per_second_max: int = 0
