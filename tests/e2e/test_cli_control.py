@@ -124,6 +124,26 @@ def test_direct_full_and_started_without_waiting(house: House, tmp_path: Path) -
 
 
 @pytest.mark.timeout(240)
+def test_a_running_vm_is_brought_back_in_place(house: House, tmp_path: Path) -> None:
+    house.run("vm", "create", "spoilt", "--disk", make_disk(tmp_path / "d", seed=10))
+    (kept,) = house.json("backup", "spoilt", "--consistency", "filesystem")
+    assert kept["level"] == "consistency_level_filesystem"
+    weak = house.run("backup", "spoilt", "--consistency", "application", ok=False)
+    assert (weak.code, "FILESYSTEM" in weak.err.upper()) == (5, True), weak.err
+    (volume,) = (disk["volume_name"] for disk in house.json("vm", "show", "spoilt")["vm"]["config"]["disks"])
+    good = export(house, volume, tmp_path)
+    (tmp_path / "other").write_bytes(good[::-1])
+    house.run("array", "volumes", "write", volume, tmp_path / "other")
+    house.run("vm", "start", "spoilt")
+    running = house.run("restore", "spoilt", "--in-place", ok=False)
+    assert (running.code, "--stop" in running.err) == (5, True), running.err
+    done = house.run("restore", "spoilt", "--in-place", "--stop", "--start")
+    assert f"snapshot {volume}@before-restore-" in done.err, "it says where the old state is"
+    assert export(house, volume, tmp_path) == good
+    assert house.json("vm", "show", "spoilt")["vm"]["power"] == "power_state_on"
+
+
+@pytest.mark.timeout(240)
 def test_refusals_have_their_codes_and_leave_nothing(house: House, tmp_path: Path) -> None:
     disk = make_disk(tmp_path / "d", seed=9)
     house.run("vm", "create", "taken", "--disk", disk)
