@@ -18,7 +18,7 @@ import contextlib
 
 from arraylift.errors import AlreadyExists, NotFound
 from arraylift.sizes import spans_of
-from arraylift.vm.types import DiskSnapshot, DiskState, VmSnapshot
+from arraylift.vm.types import DiskSnapshot, DiskState, SuppliedChanges, VmSnapshot
 from backup_server.job_rules import (
     RESTORE_TAG,
     BackupOrder,
@@ -108,7 +108,6 @@ class BackupSends:
             run.pacing.transfer_patience_seconds,
         )
         if disk.foreign is None:
-            wanted = order.change_source is ChangeSource.SUPPLIED
             return array.send_snapshot(
                 disk.snapshot_id,
                 transfer,
@@ -116,7 +115,7 @@ class BackupSends:
                 grant=grant,
                 full=order.full,
                 patience_seconds=patience,
-                changes=disk.changes if wanted else None,
+                changes=self._changes(run, disk),
                 bytes_per_second_max=order.bytes_per_second_max,
             )
         assert disk.state is not None, "check_snapshot saw to it"
@@ -130,6 +129,15 @@ class BackupSends:
             patience_seconds=patience,
             bytes_per_second_max=order.bytes_per_second_max,
         )
+
+    def _changes(self, run: JobRun, disk: DiskSnapshot) -> SuppliedChanges | None:
+        """What the VMM saw, where it is wanted and holds since the base; else births tell more."""
+        if disk.changes is None or backup_order(run.job).change_source is not ChangeSource.SUPPLIED:
+            return None
+        base = run.result(step_name("grant", disk.disk_name), str)
+        known = (one for backup in self._db.backups(vm=run.job.vm_id) for one in backup.disks)
+        state = next((one.state for one in known if one.image_id == base), None)
+        return disk.changes if state == disk.changes.since else None
 
     def _sender(self, disk: DiskSnapshot, gateway: str) -> RegisteredPeer:
         if disk.foreign is not None:

@@ -1,7 +1,8 @@
 """VMs, wherever they are: through the virtual center (figure 2), or by asking hosts (figure 1).
 
 Invariants:
-  V1 "not found" is said only when every host could be asked, twice.
+  V1 "not found" is said only when every host could be asked, twice. Of a VM that two hosts tell of, the word
+     with the higher revision counts.
 Callers: use cases, any thread. Nothing is cached: a VM may move between two calls.
 """
 
@@ -174,19 +175,22 @@ class Direct:
         )
 
     def _ask_all(self, vm_id: str, name: str) -> Located | None:
+        """A VM that was handed over is told of by both hosts until the old one forgets it: the later word
+        counts. Raises PeerUnavailable (V1)."""
+        found: list[Located] = []
         silent: PeerUnavailable | None = None
         for ref in self._hosts:
             try:
-                found = self._peers.host(ref).find_vm(vm_id=vm_id, name=name)
+                vm = self._peers.host(ref).find_vm(vm_id=vm_id, name=name)
             except NotFound:
                 continue
             except PeerUnavailable as error:
                 silent = error
                 continue
-            return Located(found, ref.name, ref.address)
-        if silent is not None:  # V1
+            found.append(Located(vm, ref.name, ref.address))
+        if not found and silent is not None:
             raise silent
-        return None
+        return max(found, key=lambda one: one.vm.revision, default=None)
 
     def _host(self, at: HostRef) -> Host:
         return self._peers.host(at)

@@ -26,6 +26,7 @@ from hostagent.found_guests import FoundGuests
 from hostagent.guest_files import GuestFiles
 from hostagent.libvirt import build as libvirt
 from hostagent.libvirt.driver import LibvirtDriver
+from hostagent.load import LoadMeter
 from hostagent.locks import KeyedLocks
 from hostagent.machines import Machines
 from hostagent.migration import Migrations
@@ -69,7 +70,8 @@ def build(settings: HostSettings, tls: TlsMaterial) -> daemon.Built:
     files = GuestFiles(RealFiles(), f"{state}/guest-files", store, driver)
     if settings.vcenter:
         center = VirtualCenter(channels, settings.vcenter)
-        reporters.append(Reporter(center, facts, machines.listed, token=store.token))
+        load = LoadMeter(SYSTEM_CLOCK)
+        reporters.append(Reporter(center, facts, machines.listed, token=store.token, load=load.percent))
         reporters[0].start()
     # A thread each: an array that hangs under one kind of work does not hold up the others.
     reapers = [Reaper(work) for work in (snapshots.reap, machines.reap, machines.notice, driver.reap)]

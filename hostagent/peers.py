@@ -22,7 +22,7 @@ from arraylift.v1 import virtual_center_pb2_grpc as center_grpc
 from arraylift.v1 import volume_pb2 as pb
 from arraylift.v1 import volume_pb2_grpc as pb_grpc
 from arraylift.vm import convert
-from hostagent.reporter import HostFacts
+from hostagent.reporter import HostFacts, HostUse
 from hostagent.vm_types import VmRecord
 from hostagent.volumes import TakenSnapshot, VolumeFacts
 
@@ -125,14 +125,15 @@ class VirtualCenter:
         request = center_pb.RegisterHostRequest(name=facts.name, address=facts.address, driver=facts.driver)
         self._call("RegisterHost", request)
 
-    def report(self, facts: HostFacts, sequence: int, vms: list[VmRecord], memory_free_bytes: int) -> None:
+    def report(self, facts: HostFacts, sequence: int, vms: list[VmRecord], use: HostUse) -> None:
         request = center_pb.ReportInventoryRequest(
             name=facts.name,
             sequence=sequence,
             vms=[convert.vm_to_pb(vm.told(facts.name)) for vm in vms],
             memory_bytes=facts.memory_bytes,
-            memory_free_bytes=memory_free_bytes,
+            memory_free_bytes=use.memory_free_bytes,
             cpus=facts.cpus,
+            load_percent=use.load_percent,
         )
         self._call("ReportInventory", request)
 

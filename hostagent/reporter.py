@@ -36,12 +36,20 @@ class HostFacts:
     cpus: int
 
 
+@dataclass(frozen=True, slots=True)
+class HostUse:
+    """What of a host is used now."""
+
+    memory_free_bytes: int
+    load_percent: int
+
+
 class Center(Protocol):
     """The virtual center, as peers.py reaches it."""
 
     def register(self, facts: HostFacts) -> None: ...
 
-    def report(self, facts: HostFacts, sequence: int, vms: list[VmRecord], memory_free_bytes: int) -> None:
+    def report(self, facts: HostFacts, sequence: int, vms: list[VmRecord], use: HostUse) -> None:
         """Raises NotFound (register first), PeerUnavailable."""
         ...
 
@@ -56,9 +64,12 @@ class Reporter:
         inventory: Callable[[], list[VmRecord]],
         *,
         token: int,
+        load: Callable[[], int] = lambda: 0,
         seconds: float = REPORT_SECONDS,
     ) -> None:
+        """``load``: percent of all processors, over the last minute."""
         self._center, self._facts, self._inventory, self._seconds = center, facts, inventory, seconds
+        self._load = load
         self._sequence = token << _TOKEN_SHIFT  # R1
         self._registered = False
         self._trouble = ""
@@ -96,7 +107,8 @@ class Reporter:
         reserved = sum(vm.config.memory_bytes for vm in vms)
         self._sequence += 1
         try:
-            self._center.report(self._facts, self._sequence, vms, max(0, self._facts.memory_bytes - reserved))
+            use = HostUse(max(0, self._facts.memory_bytes - reserved), self._load())
+            self._center.report(self._facts, self._sequence, vms, use)
         except NotFound:
             self._registered = False  # it lost its list, or an operator removed us: come back
             self._wake.set()

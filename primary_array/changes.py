@@ -17,6 +17,7 @@ Callers: any thread, over frozen maps. Source: US 2016/0170666 [0047]-[0052].
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 
 from arraylift.sizes import GRANULE_BYTES, SPAN_BYTES, spans_of
 from primary_array.block_map import NODE_PAGES, PAGE_GRANULES, U64, MapView, pages_of, without_repeats
@@ -43,6 +44,18 @@ def changed_granules(view: MapView, since_birth: int) -> U64:
             inside = (at % PAGE_GRANULES).astype(np.uint64)
             found.append(places[at // PAGE_GRANULES] * np.uint64(PAGE_GRANULES) + inside)
     return np.concatenate(found) if found else np.empty(0, np.uint64)
+
+
+def changed_flags(
+    view: MapView, since_birth: int, first: int, count: int, *, size_bytes: int, base_bytes: int
+) -> npt.NDArray[np.bool_]:
+    """Say of each of ``count`` granules from ``first`` whether it was born later, or a resize touched
+    its span (T1, T2)."""
+    _, births = view.lookup(first, count)
+    flags: npt.NDArray[np.bool_] = births > since_birth
+    start, stop = _resized(size_bytes, base_bytes)
+    flags[max(0, start * GRANULES_PER_SPAN - first) : max(0, stop * GRANULES_PER_SPAN - first)] = True
+    return flags
 
 
 def differing_granules(view: MapView, older: MapView) -> U64:
@@ -83,8 +96,12 @@ def ranges_of_granules(granules: U64, *, size_bytes: int, base_bytes: int) -> tu
 
 
 def _resized_spans(size_bytes: int, base_bytes: int) -> U64:
+    return np.arange(*_resized(size_bytes, base_bytes), dtype=np.uint64)
+
+
+def _resized(size_bytes: int, base_bytes: int) -> tuple[int, int]:
+    """The spans that a resize touched: the first, and the one after the last."""
     if size_bytes == base_bytes:
-        return np.empty(0, np.uint64)
+        return 0, 0
     last_of_smaller = max(0, spans_of(min(size_bytes, base_bytes)) - 1)
-    last = spans_of(size_bytes) if size_bytes > base_bytes else last_of_smaller + 1
-    return np.arange(last_of_smaller, last, dtype=np.uint64)
+    return last_of_smaller, spans_of(size_bytes) if size_bytes > base_bytes else last_of_smaller + 1

@@ -23,7 +23,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from weakref import WeakValueDictionary
 
 from arraylift.durable import Files
 from arraylift.errors import AlreadyExists, DeadlineExceeded, NotFound, Overloaded, WrongState
@@ -34,7 +33,7 @@ from arraylift.nbd.device import Listed
 from primary_array.export_table import ExportRecord, ExportTable
 from primary_array.pin import Pin
 from primary_array.pool import Pool
-from primary_array.pool_device import PoolDevice, SharedChanges
+from primary_array.pool_device import PoolDevice
 from primary_array.pool_types import SnapshotInfo, VolumeInfo
 
 REMOVAL_SECONDS_MAX = 30.0
@@ -87,7 +86,6 @@ class ArrayExports:
         """How often a volume is written by another way, or replaced, right now, by name (X4)."""
         self._cut: set[str] = set()
         """Names of volumes that are made smaller right now (X5)."""
-        self._shared: SharedChanges = WeakValueDictionary()
         self._pins: dict[str, Pin] = {}
         self._names: dict[VolumeId, str] = {}
         """Under which names volumes were found; they have no other."""
@@ -296,7 +294,7 @@ class ArrayExports:
                 del self._opened[number]
                 self._changed.notify_all()
 
-        return PoolDevice(self._pool, info, read_only=read_only, shared=self._shared, closed=closed)
+        return PoolDevice(self._pool, info, read_only=read_only, closed=closed)
 
     def _check_share(self, caller: Caller) -> None:
         """X6; lock held. Raises Overloaded."""

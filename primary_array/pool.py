@@ -17,6 +17,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 
+import numpy as np
+import numpy.typing as npt
+
 from arraylift.clock import SYSTEM_CLOCK, Clock
 from arraylift.durable import Buffer, Files
 from arraylift.errors import InvalidRequest, NotFound, WrongState
@@ -311,6 +314,13 @@ class Pool:
     ) -> tuple[U64, U64] | None:
         """Like ``changed_spans``, in (offsets, lengths) of bytes, cut at granules."""
         return self._view.changed_ranges(snapshot_id, since, base_bytes)
+
+    def changed_flags(
+        self, snapshot_id: SnapshotId, since: SourceState, first: int, count: int, *, base_bytes: int
+    ) -> npt.NDArray[np.bool_] | None:
+        """Say of each of ``count`` granules from ``first`` whether it may differ from ``since``, or None
+        (A4). As much work and memory as granules. Raises NotFound."""
+        return self._view.changed_flags(snapshot_id, since, first, count, base_bytes)
 
     def diff(self, snapshot_id: SnapshotId, base_id: SnapshotId) -> tuple[U64, U64] | None:
         """Return (offsets, lengths) of what two snapshots have in different slots: a superset of what

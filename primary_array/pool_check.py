@@ -7,6 +7,8 @@ Invariants:
      disk is in the folder ``damaged`` first, durably.
   Z3 what is reported as repaired was looked for again, and is gone.
   Z4 one check at a time; flushes and snapshots wait for none of it but the reading of the journal.
+  Z5 a repair writes, counts and frees from what is in memory: where that contradicts itself in a way
+     that nothing mends it only distrusts births, for the disk may have the better copy.
 Callers: pool, any thread.
 """
 
@@ -48,6 +50,8 @@ class CheckNews:
     granules_total: int
     findings: tuple[Finding, ...] = ()
     done: bool = False
+    memory_sound: bool = True
+    """No error was found in memory that is not repairable (Z5)."""
 
 
 class PoolCheck:
@@ -95,6 +99,7 @@ class PoolCheck:
     ) -> CheckNews:
         total = sum(one.granule_count for one in taken.maps)
         findings = list(map_check.check(taken, progress=lambda done: report(CheckNews(done, total))))
+        sound = all(each.repairable or each.severity is not Severity.ERROR for each in findings)
         findings += _slots(lost, stolen)
         named = np.flatnonzero(taken.counts)
         with self._checkpointer.held_back():
@@ -104,7 +109,7 @@ class PoolCheck:
                 journals = files.read_journals(number)
             findings += files.check_journals(journals, sequence)
         findings.sort(key=lambda finding: (-finding.severity, finding.kind, finding.subject))
-        return CheckNews(total, total, tuple(findings), done=True)
+        return CheckNews(total, total, tuple(findings), done=True, memory_sound=sound)
 
     def _slot_sets(self) -> tuple[U64, U64]:
         """Lost and stolen slots of this moment. Map lock held."""
@@ -150,6 +155,10 @@ class PoolCheck:
                 lost, stolen = self._slot_sets()
             news = self._conclude(taken, lost, stolen, report)
             wrong = [finding for finding in news.findings if finding.repairable]
+            if not news.memory_sound:  # Z5
+                _log.error("pool_not_repaired", why="what is in memory is wrong itself")
+                named = {finding.kind for finding in news.findings}
+                wrong = [f for f in wrong if f.remedy is Remedy.DISTRUST and "tables_disagree" not in named]
             self._keep_damaged(wrong)
             remedies = {finding.remedy for finding in wrong}
             with self._commit.transaction():

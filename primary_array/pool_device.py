@@ -9,10 +9,9 @@ Callers: connections of the NBD server, each from its own thread; made by export
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from weakref import WeakValueDictionary
 
 import numpy as np
+import numpy.typing as npt
 
 from arraylift.durable import Buffer
 from arraylift.errors import NotPermitted, WrongState
@@ -20,7 +19,6 @@ from arraylift.ids import SnapshotId
 from arraylift.nbd import wire
 from arraylift.nbd.device import BASE_ALLOCATION
 from arraylift.sizes import GRANULE_BYTES, KIB, MIB
-from primary_array.block_map import U64
 from primary_array.pool import Pool
 from primary_array.pool_types import SnapshotInfo, SnapshotSource, Source, VolumeInfo, VolumeSource
 
@@ -34,35 +32,10 @@ CACHE_BYTES_MAX = 64 * MIB
 WRITE_BYTES = 128 * KIB
 """Written at once: less than goes past the page cache, where a guest, and the next backup, find it."""
 
+STATUS_GRANULES = 4096
+"""Looked at together to tell changes: 256 MiB of a volume."""
+
 _ZEROS = bytes(WRITE_BYTES)
-
-
-@dataclass(frozen=True, slots=True, weakref_slot=True)
-class Changes:
-    """Ascending ranges that may differ; the rest is the same."""
-
-    offsets: U64
-    lengths: U64
-
-    def states(self, offset: int, length: int) -> Iterator[tuple[int, int]]:
-        """Yield (length, state) over a range."""
-        stop = offset + length
-        ends = self.offsets + self.lengths
-        index = int(np.searchsorted(ends, np.uint64(offset), side="right"))
-        while offset < stop:
-            start = int(self.offsets[index]) if index < len(ends) else stop
-            if start > offset:
-                end = min(start, stop)
-                yield end - offset, 0
-            else:
-                end = min(int(ends[index]), stop)
-                yield end - offset, wire.STATE_CHANGED
-                index += 1
-            offset = end
-
-
-SharedChanges = WeakValueDictionary[tuple[SnapshotId, SnapshotId], Changes]
-"""By (snapshot, older one): computed once while any connection asks."""
 
 
 class PoolDevice:
@@ -76,12 +49,10 @@ class PoolDevice:
         info: VolumeInfo | SnapshotInfo,
         *,
         read_only: bool,
-        shared: SharedChanges,
         closed: Callable[[], None],
     ) -> None:
         self.size_bytes = info.size_bytes
         self._pool = pool
-        self._shared = shared
         self._closed = closed
         self._snapshot: SnapshotInfo | None = None
         self._source: Source
@@ -94,7 +65,7 @@ class PoolDevice:
             self._source = VolumeSource(info.name)
             self.description = f"volume {info.name}"
         self.read_only = read_only or self._snapshot is not None
-        self._changes: dict[str, Changes] = {}  # of this connection's contexts
+        self._older: dict[str, SnapshotInfo] = {}  # of this connection's contexts
 
     # -- data -----------------------------------------------------------------------------------
 
@@ -155,36 +126,42 @@ class PoolDevice:
 
     def status(self, context: str, offset: int, length: int) -> Iterator[tuple[int, int]]:
         if context != BASE_ALLOCATION:
-            yield from self._changes_of(context).states(offset, length)
+            yield from self._changes(context, offset, offset + length)
             return
         for _, extent_bytes, is_hole in self._pool.extents(self._source, offset, length):
             yield extent_bytes, wire.STATE_HOLE | wire.STATE_ZERO if is_hole else 0
 
-    def _changes_of(self, context: str) -> Changes:
-        """Raises NotFound, WrongState, where the older snapshot cannot vouch any more."""
-        assert self._snapshot is not None
-        if self._pool.get_snapshot(self._snapshot.snapshot_id).state != self._snapshot.state:
-            raise WrongState(  # what was computed before is not believed either
-                f"the changes of volume {self._name} are not believed any more", subject=self._name
-            )
-        if context not in self._changes:
-            older = SnapshotId(context.removeprefix(CHANGED_PREFIX))
-            key = self._snapshot.snapshot_id, older
-            found = self._shared.get(key)
-            if found is None:
-                found = self._shared[key] = self._compute(older)
-            self._changes[context] = found
-        return self._changes[context]
+    def _changes(self, context: str, offset: int, stop: int) -> Iterator[tuple[int, int]]:
+        """Yield (length, state). Raises NotFound, WrongState, where the older snapshot cannot vouch."""
+        start, state = offset, 0
+        while offset < stop:
+            first = offset // GRANULE_BYTES
+            count = min(STATUS_GRANULES, -(-stop // GRANULE_BYTES) - first)
+            flags = self._changed_flags(context, first, count)
+            for index in [0, *(np.flatnonzero(flags[1:] != flags[:-1]) + 1).tolist()]:
+                at = max(offset, (first + index) * GRANULE_BYTES)
+                if bool(flags[index]) * wire.STATE_CHANGED != state:
+                    if at > start:
+                        yield at - start, state
+                    start, state = at, bool(flags[index]) * wire.STATE_CHANGED
+            offset = (first + count) * GRANULE_BYTES
+        yield stop - start, state
 
-    def _compute(self, older: SnapshotId) -> Changes:
+    def _changed_flags(self, context: str, first: int, count: int) -> npt.NDArray[np.bool_]:
+        """Asked anew each time: what vouches may be distrusted meanwhile."""
         assert self._snapshot is not None
-        since = self._pool.get_snapshot(older)
-        ranges = self._pool.changed_ranges(
-            self._snapshot.snapshot_id, since.state, base_bytes=since.size_bytes
+        if context not in self._older:
+            self._older[context] = self._pool.get_snapshot(SnapshotId(context.removeprefix(CHANGED_PREFIX)))
+        older = self._older[context]
+        flags = self._pool.changed_flags(
+            self._snapshot.snapshot_id, older.state, first, count, base_bytes=older.size_bytes
         )
-        if ranges is None:
-            raise WrongState(f"snapshot {older} is no ancestor", subject=f"snapshot {older}")
-        return Changes(*ranges)
+        if flags is None:
+            raise WrongState(
+                f"snapshot {older.snapshot_id} is no ancestor that is believed",
+                subject=f"snapshot {older.snapshot_id}",
+            )
+        return flags
 
     # -- end ------------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
 
 from arraylift.errors import InvalidRequest, NotFound
 from arraylift.ids import SnapshotId, SourceState
@@ -204,6 +205,18 @@ class PoolView:
         base = size_bytes if base_bytes is None else base_bytes
         granules = changes.changed_granules(frozen, birth)
         return changes.ranges_of_granules(granules, size_bytes=size_bytes, base_bytes=base)
+
+    def changed_flags(
+        self, snapshot_id: SnapshotId, since: SourceState, first: int, count: int, base_bytes: int
+    ) -> npt.NDArray[np.bool_] | None:
+        """See Pool.changed_flags."""
+        found = self._since(snapshot_id, since)
+        if found is None:
+            return None
+        frozen, birth, size_bytes = found
+        return changes.changed_flags(
+            frozen, birth, first, count, size_bytes=size_bytes, base_bytes=base_bytes
+        )
 
     def differing_granules(self, snapshot_id: SnapshotId, base_id: SnapshotId) -> U64 | None:
         """See Pool.diff."""

@@ -7,7 +7,7 @@ Invariants:
 Threads: one for each migration that moves a VM, ``migrations-left`` for all that are left over.
 Limits: moves.py; RETRY_SECONDS between two questions to a host that is awaited.
 Callers: the edge, on the threads of its calls.
-Failpoints: those of the inventory's commits, one for each phase.
+Failpoints: those of moves.py.
 """
 
 from __future__ import annotations

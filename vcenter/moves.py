@@ -5,6 +5,8 @@ Invariants:
   V2 a VM has at most one migration in which it may move, and besides that only ones that are left over.
   V3 a VM that moves is "unavailable, retry" to everybody else.
 Limits: MIGRATIONS_MAX that may move, LEFT_MAX that are left over; then none is begun.
+Failpoints: ``move.expect``, ``.hand-over``, ``.accept``, ``.finish``, ``.undo`` when that phase is durable;
+``move.end`` before the end is.
 Callers: any thread.
 """
 
@@ -13,6 +15,7 @@ from __future__ import annotations
 import threading
 
 from arraylift.errors import Conflict, Overloaded, PeerUnavailable
+from arraylift.failpoints import FAILPOINTS
 from arraylift.ids import MigrationId, VmId
 from vcenter.inventory_store import InventoryStore
 from vcenter.migration import Migration
@@ -100,6 +103,7 @@ class Moves:
 
     def drop(self, migration: Migration) -> None:
         """It has ended. Raises OutOfSpace, StoreFailed."""
+        FAILPOINTS.hit("move.end")
         with self._lock:
             self._store.forget_migration(migration.migration_id)
             self._moves.pop(migration.migration_id, None)
@@ -115,6 +119,7 @@ class Moves:
 
     def _put(self, migration: Migration) -> None:
         self._store.note_migration(migration)
+        FAILPOINTS.hit(f"move.{migration.phase.value.replace(' ', '-')}")
         self._moves[migration.migration_id] = migration
 
     def _of_vm(self, vm_id: VmId) -> Migration | None:

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from arraylift.cli import vm_calls, vm_files
+from arraylift.cli import vm_calls, vm_files, vm_moves
 from arraylift.cli.command import command, group
 from arraylift.cli.disk_files import open_disk
 from arraylift.cli.session import Session
@@ -40,6 +40,7 @@ def register(app: typer.Typer) -> None:
     command(noun, "start", examples="arraylift vm start web")(start)
     command(noun, "stop", examples="arraylift vm stop web --grace 60\narraylift vm stop web --force")(stop)
     command(noun, "rm", examples="arraylift vm rm web\narraylift vm rm web --keep-volumes")(rm)
+    vm_moves.register(noun)
     vm_files.register(noun)
     app.add_typer(noun, name="vm")
 

@@ -49,9 +49,14 @@ class NewVm:
     tags: Mapping[str, str] = field(default_factory=dict)
 
 
+def is_id(reference: str) -> bool:
+    """Whether it looks like a VM's id."""
+    return bool(_ID.fullmatch(reference))
+
+
 def find_vm(center: Connection, reference: str) -> Found:
     """Return the VM of an id or a name, with its host. Raises NotFound."""
-    if _ID.fullmatch(reference):
+    if is_id(reference):
         with contextlib.suppress(NotFound):  # a name may look like an id
             return _managed(center, virtual_center_pb2.GetManagedVmRequest(vm_id=reference))
     try:

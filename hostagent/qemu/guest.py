@@ -40,10 +40,12 @@ _log = get_logger("qemu")
 class Guest:
     """One VM. ``vm`` is its record as last seen; None after a sweep, of a VM that is not running."""
 
-    def __init__(self, vm_id: VmId, folder: GuestFolder, host: str, volumes: Volumes) -> None:
+    def __init__(
+        self, vm_id: VmId, folder: GuestFolder, monitor: Monitor, host: str, volumes: Volumes
+    ) -> None:
         self.vm_id, self.folder = vm_id, folder
         self.lock = threading.RLock()
-        self.monitor = Monitor(folder.monitor_path, f"VM {vm_id}")
+        self.monitor = monitor
         self.process: Process | None = None
         self.vm: VmRecord | None = None
         self.unsettled = False

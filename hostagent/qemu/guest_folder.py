@@ -92,11 +92,14 @@ class GuestFolder:
             monitor.close()
             raise
 
-    def fresh_log(self, name: str) -> int:
-        """A descriptor that appends to that log, begun anew; the last one's end is kept beside it."""
-        self._keep_end(name)
-        self._files.publish(f"{self.path}/{name}", [b""], label=LABEL)
-        return os.open(f"{self.path}/{name}", os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC)
+    def open_log(self, name: str, *, anew: bool = False) -> int:
+        """A descriptor that appends to that log; ``anew``: what it has is kept beside it."""
+        path = f"{self.path}/{name}"
+        if anew:
+            self._keep_end(name)
+        if anew or not self._files.exists(path):
+            self._files.publish(path, [b""], label=LABEL)
+        return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC)
 
     def log_end(self, name: str) -> str:
         """The last lines, for a person: a claim of QEMU or of its guest."""

@@ -27,12 +27,14 @@ from hostagent.qemu.command_line import Firmware, Machine, command_line
 from hostagent.qemu.guest_folder import CONSOLE, QEMU_LOG, GuestFolder
 from hostagent.qemu.monitor import Monitor
 from hostagent.qemu.networks import Networks
-from hostagent.qemu.processes import Process, Processes, holder_of, take_lock
+from hostagent.qemu.processes import POLL_SECONDS, Process, Processes, holder_of, take_lock
 from hostagent.qemu.run_record import PlacedDisk
 from hostagent.vm_types import VmRecord
 
 START_SECONDS = 30.0
 """How long a QEMU may take until it answers; its disks are open by then."""
+
+LOCK_SECONDS = 5.0
 
 _log = get_logger("qemu")
 
@@ -88,19 +90,19 @@ class Launcher:
         return process
 
     def _lock(self, vm: VmRecord, folder: GuestFolder) -> int:
-        lock = take_lock(folder.lock_path)
-        if lock is None:
+        until = time.monotonic() + LOCK_SECONDS
+        while (lock := take_lock(folder.lock_path)) is None:
             stray = holder_of(folder.lock_path)
             if stray is not None:  # of a start that was cut, or one that did not end when it was told to
                 _log.warning("qemu_stray_ended", vm=vm.vm_id, pid=stray.pid)
                 self._processes.kill(stray)
-                lock = take_lock(folder.lock_path)
-        if lock is None:
-            raise WrongState(
-                f"a QEMU of {vm.subject} still runs and cannot be ended",
-                subject=vm.subject,
-                next_step=f"find who holds {folder.lock_path}, and end it",
-            )
+            if time.monotonic() >= until:
+                raise WrongState(
+                    f"a QEMU of {vm.subject} still runs and cannot be ended",
+                    subject=vm.subject,
+                    next_step=f"find who holds {folder.lock_path}, and end it",
+                )
+            time.sleep(POLL_SECONDS)  # one that was killed lets go of its files a moment after it is dead
         return lock
 
     def _prepare_firmware(self, vm: VmRecord, folder: GuestFolder, variables: bytes) -> None:
@@ -143,7 +145,7 @@ class Launcher:
         for listener in sockets:
             stack.callback(listener.close)
         monitor, agent = (listener.fileno() for listener in sockets)
-        console, log = kept(folder.fresh_log(CONSOLE)), kept(folder.fresh_log(QEMU_LOG))
+        console, log = kept(folder.open_log(CONSOLE)), kept(folder.open_log(QEMU_LOG, anew=True))
         tls = kept(os.open(self.setup.tls_path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
         inherited = [monitor, agent, console, tls]
         firmware = None

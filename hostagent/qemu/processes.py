@@ -108,7 +108,7 @@ def _has_open(pid: int, inode: tuple[int, int]) -> bool:
 
 
 class Processes:
-    """Starts and ends processes; takes note of the end of its own children."""
+    """Starts, finds and ends processes; takes note of the end of its own children."""
 
     def __init__(self, account: Account | None = None) -> None:
         self._account = account
@@ -149,6 +149,14 @@ class Processes:
             resource.prlimit(child.pid, resource.RLIMIT_FSIZE, (FILE_BYTES_MAX, FILE_BYTES_MAX))
             resource.prlimit(child.pid, resource.RLIMIT_CORE, (0, 0))  # it would be the guest's memory
         return Process(child.pid, found[0])
+
+    def find(self, lock_path: str) -> Process | None:
+        """The process that runs under that lock file; None: nothing does."""
+        descriptor = take_lock(lock_path)
+        if descriptor is None:
+            return holder_of(lock_path)
+        os.close(descriptor)
+        return None
 
     def collect(self) -> None:
         """Let children go that have ended."""

@@ -12,7 +12,6 @@ Why: docs/decisions/0087-qemu-holds-the-lock.md, 0088-disks-of-a-guest-are-expor
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator
@@ -31,7 +30,8 @@ from hostagent.qemu.exports import serve
 from hostagent.qemu.guest import Guest
 from hostagent.qemu.guest_folder import GuestFolder, folders
 from hostagent.qemu.launch import Launcher
-from hostagent.qemu.processes import Processes, holder_of, take_lock
+from hostagent.qemu.monitor import Monitor
+from hostagent.qemu.processes import Processes
 from hostagent.vm_types import VmRecord
 from hostagent.volumes import Volumes
 
@@ -60,8 +60,10 @@ class Vmm:
         launcher: Launcher,
         processes: Processes,
         firmware: Callable[[VmId], bytes],
+        monitor_of: Callable[[str, str], Monitor] = Monitor,
     ) -> None:
         """``root``: the folder of the VMs' folders. ``firmware`` gives what a VM was made with, packed."""
+        self._monitor_of = monitor_of
         self._files, self._root = files, root
         self._host, self._volumes = host, volumes
         self._launcher, self._processes, self._firmware = launcher, processes, firmware
@@ -75,7 +77,8 @@ class Vmm:
             found = self._guests.get(vm_id)
             if found is None:
                 folder = GuestFolder(self._files, f"{self._root}/{vm_id}")
-                found = self._guests[vm_id] = Guest(vm_id, folder, self._host, self._volumes)
+                monitor = self._monitor_of(folder.monitor_path, f"VM {vm_id}")
+                found = self._guests[vm_id] = Guest(vm_id, folder, monitor, self._host, self._volumes)
             return found
 
     def guests(self) -> list[Guest]:
@@ -96,14 +99,8 @@ class Vmm:
             return guest.alive
 
     def _find_process(self, guest: Guest) -> None:
-        guest.process = None
-        if not guest.folder.has_lock_file:
-            return
-        descriptor = take_lock(guest.folder.lock_path)
-        if descriptor is None:
-            guest.process = holder_of(guest.folder.lock_path)
-        else:
-            os.close(descriptor)
+        found = self._processes.find(guest.folder.lock_path) if guest.folder.has_lock_file else None
+        guest.process = found
 
     def sweep(self, *, running: Collection[VmId], known: Collection[VmId]) -> None:
         for vm_id in folders(self._files, self._root):

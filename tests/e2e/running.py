@@ -5,14 +5,23 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import pytest
 
 if TYPE_CHECKING:
     from tests.e2e.cluster import Cluster
 
-_RUNNING: list[Cluster] = []
+
+class Logged(Protocol):
+    """Daemons of a test."""
+
+    def logs(self) -> str:
+        """The ends of their logs."""
+        ...
+
+
+_RUNNING: list[Logged] = []
 
 
 def run_cluster(home: Path) -> Iterator[Cluster]:
@@ -29,7 +38,7 @@ def run_cluster(home: Path) -> Iterator[Cluster]:
 
 
 @contextlib.contextmanager
-def shown_when_failing(cluster: Cluster) -> Iterator[None]:
+def shown_when_failing(cluster: Logged) -> Iterator[None]:
     """Meanwhile a failing test shows this cluster's logs."""
     _RUNNING.append(cluster)
     try:

@@ -113,7 +113,7 @@ def played(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     try:
         with running_house(tmp_path, registered_hosts=True) as house:
             host = PlayedHost(house, qemu)
-            server = RpcServer("127.0.0.1:0", house.tls("host", "host9"), vm_handlers(host))
+            server = RpcServer("127.0.0.1:0", house.tls("host", "host9"), vm_handlers(host, "host9"))
             server.start()
             try:
                 house.add_peer(pb.PEER_KIND_HOST, "host9", server.address)

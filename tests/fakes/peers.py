@@ -27,13 +27,13 @@ class FakePeers:
 
     def __init__(self, house: House) -> None:
         self.world = world = World()
-        host = vm_handlers(world)
+        host = vm_handlers(world, "host1")
         self.servers = {
             "array": self._serve(house, "array", "array1", self._array(world)),
             "array2": self._serve(house, "array", "array2", self._array(world)),
             "target": self._serve(house, "target", "target1", self._target(world)),
             "host": self._serve(house, "host", "host1", host),
-            "host2": self._serve(house, "host", "host2", vm_handlers(world)),
+            "host2": self._serve(house, "host", "host2", vm_handlers(world, "host2")),
         }
         world.addresses = {name: server.address for name, server in self.servers.items()}
         self.servers["vcenter"] = self._serve(house, "vcenter", "vcenter1", center_handlers(world))
@@ -102,9 +102,15 @@ def _servicer(base: type, **methods: Any) -> Any:
     return servicer
 
 
-def vm_handlers(world: World) -> list[Any]:
-    """VmService of host1."""
+def vm_handlers(world: World, host: str) -> list[Any]:
+    """VmService of a host, which has all VMs."""
     pb = vm_pb2
+
+    def get_vm(request: Any) -> vm_pb2.GetVmResponse:
+        vm = pb.Vm()
+        vm.CopyFrom(world._vm(request.vm_id, request.name))
+        vm.revision = world.told_by.get(host, {}).get(vm.vm_id, vm.revision)
+        return pb.GetVmResponse(vm=vm)
 
     def handler(name: str, work: Handler) -> tuple[str, Any]:
         return name, world.one(name, work)
@@ -112,7 +118,7 @@ def vm_handlers(world: World) -> list[Any]:
     methods = dict(
         [
             handler("ListVms", lambda _: pb.ListVmsResponse(vms=world.vms.values())),
-            handler("GetVm", lambda r: pb.GetVmResponse(vm=world._vm(r.vm_id, r.name))),
+            handler("GetVm", get_vm),
             handler(
                 "CreateVmSnapshot", lambda r: pb.CreateVmSnapshotResponse(snapshot=world.create_snapshot(r))
             ),

@@ -41,7 +41,7 @@ class Fault:
     kind: str
     error: Exception = field(default_factory=lambda: PeerUnavailable("the peer is down"))
     meanwhile: Callable[[], object] = lambda: None
-    """What else happens as the call comes in."""
+    """What else happens before the caller hears of it: of fail and lost."""
 
 
 class World(ArraySide):
@@ -84,6 +84,8 @@ class World(ArraySide):
             """The VMM tells what changed since a state that it is asked for."""
             self.variables: dict[str, bytes] = {}
             """Firmware variables, by VM id."""
+            self.told_by: dict[str, dict[str, int]] = {}
+            """Revisions of VMs, where a host tells another than ours."""
             self.gateways: dict[str, str] = {}
             """The array that sent a foreign disk, by transfer."""
             self._add_vm("web1", ("disk0", "disk1"), {"tier": "gold"})
@@ -163,9 +165,7 @@ class World(ArraySide):
             self._active += 1
             self.calls.append((method, request))
             waiting = self.faults.get(method)
-            fault = waiting.popleft() if waiting else Fault("none")
-            fault.meanwhile()
-            return fault
+            return waiting.popleft() if waiting else Fault("none")
 
     def _leave(self) -> None:
         with self._idle:
@@ -179,6 +179,7 @@ class World(ArraySide):
             fault = self._enter(method, request)
             try:
                 if fault.kind == "fail":
+                    fault.meanwhile()
                     raise fault.error
                 if fault.kind in {"hang", "late"}:
                     _until_left(context)
@@ -189,6 +190,7 @@ class World(ArraySide):
                     if fault.kind == "twice":
                         answer = handler(request)
                 if fault.kind == "lost":
+                    fault.meanwhile()
                     raise fault.error
                 return answer
             finally:

@@ -332,6 +332,21 @@ def test_a_swap_that_landed_although_the_array_went_silent(rig: Rig) -> None:
     check_told(rig, view)
 
 
+def test_a_vm_that_is_started_after_a_swap_whose_answer_was_lost(rig: Rig) -> None:
+    """It runs on the new disks; that the job learns late of its success changes nothing."""
+    backup = rig.back_up()
+    job_id = rig.order_in_place(backup.backup_id)
+
+    def start() -> None:
+        rig.world.vm_named("web1").power = ON
+
+    rig.world.fault("CommitRestoreGroup", Fault("lost", meanwhile=start))
+    view = rig.run(job_id)
+    assert view.job.state is JobState.SUCCEEDED
+    check_new(rig, backup, ON)
+    check_told(rig, view)
+
+
 def test_a_connection_that_lingers_is_waited_for(rig: Rig) -> None:
     backup = rig.back_up()
     job_id = rig.order_in_place(backup.backup_id)

@@ -160,6 +160,20 @@ def test_a_vmm_that_knows_nothing_leaves_it_to_births(rig: Rig) -> None:
     assert {disk.change_source for disk in backup.disks} == {ChangeSource.BIRTHS}
 
 
+def test_changes_since_another_state_than_the_base_s_are_left_to_births(rig: Rig) -> None:
+    """The backup whose state was asked for is deleted before its successor chooses its base."""
+    rig.world.vmm_tracks = True
+    rig.back_up()
+    second = rig.back_up()
+    job_id = rig.order_backup(change_source=ChangeSource.SUPPLIED)
+    rig.on_boundary = lambda name: (
+        rig.server.backups.delete(second.backup_id) if name == "job.identify.after" else None
+    )
+    assert rig.run(job_id).job.state is JobState.SUCCEEDED
+    assert not any(one.HasField("supplied") for one in asked(rig, "SendSnapshot")[4:])
+    assert {disk.change_source for disk in rig.server.db.backup(job_id).disks} == {ChangeSource.BIRTHS}
+
+
 def test_states_come_from_the_target_again(rig: Rig) -> None:
     """The database is a cache: who lost it asks since the same states."""
     first = rig.back_up()
@@ -248,6 +262,18 @@ def test_whatever_a_try_left_is_found_on_the_host_that_the_vm_left(rig: Rig) -> 
     listed = [name for name, _ in rig.world.calls if name == "ListVmSnapshots"]
     assert len(listed) == 2, "both hosts were asked for strays"
     assert rig.world.leftovers() == []
+
+
+def test_of_two_hosts_that_tell_of_a_vm_the_later_word_counts(rig: Rig) -> None:
+    """It was handed over, and the old host has not forgotten it yet."""
+    rig.server.registry.add(RegisteredPeer(PeerKind.HOST, "host2", rig.world.addresses["host2"]))
+    view = rig.run(rig.order_backup("db1", direct=True))
+    vm = rig.world.vm_named("db1")
+    assert view.job.state is JobState.SUCCEEDED
+    rig.world.told_by["host2"] = {vm.vm_id: vm.revision + 1}
+    assert rig.server.inventory.side(direct=True).find("db1").host == "host2"
+    rig.world.told_by["host2"] = {vm.vm_id: vm.revision - 1}
+    assert rig.server.inventory.side(direct=True).find("db1").host == "host1"
 
 
 def test_the_level_demanded_is_named_beside_the_level_reached(rig: Rig) -> None:

@@ -40,6 +40,13 @@ class FakeCenter(virtual_center_pb2_grpc.VirtualCenterServiceServicer):
     provisioned: list[virtual_center_pb2.ProvisionVmRequest] = field(default_factory=list)
     removed: list[virtual_center_pb2.RemoveVmRequest] = field(default_factory=list)
     powered: list[virtual_center_pb2.PowerVmRequest] = field(default_factory=list)
+    news: list[virtual_center_pb2.MigrateVmResponse] = field(default_factory=list)
+    moves: list[virtual_center_pb2.MigrateVmRequest] = field(default_factory=list)
+    migrations: list[virtual_center_pb2.Migration] = field(default_factory=list)
+    entries: list[virtual_center_pb2.VmHistoryEntry] = field(default_factory=list)
+    histories: list[virtual_center_pb2.GetVmHistoryRequest] = field(default_factory=list)
+    synchronized: list[str] = field(default_factory=list)
+    forgotten: list[str] = field(default_factory=list)
     fail_with: ArrayliftError | None = None
     fail_removal_with: ArrayliftError | None = None
 
@@ -88,6 +95,38 @@ class FakeCenter(virtual_center_pb2_grpc.VirtualCenterServiceServicer):
         vm = self._vm(request.vm_id, "")
         vm.power = request.power
         return virtual_center_pb2.PowerVmResponse(vm=vm)
+
+    def MigrateVm(
+        self, request: virtual_center_pb2.MigrateVmRequest, context: Context
+    ) -> Iterator[virtual_center_pb2.MigrateVmResponse]:
+        self.moves.append(request)
+        yield from self.news
+        if self.fail_with is not None:
+            raise self.fail_with
+
+    def ListMigrations(
+        self, request: virtual_center_pb2.ListMigrationsRequest, context: Context
+    ) -> virtual_center_pb2.ListMigrationsResponse:
+        found = [one for one in self.migrations if request.vm_id in ("", one.vm_id)]
+        return virtual_center_pb2.ListMigrationsResponse(migrations=found)
+
+    def GetVmHistory(
+        self, request: virtual_center_pb2.GetVmHistoryRequest, context: Context
+    ) -> virtual_center_pb2.GetVmHistoryResponse:
+        self.histories.append(request)
+        return virtual_center_pb2.GetVmHistoryResponse(entries=self.entries[: request.page_size])
+
+    def SynchronizeHosts(
+        self, request: virtual_center_pb2.SynchronizeHostsRequest, context: Context
+    ) -> virtual_center_pb2.SynchronizeHostsResponse:
+        self.synchronized.append(request.host)
+        return virtual_center_pb2.SynchronizeHostsResponse(hosts=[self.host])
+
+    def RemoveHost(
+        self, request: virtual_center_pb2.RemoveHostRequest, context: Context
+    ) -> virtual_center_pb2.RemoveHostResponse:
+        self.forgotten.append(request.name)
+        return virtual_center_pb2.RemoveHostResponse()
 
     def RemoveVm(
         self, request: virtual_center_pb2.RemoveVmRequest, context: Context

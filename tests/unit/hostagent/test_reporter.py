@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from arraylift.errors import NotFound, PeerUnavailable
 from arraylift.sizes import GIB
-from hostagent.reporter import HostFacts, Reporter
+from hostagent.reporter import HostFacts, HostUse, Reporter
 from hostagent.vm_types import VmRecord
 from tests.e2e.daemon import wait_until
 from tests.unit.hostagent.material import VM
@@ -20,6 +20,7 @@ class FakeCenter:
         self.known = False
         self.reports: list[tuple[int, int, int]] = []
         self.calls = 0
+        self.load_percent = 0
 
     def register(self, facts: HostFacts) -> None:
         self.calls += 1
@@ -27,19 +28,20 @@ class FakeCenter:
             raise PeerUnavailable("away")
         self.known = True
 
-    def report(self, facts: HostFacts, sequence: int, vms: list[VmRecord], memory_free_bytes: int) -> None:
+    def report(self, facts: HostFacts, sequence: int, vms: list[VmRecord], use: HostUse) -> None:
         self.calls += 1
         if self.away:
             raise PeerUnavailable("away")
         if not self.known:
             raise NotFound("register first")
-        self.reports.append((sequence, len(vms), memory_free_bytes))
+        self.reports.append((sequence, len(vms), use.memory_free_bytes))
+        self.load_percent = use.load_percent
 
 
 def run(
     center: FakeCenter, vms: list[VmRecord], script: Callable[[Reporter], None], *, token: int = 1
 ) -> None:
-    reporter = Reporter(center, FACTS, lambda: vms, token=token, seconds=0.02)
+    reporter = Reporter(center, FACTS, lambda: vms, token=token, load=lambda: 42, seconds=0.02)
     reporter.start()
     try:
         script(reporter)
@@ -53,6 +55,7 @@ def test_the_whole_inventory_goes_out_again_and_again_with_growing_sequences() -
     sequences = [sequence for sequence, _, _ in center.reports]
     assert sequences == sorted(set(sequences))
     assert center.reports[0][1:] == (1, 3 * GIB)
+    assert center.load_percent == 42
     last = sequences[-1]
     run(center, [], lambda _: wait_until(lambda: center.reports[-1][1] == 0, "a report"), token=2)
     assert center.reports[-1][0] > last + 1000, "over restarts as well"

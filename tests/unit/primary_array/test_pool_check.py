@@ -319,6 +319,24 @@ def test_wrong_births_are_believed_no_longer() -> None:
     assert rig.pool.changed_spans(new.snapshot_id, old) is None
 
 
+@pytest.mark.parametrize("damage", [damage_page_in_memory, mix_births, steal_slot])
+def test_nothing_is_mended_from_a_memory_that_is_wrong_itself(damage: Callable[[Rig], None]) -> None:
+    """The disk has the better copy: a start without a clean stop finds it."""
+    rig = Rig()
+    rig.pool.flush("a")
+    damage(rig)
+    leave_old_journal(rig)  # which a new checkpoint would take away
+    lose_slot(rig)
+    before = {name: rig.files.read(f"/pool/{name}") for name in rig.files.list_dir("/pool")}
+    found = rig.found(repair=True)
+    assert {finding.kind for finding in found} >= {"file_leftover", "slot_lost"}
+    assert not any(finding.repaired for finding in found)
+    assert before == {name: rig.files.read(f"/pool/{name}") for name in rig.files.list_dir("/pool")}
+    again = Pool.open(rig.files.after_kill(), "/pool")
+    rig.check_content(again)
+    assert again.check(repair=False).findings == ()
+
+
 def test_lost_slots_are_free_again_and_named_ones_are_not() -> None:
     rig = Rig()
     used = rig.pool.stats().slots_used

@@ -297,6 +297,21 @@ def test_one_restore_in_place_a_volume(array: Array) -> None:
     opening(array, 2, group_id="d" * 32)
 
 
+def test_one_that_has_arrived_is_kept_by_preparing_it_again(array: Array) -> None:
+    """It waits for the others of its group, which may take long."""
+    message = opening(array, group_id=GROUP)
+    arrive(array, message).cut()
+    for _ in range(4):
+        array.clock.now += LEASE_SECONDS - 1
+        array.restores.reap()
+        assert len(array.pool.drafts()) == 1
+        assert opening(array, group_id=GROUP).grant == message.grant
+    array.clock.now += LEASE_SECONDS + 1
+    array.restores.reap()
+    assert array.pool.drafts() == []
+    assert read(array, VolumeSource("a")) == LIVE_BYTES
+
+
 def test_a_restore_that_is_whole_outlives_a_kill(array: Array) -> None:
     message = opening(array, group_id=GROUP)
     arrive(array, message)
