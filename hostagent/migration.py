@@ -203,7 +203,13 @@ class Migrations:
                 subject=vm.subject,
                 next_step="move it again",
             )
-        if vm.adopted or any(not disk.volume_name for disk in vm.config.disks):
+        if vm.adopted:
+            raise WrongState(
+                f"{vm.subject} is a guest that this host's admin made, and may start",
+                subject=vm.subject,
+                next_step="restore a backup of it elsewhere, then remove it here",
+            )
+        if any(not disk.volume_name for disk in vm.config.disks):
             raise WrongState(f"{vm.subject} has a disk that no array has", subject=vm.subject)
         if runs and not asked.live:
             raise WrongState(

@@ -92,7 +92,7 @@ class Migrator:
         self._steps = MigrationSteps(router, moves)
         self._lock = threading.Lock()
         self._runs: dict[MigrationId, _Run] = {}
-        self._closing = threading.Event()
+        self._closing = self._steps.closing
         self._left = threading.Thread(target=self._drive_left, name="migrations-left", daemon=True)
         for migration, _ in moves.all():
             if migration.phase is Phase.FINISH:

@@ -5,11 +5,13 @@ Invariants:
   X2 an answer that did not come says nothing: the step is repeated until the host answers. Only ``hand over``
      is given up, if a host that lives fails it FAILURES_MAX times: abandoning it is safe, whatever it did.
   X3 the new host's claim is in the inventory before the old one's leaves it: no VM that moves is missing.
+  X4 a center that stops leaves each migration in its phase: ``closing`` is set before calls are cut.
 Callers: migrate.py, one thread a migration.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -60,6 +62,7 @@ class MigrationSteps:
 
     def __init__(self, router: Router, moves: Moves) -> None:
         self._router, self._moves = router, moves
+        self.closing = threading.Event()
         self._steps = {
             Phase.EXPECT: self._expect,
             Phase.HAND_OVER: self._hand_over,
@@ -173,7 +176,9 @@ class MigrationSteps:
     # -- backward -------------------------------------------------------------------------------
 
     def _turn(self, progress: Progress, error: ArrayliftError) -> bool:
-        """From here on nobody will be asked to accept."""
+        """From here on nobody will be asked to accept. Raises Waits: we cut the call ourselves (X4)."""
+        if self.closing.is_set():
+            raise Waits(error)
         _log.warning("migration_undone", vm=progress.migration.vm_id, error=str(error))
         progress.error = error
         progress.migration = self._moves.put(progress.migration.undone(error.message))

@@ -140,7 +140,8 @@ class MoveHouse:
                 self.ask_host(name, "PowerOn", vm_pb2.PowerOnRequest(vm_id=vm_id))
                 able.append(name)
         for name in able:
-            self.ask_host(name, "PowerOff", vm_pb2.PowerOffRequest(vm_id=vm_id, force=True))
+            with contextlib.suppress(ArrayliftError):  # it may be about to die
+                self.ask_host(name, "PowerOff", vm_pb2.PowerOffRequest(vm_id=vm_id, force=True))
         return able
 
     def check_at_rest(self, vm_id: str) -> str:

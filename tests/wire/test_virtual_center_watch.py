@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,11 @@ import pytest
 
 from arraylift.errors import Conflict, Overloaded, PeerUnavailable
 from arraylift.ids import VmId
+from arraylift.rpc.channel import connect, stream
 from arraylift.v1 import virtual_center_pb2 as pb
+from arraylift.v1 import virtual_center_pb2_grpc as pb_grpc
+from arraylift.v1 import vm_pb2
+from tests.fakes.tcp_cut import CutRelay
 from tests.unit.vcenter.center_stage import WAIT_SECONDS, Stage, provision
 from tests.unit.vcenter.material import vm_id_of
 from tests.wire.stage import House
@@ -49,6 +54,52 @@ def test_a_watcher_sees_a_listing_then_every_change(stage: Stage) -> None:
     assert [vm.vm_id for vm in both.vms] == [vm_id_of(2)]
     assert list(both.removed_vm_ids) == [vm_id_of(1)]
     assert (both.listing, both.revision) == (False, gone.revision)
+
+
+def test_a_watcher_that_is_cut_again_and_again_misses_nothing(stage: Stage) -> None:
+    """Every few changes its connection breaks, wherever it is; it goes on after its last revision."""
+    agent = stage.host("h1", *range(1, 4))
+    seen: dict[str, vm_pb2.Vm] = {}
+    revision, cuts, listings = 0, 0, 0
+    with CutRelay(stage.server.address) as relay:
+        channel = connect(relay.address, stage.house.identity("operator"), "vcenter", "v1")
+        stub = pb_grpc.VirtualCenterServiceStub(channel)
+
+        def change_and_cut() -> None:
+            for number in range(4, 40):
+                agent.add_vm(number)
+                if number % 3 == 0:
+                    del agent.vms[vm_id_of(number - 2)]
+                agent.report()
+                if number % 5 == 0:
+                    relay.cut()
+
+        changing = threading.Thread(target=change_and_cut)
+        changing.start()
+        wanted = {vm_id_of(number) for number in range(1, 40)}
+        wanted -= {vm_id_of(number - 2) for number in range(6, 40, 3)}
+        deadline = time.monotonic() + WAIT_SECONDS
+        while changing.is_alive() or seen.keys() != wanted:
+            assert time.monotonic() < deadline, sorted(wanted ^ seen.keys())
+            request = pb.WatchInventoryRequest(after_revision=revision)
+            watching = stream(stub.WatchInventory, request, peer="center", timeout_seconds=5)
+            try:
+                for event in watching:
+                    listings += event.listing
+                    seen.update((vm.vm_id, vm) for vm in event.vms)
+                    for vm_id in event.removed_vm_ids:
+                        seen.pop(vm_id, None)
+                    revision = event.revision or revision
+                    if not changing.is_alive() and seen.keys() == wanted:
+                        break
+            except PeerUnavailable:
+                cuts += 1
+            watching.cancel()
+        changing.join()
+        channel.close()
+    assert cuts
+    assert listings == 1, "it never had to begin anew"
+    assert {vm.vm_id: vm for vm in stage.vms()} == seen
 
 
 def test_a_watcher_of_an_unknown_past_begins_anew(stage: Stage) -> None:

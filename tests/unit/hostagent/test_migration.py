@@ -203,6 +203,10 @@ def test_what_cannot_be_handed_over_is_said_and_stays() -> None:
             pair.hand_over()
         pair.vm = real
         assert pair.is_as_before()
+    pair.old.store.vms.put(replace(pair.vm, adopted=True))
+    with pytest.raises(WrongState, match="admin made"):
+        pair.hand_over()
+    pair.old.store.vms.put(pair.vm)
     pair.old.driver.mover = None
     with pytest.raises(WrongState, match="power the VM off"):
         pair.hand_over()
