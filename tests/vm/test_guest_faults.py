@@ -11,7 +11,7 @@ from arraylift.errors import ArrayliftError
 from arraylift.guest.build import Guest
 from arraylift.v1 import vm_pb2
 from tests.e2e.daemon import wait_until
-from tests.vm.vm_house import Booted, VmHouse, running_vm_house
+from tests.vm.vm_house import VmHouse, running_vm_house
 
 pytestmark = pytest.mark.timeout(300)
 FROZEN_SECONDS_MAX = 10.0
@@ -20,20 +20,19 @@ AWAY_SECONDS = 3.0
 
 
 @pytest.fixture(scope="module")
-def web(tmp_path_factory: pytest.TempPathFactory, guest: Guest) -> Iterator[tuple[VmHouse, Booted]]:
+def web(tmp_path_factory: pytest.TempPathFactory, guest: Guest) -> Iterator[tuple[VmHouse, vm_pb2.Vm]]:
     """A guest whose writer is at work."""
     with running_vm_house(tmp_path_factory.mktemp("house")) as house:
-        booted = house.boot(house.make_guest("web", guest))
-        house.write_rounds(booted.vm, least=3)
-        yield house, booted
+        vm = house.boot(house.make_guest("web", guest))
+        house.write_rounds(vm, least=3)
+        yield house, vm
 
 
 @pytest.mark.parametrize("point", ["guest-agent.freeze.after", "vm-snapshot.group.after"])
 def test_a_host_killed_under_a_freeze_leaves_it_thawed_and_nothing_behind(
-    web: tuple[VmHouse, Booted], point: str
+    web: tuple[VmHouse, vm_pb2.Vm], point: str
 ) -> None:
-    house, booted = web
-    vm = booted.vm
+    house, vm = web
     house.host.stop()
     house.arm_host(f"{point}=kill")
     house.write_rounds(vm, least=1)
@@ -61,9 +60,8 @@ def test_a_host_killed_under_a_freeze_leaves_it_thawed_and_nothing_behind(
     house.ask("DeleteVmSnapshot", request)
 
 
-def test_an_array_that_comes_back_is_all_that_its_guest_sees(web: tuple[VmHouse, Booted]) -> None:
-    house, booted = web
-    vm = booted.vm
+def test_an_array_that_comes_back_is_all_that_its_guest_sees(web: tuple[VmHouse, vm_pb2.Vm]) -> None:
+    house, vm = web
     rounds = house.write_rounds(vm, least=1)
     house.array.kill()
     time.sleep(AWAY_SECONDS)  # long enough for many requests to fail

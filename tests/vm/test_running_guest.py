@@ -15,7 +15,7 @@ from arraylift.v1 import backup_pb2 as pb
 from arraylift.v1 import vm_pb2, volume_pb2
 from tests.e2e.cluster import ARRAY, CALL_SECONDS
 from tests.vm.traces import Traces, read_traces
-from tests.vm.vm_house import DISK_NAMES, FILES, Booted, VmHouse, running_vm_house, said
+from tests.vm.vm_house import DISK_NAMES, FILES, VmHouse, running_vm_house, said
 
 pytestmark = pytest.mark.timeout(300)
 APPLICATION, FILESYSTEM = vm_pb2.CONSISTENCY_LEVEL_APPLICATION, vm_pb2.CONSISTENCY_LEVEL_FILESYSTEM
@@ -28,11 +28,7 @@ class Web:
     """A house with one booted guest."""
 
     house: VmHouse
-    booted: Booted
-
-    @property
-    def vm(self) -> vm_pb2.Vm:
-        return self.booted.vm
+    vm: vm_pb2.Vm
 
     def run(self, script: str) -> str:
         return self.house.run_in(self.vm, script)
@@ -45,7 +41,7 @@ def web(tmp_path_factory: pytest.TempPathFactory, guest: Guest) -> Iterator[Web]
 
 
 def test_it_booted_from_volumes_that_the_array_serves(web: Web) -> None:
-    text = web.house.wait_console(web.booted, "GUEST-BOOTED")
+    text = web.house.wait_console(web.vm, "GUEST-BOOTED")
     assert said(text, "firmware") == "bios"
     assert said(text, "uuid") == web.vm.config.uuid
     assert said(text, "macs") == web.vm.config.networks[0].mac
@@ -143,11 +139,27 @@ def test_a_restore_as_a_new_vm_boots_with_the_same_files(web: Web) -> None:
     restored = web.house.restore_vm(job.backup_id, as_name="web2")
     vm = web.house.all_vms()["web2"]
     assert vm.vm_id == restored.result_vm_id
-    booted = web.house.boot(vm)
+    vm = web.house.boot(vm)
     try:
-        text = web.house.wait_console(booted, "GUEST-BOOTED")
+        text = web.house.wait_console(vm, "GUEST-BOOTED")
         assert said(text, "uuid") == vm.config.uuid != web.vm.config.uuid
         assert said(text, "macs") == vm.config.networks[0].mac != web.vm.config.networks[0].mac
         assert web.house.run_in(vm, FILES) == files
     finally:
         web.house.delete_vm("web2")
+
+
+def test_a_restore_in_place_brings_back_what_was_spoilt(web: Web) -> None:
+    """Last: the guest of this module boots anew."""
+    house, vm = web.house, web.vm
+    files = web.run(FILES)
+    job = house.back_up_vm("web")
+    web.run("rm -r /srv/files; echo spoilt >/etc/motd; for f in /data1/*.bin; do echo spoilt >$f; done; sync")
+    assert web.run(FILES) != files
+
+    done = house.restore_vm(job.backup_id, in_place=True, stop=True, start=True)
+    assert done.result_vm_id == vm.vm_id
+    house.wait_console(vm, "GUEST-READY")
+    assert web.run(FILES) == files
+    safety = [one.volume_name for one in house.array_snapshots()]
+    assert sorted(safety) == sorted(f"web-{name}" for name in DISK_NAMES), "the spoilt state is kept"

@@ -6,7 +6,6 @@ import contextlib
 import itertools
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from arraylift.errors import NotFound
@@ -27,14 +26,6 @@ _PIECE_BYTES = 1 << 20
 
 FILES = "find /srv /data1 /data2 /etc -type f ! -path '*/writer/*' ! -name writer | sort | xargs sha256sum"
 """In a guest: a line for each file that nobody writes to."""
-
-
-@dataclass(frozen=True, slots=True)
-class Booted:
-    """A running guest; ``mark``: where its console stood when it was started."""
-
-    vm: vm_pb2.Vm
-    mark: int
 
 
 class VmHouse(House):
@@ -98,14 +89,12 @@ class VmHouse(House):
         self.wait_managed(name)
         return made
 
-    def boot(self, vm: vm_pb2.Vm) -> Booted:
+    def boot(self, vm: vm_pb2.Vm) -> vm_pb2.Vm:
         """Start it and wait until its agent answers."""
-        mark = len(self.console(vm))
         at = self.of(host=vm.host)
-        on = at.ask("PowerOn", vm_pb2.PowerOnRequest(vm_id=vm.vm_id), seconds=BOOT_SECONDS).vm
-        booted = Booted(on, mark)
-        self.wait_console(booted, "GUEST-READY")
-        return booted
+        on: vm_pb2.Vm = at.ask("PowerOn", vm_pb2.PowerOnRequest(vm_id=vm.vm_id), seconds=BOOT_SECONDS).vm
+        self.wait_console(on, "GUEST-READY")
+        return on
 
     def power_off(self, vm: vm_pb2.Vm, *, force: bool = False) -> vm_pb2.Vm:
         request = vm_pb2.PowerOffRequest(vm_id=vm.vm_id, grace_seconds=60, force=force)
@@ -116,18 +105,14 @@ class VmHouse(House):
         return self.hosts[vm.host].state / "qemu" / vm.vm_id / "console.log"
 
     def console(self, vm: vm_pb2.Vm) -> str:
-        """All that the guest has said."""
+        """What the guest has said since it was started."""
         path = self.console_path(vm)
         return path.read_text(errors="replace") if path.exists() else ""
 
-    def wait_console(self, booted: Booted, word: str, *, seconds: float = BOOT_SECONDS) -> str:
-        """Wait until the guest says this since it was started; returns what it has said since."""
-        wait_until(
-            lambda: word in self.console(booted.vm)[booted.mark :],
-            f"{booted.vm.config.name} says {word}",
-            seconds=seconds,
-        )
-        return self.console(booted.vm)[booted.mark :]
+    def wait_console(self, vm: vm_pb2.Vm, word: str, *, seconds: float = BOOT_SECONDS) -> str:
+        """Wait until the guest has said this; returns all that it has."""
+        wait_until(lambda: word in self.console(vm), f"{vm.config.name} says {word}", seconds=seconds)
+        return self.console(vm)
 
     def run_in(self, vm: vm_pb2.Vm, script: str, *, seconds: float = TASK_SECONDS) -> str:
         """Have the guest run a script, which must succeed; returns what it said."""
