@@ -29,6 +29,7 @@ from arraylift.vm.types import (
 from vcenter.model import VMS_PER_HOST_MAX, Report
 
 TEXT_BYTES_MAX = 255
+URI_CHARS_MAX = 4096
 COUNT_MAX = 2**63 - 1
 """Largest number that every store of ours keeps."""
 
@@ -120,11 +121,20 @@ def check_snapshot(snapshot: VmSnapshot) -> VmSnapshot:
     _check_few(snapshot.disks, DISKS_MAX, "disk snapshots")
     for disk in snapshot.disks:
         check_name(disk.disk_name, "disk name")
+        if disk.foreign is not None:
+            _check_uri(disk.foreign.uri)
+            continue
         check_name(disk.array, "array")
         _check_text(disk.array_address, "array address")
         check_name(disk.volume_name, "volume name")
         check_id(disk.snapshot_id, "snapshot id")
     return snapshot
+
+
+def _check_uri(value: str) -> None:
+    """The gateway parses it; here it must only be something to hand on."""
+    if not value.isprintable() or not 0 < len(value) <= URI_CHARS_MAX:
+        raise InvalidRequest(f"{value[:40]!r} is no place where a foreign disk is read")
 
 
 def _check_text(value: str, what: str) -> None:

@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,9 +20,11 @@ from arraylift.ids import random_id
 from arraylift.v1 import backup_logic_pb2
 from arraylift.v1 import vm_pb2 as pb
 from tests.e2e.cluster import FULL_READ, Sent, last_of
-from tests.e2e.daemon import wait_until
+from tests.e2e.daemon import Daemon, wait_until
 from tests.e2e.disks import differing_spans
-from tests.e2e.host_cluster import HostCluster, fsck
+from tests.e2e.host_cluster import fsck
+from tests.e2e.house import House
+from tests.e2e.running import shown_when_failing
 from tests.vm.libvirtd import Libvirtd, guest_xml
 
 BITMAP = backup_logic_pb2.CHANGE_SOURCE_BITMAP
@@ -33,18 +34,30 @@ WEB = 'web & "ö"'
 CDROM = "<disk type='file' device='cdrom'><target dev='hdc' bus='ide'/><readonly/></disk>"
 
 
+class Daemons(House):
+    """All five, whose host adopts that libvirtd's guests."""
+
+    def __init__(self, home: Path, libvirtd: Libvirtd) -> None:
+        self._libvirtd = libvirtd
+        super().__init__(home)
+
+    def _daemon(self, module: str, role: str, name: str, **settings: object) -> Daemon:
+        if role == "host":
+            settings |= {
+                "driver": "libvirt",
+                "libvirt_uri": self._libvirtd.uri,
+                "libvirt_exports": str(self._libvirtd.exports),
+            }
+        return super()._daemon(module, role, name, **settings)
+
+
 class LibvirtHouse:
-    """A libvirtd with a guest of the admin's, a host agent that adopts it, an array as gateway, a target."""
+    """A libvirtd with a guest of the admin's, and daemons that adopt it."""
 
     def __init__(self, guest: Guest) -> None:
         self.libvirtd = Libvirtd()
         self.home = Path(tempfile.mkdtemp(prefix="alh-"))
-        settings = {
-            "driver": "libvirt",
-            "libvirt_uri": self.libvirtd.uri,
-            "libvirt_exports": str(self.libvirtd.exports),
-        }
-        self.cluster = HostCluster(self.home, settings)
+        self.cluster = Daemons(self.home, self.libvirtd)
         boot, first, second = guest.write_qcow2(self.libvirtd.folder / "disks")
         raw = second.with_suffix(".raw")
         subprocess.run(["qemu-img", "convert", "-O", "raw", second, raw], check=True)
@@ -61,13 +74,10 @@ class LibvirtHouse:
         shutil.copy(self.cluster.pki / "ca.pem", tls / "ca-cert.pem")
 
     def start(self) -> None:
-        self.cluster.array.launch()
         self.libvirtd.start()
         self.libvirtd.define(guest_xml(WEB, self.disks, more=CDROM))
         self.libvirtd.virsh("start", WEB)
-        self.cluster.target.start()
-        self.cluster.host.start()
-        self.cluster.array.wait_started()
+        self.cluster.start()
         self.libvirtd.wait_for_agent(WEB)
 
     def close(self) -> None:
@@ -140,18 +150,12 @@ class LibvirtHouse:
 @pytest.fixture(scope="module")
 def house(guest: Guest) -> Iterator[LibvirtHouse]:
     made = LibvirtHouse(guest)
-    try:
-        made.start()
-        yield made
-    finally:
-        made.close()
-
-
-@pytest.fixture(autouse=True)
-def told(request: pytest.FixtureRequest, house: LibvirtHouse) -> Iterator[None]:
-    """Show the host's log beside a failure."""
-    yield
-    sys.stdout.write(house.cluster.host.log_tail())
+    with shown_when_failing(made.cluster):
+        try:
+            made.start()
+            yield made
+        finally:
+            made.close()
 
 
 def test_an_admins_guest_is_adopted_as_it_is(house: LibvirtHouse) -> None:
@@ -376,46 +380,59 @@ def test_a_guest_that_is_off_is_exported_and_cannot_be_started_meanwhile(house: 
     house.libvirtd.wait_for_agent(WEB)
 
 
-def test_it_is_restored_onto_the_array_and_boots_from_there(house: LibvirtHouse) -> None:
-    vm = house.vm()
-    house.libvirtd.run(WEB, "echo restored >/data1/proof; sync")
-    held = house.capture(vm, "to-restore")
-    disks = []
-    for disk in held.disks:
-        sent = house.send(disk, f"restore/{disk.disk_name}")
-        volume = f"restored-{disk.disk_name}"
-        house.cluster.restore(sent.image_id, volume)
-        disks.append(house.cluster.disk(disk.disk_name, volume=volume))
-    house.release(held)
-    config = pb.VmConfig()
-    config.CopyFrom(held.config)
-    del config.disks[:]
-    config.disks.extend(disks)
-    config.name = "restored"
-    taken = pb.CreateVmRequest(vm_id=random_id(), config=config)
-    house.cluster.ask("CreateVm", taken)
-    with pytest.raises(ArrayliftError, match="UUID"):
-        house.power(house.vm("restored"), on=True)
-    house.cluster.ask("DeleteVm", pb.DeleteVmRequest(vm_id=taken.vm_id, keep_volumes=True))
-    assert house.libvirtd.virsh("domstate", WEB).stdout.strip() == "running", "the admin's guest is untouched"
+def test_it_is_lost_and_restored_onto_the_array_by_the_server(house: LibvirtHouse) -> None:
+    """Backed up through the virtual center, by its bitmaps the second time; restored, booted, looked into."""
+    cluster, vm = house.cluster, house.vm()
+    cluster.wait_managed(WEB)
+    house.libvirtd.run(WEB, "mkdir -p /data1/kept; seq 100000 >/data1/kept/numbers; sync")
+    cluster.back_up_vm(WEB)
+    sums = house.libvirtd.run(WEB, "seq 5 >/data1/kept/few; sync; cd /data1/kept; sha256sum numbers few")
+    job = cluster.back_up_vm(WEB)
+    backup = cluster.backup(job.backup_id)
+    assert backup.level >= pb.CONSISTENCY_LEVEL_FILESYSTEM
+    read = {disk.disk_name: disk.figures.bytes_read >> 20 for disk in backup.disks}
+    assert read["vda"] + read["vdb"] < 30, "its bitmaps said what to read"
+    house.clean()
+    cluster.wait_nothing_left()
 
-    config.uuid = ""
-    house.power(vm, on=False, force=True)  # two guests at once are much for a small machine
-    made = house.cluster.ask("CreateVm", pb.CreateVmRequest(vm_id=random_id(), config=config)).vm
+    house.power(vm, on=False, force=True)  # its host is lost, but for our processes
+    result = cluster.restore_vm(job.backup_id, as_name="restored")
+    made = house.vm("restored")
+    assert (made.vm_id, made.config.tags["machine"]) == (result.result_vm_id, vm.config.tags["machine"])
+    assert all(disk.volume_name and not disk.foreign for disk in made.config.disks)
+    assert made.config.uuid != vm.config.uuid
     house.power(made, on=True)
     assert sorted(house.vms()) == ["restored", WEB], "it is not adopted as well"
     house.libvirtd.wait_for_agent("restored")
-    assert house.libvirtd.run("restored", "cat /data1/proof").strip() == "restored"
-    extra = house.cluster.disk("extra", volume="restored-extra")
-    house.cluster.import_disk("restored-extra", bytearray(8 << 20))
-    house.cluster.ask("AttachVolume", pb.AttachVolumeRequest(vm_id=made.vm_id, disk=extra))
+    assert house.libvirtd.run("restored", "cd /data1/kept; sha256sum numbers few") == sums
+
+
+def test_a_vm_of_ours_lives_on_the_array(house: LibvirtHouse) -> None:
+    """After the one above: volumes come and go, it is backed up by the array itself, deleted whole."""
+    cluster, made = house.cluster, house.vm("restored")
+    cluster.import_disk("restored-extra", bytearray(8 << 20))
+    extra = cluster.disk("extra", volume="restored-extra")
+    cluster.ask("AttachVolume", pb.AttachVolumeRequest(vm_id=made.vm_id, disk=extra))
     wait_until(lambda: "vdd" in house.libvirtd.run("restored", "ls /sys/block"), "the disk is there")
-    house.cluster.ask("DetachVolume", pb.DetachVolumeRequest(vm_id=made.vm_id, disk_name="extra"))
+    cluster.ask("DetachVolume", pb.DetachVolumeRequest(vm_id=made.vm_id, disk_name="extra"))
     wait_until(lambda: "vdd" not in house.libvirtd.run("restored", "ls /sys/block"), "it is gone")
-    captured = house.cluster.snapshot_vm(made, "on-the-array")
+    captured = cluster.snapshot_vm(made, "on-the-array")
     assert captured.level >= pb.CONSISTENCY_LEVEL_FILESYSTEM
     assert all(disk.snapshot_id for disk in captured.disks)
     house.release(captured)
     house.power(made, on=False, grace_seconds=60)
-    house.cluster.ask("DeleteVm", pb.DeleteVmRequest(vm_id=made.vm_id))
+    cluster.ask("DeleteVm", pb.DeleteVmRequest(vm_id=made.vm_id))
     assert "restored" not in house.libvirtd.virsh("list", "--all", "--name").stdout.split()
+
+
+def test_an_admins_guest_of_the_same_uuid_is_left_alone(house: LibvirtHouse) -> None:
+    vm = house.vm()
+    house.power(vm, on=True)
+    volume = house.cluster.disk("root", volume="restored-extra")
+    config = pb.VmConfig(name="twin", uuid=vm.config.uuid, cpus=1, memory_bytes=64 << 20, disks=[volume])
+    twin = house.cluster.ask("CreateVm", pb.CreateVmRequest(vm_id=random_id(), config=config)).vm
+    with pytest.raises(ArrayliftError, match="UUID"):
+        house.power(twin, on=True)
+    assert house.power(twin, on=False, force=True).power == pb.POWER_STATE_OFF
+    house.cluster.ask("DeleteVm", pb.DeleteVmRequest(vm_id=twin.vm_id, keep_volumes=True))
+    assert house.libvirtd.virsh("domstate", WEB).stdout.strip() == "running", "the admin's guest is untouched"
