@@ -22,8 +22,8 @@ from hostagent.guest_agent.channel import AgentChannel
 CALL_SECONDS = 10.0
 RUN_SECONDS = 60.0
 SHUTDOWN_SECONDS = 2.0
-PIECE_BYTES = 256 << 10
-"""Of a file, in one command."""
+PIECE_BYTES = 96 << 10
+"""Of a file, in one command: encoded it must fit into a Unix socket's buffer, or libvirt never ends."""
 
 FILE_SYSTEMS_MAX = 1024
 OUTPUT_BYTES_MAX = 64 << 10

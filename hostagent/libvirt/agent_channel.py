@@ -13,10 +13,13 @@ import shutil
 import threading
 from collections.abc import Mapping
 
-from arraylift.errors import ArrayliftError, DeadlineExceeded, PeerUnavailable
+from arraylift.errors import ArrayliftError, DeadlineExceeded, InvalidRequest, PeerUnavailable
 from arraylift.logs import get_logger
 from hostagent.guest_agent.channel import ANSWER_BYTES_MAX, AgentRefused, Answer, GuardTarget
 from hostagent.libvirt.hypervisor import Hypervisor
+
+COMMAND_BYTES_MAX = 160 << 10
+"""libvirt 9.0 hangs in a command that its socket to the guest does not take at once: 208 KiB on Linux."""
 
 THAW_SECONDS_MAX = 40.0
 """How long a thaw waits for its turn: libvirt gives up on the command before it, and on the wait, sooner."""
@@ -38,6 +41,8 @@ class LibvirtAgentChannel:
         if arguments:
             asked["arguments"] = dict(arguments)
         text = json.dumps(asked)
+        if len(text) > COMMAND_BYTES_MAX:
+            raise InvalidRequest(f"{command} of {len(text)} bytes is more than libvirt passes on")
         answer = self._hypervisor.agent(self._uuid, text, seconds=timeout_seconds)
         if len(answer) > ANSWER_BYTES_MAX:
             raise PeerUnavailable(

@@ -48,6 +48,7 @@ class Kit:
 
     def get(self, name: str, driver: Driver | None = None) -> bytes:
         into = self.folder / "into"
+        into.unlink(missing_ok=True)
         (driver or self.driver).get_file(self.vm, self.disk, name, into=str(into))
         return into.read_bytes()
 

@@ -67,6 +67,14 @@ class Libvirtd:
             for path in (self.folder, *self.folder.rglob("*")):
                 os.chown(path, NOBODY, NOBODY, follow_symlinks=False)
 
+    def give_credentials(self, pki: Path, host: str) -> None:
+        """What an admin gives QEMU so that it reaches arrays by TLS, and they it."""
+        tls = self.folder / "tls"
+        for kind in ("client", "server"):
+            shutil.copy(pki / f"host-{host}.pem", tls / f"{kind}-cert.pem")
+            shutil.copy(pki / f"host-{host}.key", tls / f"{kind}-key.pem")
+        shutil.copy(pki / "ca.pem", tls / "ca-cert.pem")
+
     def start(self) -> None:
         self.give()
         environment = {"PATH": os.environ["PATH"], "HOME": str(self.folder)}

@@ -22,7 +22,7 @@ from arraylift.v1 import vm_pb2 as pb
 from tests.e2e.cluster import FULL_READ, Sent, last_of
 from tests.e2e.daemon import Daemon, wait_until
 from tests.e2e.disks import differing_spans
-from tests.e2e.host_cluster import fsck
+from tests.e2e.host_cluster import HOST, fsck
 from tests.e2e.house import House
 from tests.e2e.running import shown_when_failing
 from tests.vm.libvirtd import Libvirtd, guest_xml
@@ -62,16 +62,8 @@ class LibvirtHouse:
         raw = second.with_suffix(".raw")
         subprocess.run(["qemu-img", "convert", "-O", "raw", second, raw], check=True)
         self.disks = [(boot, "qcow2"), (first, "qcow2"), (raw, "raw")]
-        self._credentials()
-
-    def _credentials(self) -> None:
-        """What an admin gives QEMU so that it reaches arrays by TLS, and they it."""
-        self.cluster.tls("host", "host1")
-        tls = self.libvirtd.folder / "tls"
-        for kind in ("client", "server"):
-            shutil.copy(self.cluster.pki / "host-host1.pem", tls / f"{kind}-cert.pem")
-            shutil.copy(self.cluster.pki / "host-host1.key", tls / f"{kind}-key.pem")
-        shutil.copy(self.cluster.pki / "ca.pem", tls / "ca-cert.pem")
+        self.cluster.tls("host", HOST)
+        self.libvirtd.give_credentials(self.cluster.pki, HOST)
 
     def start(self) -> None:
         self.libvirtd.start()
@@ -318,9 +310,9 @@ def _until_captured(house: LibvirtHouse, vm: pb.Vm, name: str) -> pb.VmSnapshot:
 
 def test_files_are_put_into_the_guest_and_read(house: LibvirtHouse) -> None:
     vm = house.vm()
-    house.cluster.put(vm, "/etc/from-outside", b"x" * 100_000, mode=0o600)
-    assert house.cluster.get(vm, "/etc/from-outside") == b"x" * 100_000
-    assert house.libvirtd.run(WEB, "wc -c </etc/from-outside").strip() == "100000"
+    house.cluster.put(vm, "/etc/from-outside", bytes(range(250)) * 4000, mode=0o600)
+    assert house.cluster.get(vm, "/etc/from-outside") == bytes(range(250)) * 4000
+    assert house.libvirtd.run(WEB, "wc -c </etc/from-outside").strip() == "1000000"
     assert "from-outside" in "".join(entry.path for entry in house.cluster.entries(vm, "/etc"))
 
 
@@ -393,7 +385,7 @@ def test_it_is_lost_and_restored_onto_the_array_by_the_server(house: LibvirtHous
     read = {disk.disk_name: disk.figures.bytes_read >> 20 for disk in backup.disks}
     assert read["vda"] + read["vdb"] < 30, "its bitmaps said what to read"
     house.clean()
-    cluster.wait_nothing_left()
+    assert cluster.ask("ListVmSnapshots", pb.ListVmSnapshotsRequest()).snapshots == []
 
     house.power(vm, on=False, force=True)  # its host is lost, but for our processes
     result = cluster.restore_vm(job.backup_id, as_name="restored")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import threading
 import time
@@ -9,7 +10,8 @@ from collections.abc import Callable
 
 import pytest
 
-from arraylift.errors import ArrayliftError, DeadlineExceeded, PeerUnavailable
+from arraylift.errors import ArrayliftError, DeadlineExceeded, InvalidRequest, PeerUnavailable
+from hostagent.guest_agent.agent import PIECE_BYTES
 from hostagent.guest_agent.channel import ANSWER_BYTES_MAX, AgentRefused
 from hostagent.libvirt.agent_channel import LibvirtAgentChannel
 from tests.fakes.libvirt import FakeHypervisor
@@ -55,6 +57,16 @@ def test_what_is_no_answer_is_an_error(answer: str, error: type[ArrayliftError])
     made, _ = channel(lambda command: answer)
     with pytest.raises(error):
         made.execute("guest-info", timeout_seconds=5)
+
+
+def test_a_command_that_libvirt_would_hang_in_is_not_given_to_it() -> None:
+    made, told = channel(lambda command: '{"return": {"count": 1}}')
+    piece = base64.b64encode(bytes(PIECE_BYTES)).decode()
+    made.execute("guest-file-write", {"handle": 1, "buf-b64": piece}, timeout_seconds=5)
+    asked = len(told.asked)
+    with pytest.raises(InvalidRequest):
+        made.execute("guest-file-write", {"handle": 1, "buf-b64": 2 * piece}, timeout_seconds=5)
+    assert len(told.asked) == asked
 
 
 def test_a_thaw_goes_on_when_nobody_waits_for_it_any_more() -> None:
