@@ -90,6 +90,29 @@ def array_named(session: Session, reference: str | None) -> Connection:
 def check_no_disk(session: Session, array: Connection, volume: str) -> None:
     """Raise WrongState if a VM has the volume, as far as there is a virtual center to ask: the array
     knows nothing of VMs."""
+    for vm, disk in _users(session, array, volume):
+        raise WrongState(
+            f"volume {volume} is {disk.name} of VM {vm.config.name}",
+            subject=f"volume {volume}",
+            next_step=f"`arraylift vm rm {vm.config.name}` removes both, --force the volume",
+        )
+
+
+def check_not_running(session: Session, array: Connection, volume: str) -> None:
+    """Raise WrongState if a VM that is not off has the volume, as ``check_no_disk``: what it has read
+    would not be so any more."""
+    for vm, disk in _users(session, array, volume):
+        if vm.power != vm_pb2.POWER_STATE_OFF:
+            raise WrongState(
+                f"volume {volume} is {disk.name} of VM {vm.config.name}, which is not off",
+                subject=f"volume {volume}",
+                next_step=f"`arraylift vm stop {vm.config.name}` first; or --force",
+            )
+
+
+def _users(session: Session, array: Connection, volume: str) -> Iterator[tuple[vm_pb2.Vm, vm_pb2.Disk]]:
+    """Yield the VMs that have a volume, none where no virtual center is known. Raises WrongState where it
+    does not answer."""
     try:
         center = session.vcenter
     except NotFound:  # none is known, so neither are VMs
@@ -100,11 +123,7 @@ def check_no_disk(session: Session, array: Connection, volume: str) -> None:
         for vm in center.listing(center.center.ListManagedVms, request, "vms"):
             for disk in vm.config.disks:
                 if disk.volume_name == volume and disk.array == array_name:
-                    raise WrongState(
-                        f"volume {volume} is {disk.name} of VM {vm.config.name}",
-                        subject=f"volume {volume}",
-                        next_step=f"`arraylift vm rm {vm.config.name}` removes both, --force the volume",
-                    )
+                    yield vm, disk
     except (PeerUnavailable, DeadlineExceeded) as error:
         raise WrongState(
             f"whether a VM has volume {volume} cannot be said: {error.message}",

@@ -22,6 +22,7 @@ from arraylift.rpc.channel import LONG_CALL_SECONDS
 from arraylift.sizes import human
 from arraylift.v1 import volume_pb2
 
+RunningForce = Annotated[bool, typer.Option("--force", help="Also if a VM runs on it.")]
 VolumeName = Annotated[str, typer.Argument(metavar="VOLUME", help="Name of the volume.")]
 
 
@@ -97,6 +98,7 @@ def resize(
     shrink: Annotated[
         bool, typer.Option("--shrink", help="Allow a smaller size: what is past it is gone.")
     ] = False,
+    force: RunningForce = False,
 ) -> None:
     """Give a volume another size; what is added reads as zeros."""
     array = session.array
@@ -107,6 +109,8 @@ def resize(
             f"volume {name} has {human(have)}: {human(have - wanted)} at its end would be gone",
             next_step="repeat with --shrink if that is meant",
         )
+    if wanted < have and not force:
+        vm_calls.check_not_running(session, array, name)
     request = volume_pb2.ResizeVolumeRequest(name=name, size_bytes=wanted)
     made = array.call(array.volumes.ResizeVolume, request, timeout_seconds=LONG_CALL_SECONDS).volume
     session.emit(plain(made), _table([made]))
@@ -133,9 +137,12 @@ def rollback(
         str, typer.Option(help="Name of the snapshot that keeps what the volume holds now.")
     ] = "before-rollback",
     no_safety: Annotated[bool, typer.Option("--no-safety", help="Let what it holds now go.")] = False,
+    force: RunningForce = False,
 ) -> None:
-    """Set a volume back to one of its snapshots."""
+    """Set a volume back to one of its snapshots, unless a VM runs on it."""
     array = session.array
+    if not force:
+        vm_calls.check_not_running(session, array, name)
     found = transfers.find_snapshot(array, snapshot)
     request = volume_pb2.RollbackVolumeRequest(
         volume_name=name, snapshot_id=found.snapshot_id, safety_name="" if no_safety else safety
@@ -188,9 +195,12 @@ def write(
     session: Session,
     name: VolumeName,
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A disk image of the same size.")],
+    force: RunningForce = False,
 ) -> None:
-    """Make a volume equal to a file, writing only the granules (64 KiB) that differ."""
+    """Make a volume equal to a file, writing only granules (64 KiB) that differ, unless a VM runs on it."""
     array = session.array
+    if not force:
+        vm_calls.check_not_running(session, array, name)
     with open_disk(file) as source:
         volume = volume_data.get_volume(array, name)
         with session.progress(f"compare {name}", volume.size_bytes) as bar:

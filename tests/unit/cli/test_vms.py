@@ -217,6 +217,30 @@ def test_a_volume_that_is_a_disk_of_a_vm_is_not_removed_by_mistake(
     assert bare(*words).code == 0, "without a virtual center there are no VMs to ask for"
 
 
+def test_what_a_running_vm_has_is_not_changed_under_it(
+    arraylift: Arraylift, daemons: Daemons, disk: Path, tmp_path: Path
+) -> None:
+    """Not even where the array cannot see it: a VM whose connection is cut just now, or that has none."""
+    arraylift("vm", "create", "web", "--disk", disk, "--start")
+    assert [vm.power for vm in daemons.center.vms.values()] == [vm_pb2.POWER_STATE_ON]
+    other = tmp_path / "other.img"
+    other.write_bytes(b"o" * MIB)
+    volumes, name = ("array", "volumes"), "web-disk0"
+    for words in (
+        ("write", name, other),
+        ("rollback", name, f"{name}@monday"),
+        ("resize", name, "512K", "--shrink"),
+    ):
+        ended = arraylift(*volumes, *words)
+        assert ended.code == 5
+        assert f"volume {name} is disk0 of VM web, which is not off; `arraylift vm stop web`" in ended.err
+    assert daemons.volumes.volumes[name] == b"d" * MIB
+    assert arraylift(*volumes, "write", name, other, "--force").code == 0
+    daemons.center.vms["web"].power = vm_pb2.POWER_STATE_OFF
+    assert arraylift(*volumes, "write", name, disk).code == 0
+    assert daemons.volumes.volumes[name] == b"d" * MIB
+
+
 def test_names_are_told_as_what_they_are(arraylift: Arraylift, daemons: Daemons, disk: Path) -> None:
     ended = arraylift("vm", "create", "a/b", "--disk", disk)
     assert ended.code == 2
