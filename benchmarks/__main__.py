@@ -24,6 +24,7 @@ from arraylift.sizes import MIB, human, parse_size
 from benchmarks import (
     disks,
     index_memory,
+    inventory,
     kernels,
     mark_speed,
     memory_curve,
@@ -42,6 +43,7 @@ WHAT = {
     "kernels": "time each stage alone",
     "disks": "only make the disks",
     "index": "memory and speed of the segment index",
+    "inventory": "a virtual center with thousands of VMs",
     "mark": "how fast a collection marks, and its memory",
     "memory": "the target's memory while images pass",
     "nbd": "fio through NBD, beside qemu-nbd",
@@ -86,6 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--segments", type=int, default=mark_speed.SEGMENTS, help="mark: records of the unit: %(default)s"
     )
+    parser.add_argument("--vms", type=int, default=inventory.VMS, help="inventory: how many: %(default)s")
     parser.add_argument(
         "--logical",
         type=_gibibytes,
@@ -126,6 +129,9 @@ def _run(parsed: argparse.Namespace, console: Console, errors: Console) -> int:
     parsed.work.mkdir(parents=True, exist_ok=True)
     if parsed.what == "index":
         return index_memory.run(console, parsed.work, entries=parsed.entries, json_path=parsed.json)
+    if parsed.what == "inventory":
+        rounds = inventory.ROUNDS // (10 if parsed.quick else 1)
+        return inventory.run(console, parsed.work, vms=parsed.vms, rounds=rounds, json_path=parsed.json)
     if parsed.what == "mark":
         return mark_speed.run(console, parsed.work, segments=parsed.segments, json_path=parsed.json)
     if parsed.what == "nbd":

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from arraylift.ids import VmId
+from arraylift.rpc import pages
 from arraylift.v1 import virtual_center_pb2, vm_pb2
 from arraylift.vm import convert as shared
 from arraylift.vm.types import Vm
@@ -103,11 +104,15 @@ def event_to_pb(event: Event, messages: VmMessages) -> virtual_center_pb2.WatchI
     )
 
 
+VMS_FIELD = virtual_center_pb2.ListManagedVmsResponse.VMS_FIELD_NUMBER
+
+
 class VmMessages:
     """VMs as messages, made once (E1). Any thread; the messages are for reading."""
 
     def __init__(self) -> None:
         self._made: dict[VmId, tuple[Vm, vm_pb2.Vm]] = {}
+        self._frames: dict[VmId, tuple[Vm, bytes]] = {}
 
     def of(self, vm: Vm) -> vm_pb2.Vm:
         """Return the message of a VM."""
@@ -118,7 +123,19 @@ class VmMessages:
         self._made[vm.vm_id] = (vm, message)
         return message
 
+    def frame(self, vm: Vm) -> bytes:
+        """Return a VM as it lies in the bytes of a ListManagedVmsResponse."""
+        found = self._frames.get(vm.vm_id)
+        if found is not None and found[0] is vm:
+            return found[1]
+        data = pages.frame(VMS_FIELD, self.of(vm))
+        self._frames[vm.vm_id] = (vm, data)
+        return data
+
     def keep_only(self, inventory: Inventory) -> None:
         """Forget VMs that are gone, once they outnumber the others."""
         if len(self._made) > 2 * len(inventory.shown) + 64:
             self._made = {vm_id: made for vm_id, made in list(self._made.items()) if vm_id in inventory.shown}
+            self._frames = {
+                vm_id: made for vm_id, made in list(self._frames.items()) if vm_id in inventory.shown
+            }

@@ -77,6 +77,36 @@ def cut(
     return page, ""
 
 
+def frame(field: int, message: Message) -> bytes:
+    """Return a message as it lies in the repeated ``field`` of another: so that a long listing of messages
+    that rarely change is joined, and not made anew each time."""
+    body = message.SerializeToString()
+    head, length = bytearray([field << 3 | 2]), len(body)
+    assert field < 16, "its tag is one byte"
+    while length > 0x7F:
+        head.append(length & 0x7F | 0x80)
+        length >>= 7
+    head.append(length)
+    return bytes(head) + body
+
+
+def cut_frames(
+    items: Iterable[Item], size: int, *, key: Callable[[Item], Key], to_frame: Callable[[Item], bytes]
+) -> tuple[bytes, str]:
+    """Return the first page as the bytes of its field, and the token of the next; else as ``cut``."""
+    page: list[bytes] = []
+    page_bytes = 0
+    last: Item | None = None
+    for item in items:
+        data = to_frame(item)
+        page_bytes += len(data)
+        if last is not None and (len(page) == size or page_bytes > PAGE_BYTES_MAX):
+            return b"".join(page), json.dumps(key(last))
+        page.append(data)
+        last = item
+    return b"".join(page), ""
+
+
 def follow(ask: Callable[[Any], Any], request: Any) -> Iterator[Any]:
     """Yield the answers to a request for a listing, page by page. Raises Corruption (G3)."""
     for _ in range(PAGES_MAX):

@@ -7,13 +7,13 @@ Invariants:
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import grpc
 
 from arraylift.clock import Clock
 from arraylift.errors import InvalidRequest, NotFound, NotPermitted
-from arraylift.ids import VmSnapshotId, check_id, check_name
+from arraylift.ids import VmId, VmSnapshotId, check_id, check_name
 from arraylift.rpc import pages
 from arraylift.rpc.address import split_address
 from arraylift.rpc.identity import current_peer
@@ -22,6 +22,7 @@ from arraylift.v1 import vm_pb2
 from arraylift.vm import convert as shared
 from arraylift.vm.types import GRACE_SECONDS_MAX, PowerState, Vm
 from vcenter import admission, convert
+from vcenter.inventory import Inventory
 from vcenter.live_inventory import LiveInventory
 from vcenter.migrate import Migrator
 from vcenter.moves import Moves
@@ -52,6 +53,7 @@ class VirtualCenterEdge(MovingEdge):
         self._provisioner = provisioner
         self._watchers = watchers
         self._messages = convert.VmMessages()
+        self._by_name: tuple[Mapping[VmId, Vm], list[Vm]] = ({}, [])
 
     # -- hosts ----------------------------------------------------------------------------------
 
@@ -94,11 +96,25 @@ class VirtualCenterEdge(MovingEdge):
             now.host(request.host)
         self._messages.keep_only(now)
         behind = pages.after(request.page_token, str, str)
-        vms = sorted((vm for vm in now.shown.values() if request.host in ("", vm.host)), key=_by_name)
-        page, token = pages.cut(
-            pages.rest(vms, behind, _by_name), request.page_size, key=_by_name, to_pb=self._messages.of
+        vms = self._of_host(now, request.host) if request.host else self._all_by_name(now)
+        page, token = pages.cut_frames(
+            pages.rest(vms, behind, _by_name), request.page_size, key=_by_name, to_frame=self._messages.frame
         )
-        return pb.ListManagedVmsResponse(vms=page, revision=now.revision, next_page_token=token)
+        answer = pb.ListManagedVmsResponse.FromString(page)  # a tenth of the time of copying 10,000 messages
+        answer.revision, answer.next_page_token = now.revision, token
+        return answer
+
+    def _of_host(self, now: Inventory, host: str) -> list[Vm]:
+        claimed = (now.shown[vm_id] for vm_id in now.ids_by_host[host])
+        return sorted((vm for vm in claimed if vm.host == host), key=_by_name)
+
+    def _all_by_name(self, now: Inventory) -> list[Vm]:
+        """Sorted once for all listings, and pages, of one inventory."""
+        shown, vms = self._by_name
+        if shown is not now.shown:
+            vms = sorted(now.shown.values(), key=_by_name)
+            self._by_name = now.shown, vms
+        return vms
 
     def GetManagedVm(
         self, request: pb.GetManagedVmRequest, context: grpc.ServicerContext

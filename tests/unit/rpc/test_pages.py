@@ -117,3 +117,30 @@ def test_a_peer_whose_pages_lead_nowhere_is_not_followed_for_ever(
     assert len(asked) <= 50
     assert request.page_token == "", "the caller's request is his own"
     assert {one.path for one in asked} == {"/"}
+
+
+@given(
+    st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=300), max_size=20), st.integers(0, 5)
+)
+def test_a_page_of_frames_is_the_page_of_messages(texts: list[str], size: int) -> None:
+    files = sorted((pb.BackupFile(path=text) for text in texts), key=lambda file: file.path)
+
+    def key(file: pb.BackupFile) -> pages.Key:
+        return (file.path,)
+
+    page, token = pages.cut(files, size, key=key, to_pb=lambda file: file)
+    field = pb.ListFilesResponse.FILES_FIELD_NUMBER
+    joined, same = pages.cut_frames(files, size, key=key, to_frame=lambda file: pages.frame(field, file))
+    assert list(pb.ListFilesResponse.FromString(joined).files) == page
+    assert same == token
+
+
+def test_a_page_of_frames_ends_before_a_message_does() -> None:
+    files = [pb.BackupFile(path=f"{number:06d}" + "x" * 40_000) for number in range(200)]
+    field = pb.ListFilesResponse.FILES_FIELD_NUMBER
+    joined, token = pages.cut_frames(
+        files, 0, key=lambda file: (file.path,), to_frame=lambda file: pages.frame(field, file)
+    )
+    assert token
+    assert len(joined) <= pages.PAGE_BYTES_MAX < MESSAGE_BYTES_MAX
+    assert list(pb.ListFilesResponse.FromString(joined).files) == files[: len(joined) // 40_000]
