@@ -33,7 +33,8 @@ def register(app: typer.Typer) -> None:
         noun,
         "create",
         examples="arraylift vm create web --disk root.img --disk data.img --memory 2G --cpus 2 --start\n"
-        "arraylift vm create web --disk root.img --host host1 --tag tier=gold",
+        "arraylift vm create web --disk root.img --host host1 --tag tier=gold\n"
+        "arraylift vm create web --disk boot.img --firmware uefi --network lan",
     )(create)
     command(noun, "ls", examples="arraylift vm ls\narraylift vm ls --host host1")(ls)
     command(noun, "show", examples="arraylift vm show web")(show)
@@ -62,6 +63,10 @@ def create(
     ] = None,
     host: Annotated[str, typer.Option(metavar="HOST", help="Its name. [default: chosen]")] = "",
     tag: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="May repeat.")] = None,
+    firmware: Annotated[str, typer.Option(metavar="bios|uefi", help="What the VM boots by.")] = "bios",
+    network: Annotated[
+        list[str] | None, typer.Option(metavar="NETWORK", help="An interface on it. May repeat.")
+    ] = None,
     start: Annotated[bool, typer.Option("--start", help="Power it on.")] = False,
 ) -> None:
     """Make a VM of disk images; on failure nothing is left."""
@@ -71,6 +76,8 @@ def create(
         cpus=cpus,
         host=host,
         tags=vm_calls.parse_tags(tag or []),
+        firmware=firmware,
+        networks=tuple(network or ()),
     )
     with contextlib.ExitStack() as stack:
         sources = [stack.enter_context(open_disk(path)) for path in disk]

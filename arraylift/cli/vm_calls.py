@@ -47,6 +47,8 @@ class NewVm:
     cpus: int = 1
     host: str = ""
     tags: Mapping[str, str] = field(default_factory=dict)
+    firmware: str = ""
+    networks: Sequence[str] = ()
 
 
 def is_id(reference: str) -> bool:
@@ -165,6 +167,8 @@ def create_vm(
             memory_bytes=wanted.memory_bytes,
             disks=disks,
             tags=wanted.tags,
+            firmware=wanted.firmware,
+            networks=[vm_pb2.NetworkInterface(network=name) for name in wanted.networks],
         )
         request = virtual_center_pb2.ProvisionVmRequest(vm_id=vm_id, config=config, host=wanted.host)
         asked = True

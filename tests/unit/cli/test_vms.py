@@ -28,11 +28,14 @@ def add_vm(daemons: Daemons, name: str = "web") -> str:
 
 def test_a_vm_is_made_of_disk_files(arraylift: Arraylift, daemons: Daemons, disk: Path) -> None:
     words = ("--memory", "2G", "--cpus", 3, "--tag", "tier=gold", "--tag", "a=b=c", "--host", "h7", "--start")
+    words += ("--firmware", "uefi", "--network", "lan", "--network", "dmz")
     made = arraylift("vm", "create", "web", "--disk", disk, "--disk", disk, *words, "--json").document
     asked = daemons.center.provisioned[0]
     assert (asked.vm_id, asked.host) == (made["vm_id"], "h7")
     assert (asked.config.memory_bytes, asked.config.cpus) == (2 << 30, 3)
     assert dict(asked.config.tags) == {"tier": "gold", "a": "b=c"}
+    assert asked.config.firmware == "uefi"
+    assert [each.network for each in asked.config.networks] == ["lan", "dmz"]
     assert [each.name for each in asked.config.disks] == ["disk0", "disk1"]
     for each in asked.config.disks:
         assert (each.array, each.array_address, each.size_bytes) == ("a7", daemons.array_address, MIB)
