@@ -28,8 +28,8 @@ def add_vm(daemons: Daemons, name: str = "web") -> str:
 
 def test_a_vm_is_made_of_disk_files(arraylift: Arraylift, daemons: Daemons, disk: Path) -> None:
     words = ("--memory", "2G", "--cpus", 3, "--tag", "tier=gold", "--tag", "a=b=c", "--host", "h7", "--start")
-    words += ("--firmware", "uefi", "--network", "lan", "--network", "dmz")
-    made = arraylift("vm", "create", "web", "--disk", disk, "--disk", disk, *words, "--json").document
+    more = ("--firmware", "uefi", "--network", "lan", "--network", "dmz")
+    made = arraylift("vm", "create", "web", "--disk", disk, "--disk", disk, *words, *more, "--json").document
     asked = daemons.center.provisioned[0]
     assert (asked.vm_id, asked.host) == (made["vm_id"], "h7")
     assert (asked.config.memory_bytes, asked.config.cpus) == (2 << 30, 3)
