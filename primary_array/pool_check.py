@@ -4,7 +4,7 @@ Owns: the order of a check and of a repair.
 Invariants:
   Z1 without ``repair`` nothing changes, in memory or on the disk.
   Z2 a repair runs while nothing is written, over findings of that very moment; what it replaces on the
-     disk is in the folder ``damaged`` first, durably.
+     disk is in the folder ``damaged`` first, durably, as far as the disk can read it.
   Z3 what is reported as repaired was looked for again, and is gone.
   Z4 one check at a time; flushes and snapshots wait for none of it but the reading of the journal.
   Z5 a repair writes, counts and frees from what is in memory: where that contradicts itself in a way
@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from arraylift.durable import Files
-from arraylift.errors import Conflict
+from arraylift.errors import Conflict, Corruption
 from arraylift.ids import LineageId, VolumeId, random_id
 from arraylift.logs import get_logger
 from primary_array import map_check
@@ -192,7 +192,7 @@ class PoolCheck:
             self._commit.commit(TrackerDistrusted(volume.volume_id, LineageId(random_id()), renewed))
 
     def _keep_damaged(self, findings: list[Finding]) -> None:
-        """Copy what will be replaced (Z2). What cannot be read cannot be kept, and stays as it is."""
+        """Copy what will be replaced (Z2), but what the disk cannot read: memory has the only copy."""
         wanted = {part for finding in findings for part in finding.files}
         if not wanted:
             return
@@ -200,7 +200,11 @@ class PoolCheck:
         for path, offset, length in sorted(wanted):
             if not self._files.exists(path):
                 continue
-            data = self._files.read(path, offset, length or None)
+            try:
+                data = self._files.read(path, offset, length or None)
+            except Corruption as error:
+                _log.error("damaged_not_kept", path=path, error=str(error))
+                continue
             name = f"{path.rpartition('/')[2]}-{offset}-{random_id()[:8]}"
             self._files.publish(f"{self._layout.damaged}/{name}", [data], label=LABEL)
 

@@ -4,18 +4,15 @@ what it says it can, without losing what was damaged."""
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
-from types import ModuleType
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
 
+from arraylift.durable import Buffer
 from arraylift.errors import Conflict, Corruption
 from arraylift.ids import LineageId
 from arraylift.sizes import GRANULE_BYTES, MIB
-from primary_array import file_check, map_journal, page_file
-from primary_array.block_map import Page
 from primary_array.findings import Finding, Severity
 from primary_array.map_state import Snapshot, Volume
 from primary_array.page_file import PAGE_BYTES
@@ -310,6 +307,32 @@ def test_what_was_damaged_is_kept(damage: Callable[[Rig], None]) -> None:
     assert all(any(part in whole for whole in before) for part in kept)
 
 
+@pytest.mark.parametrize("prefix", ["checkpoint", "journal", "pool"])
+def test_what_the_disk_cannot_read_is_written_anew(monkeypatch: pytest.MonkeyPatch, prefix: str) -> None:
+    """The copy in memory is the only one left: a repair that wants to keep the other first does nothing."""
+    rig = Rig()
+    bad, whole = newest_file(rig, prefix), rig.files.read
+
+    def read_but(path: str, offset: int = 0, length: int | None = None) -> bytes:
+        if path == bad and path in unread:
+            raise Corruption(f"{path} cannot be read: Input/output error")
+        return whole(path, offset, length)
+
+    publish, unread = rig.files.publish, {bad}
+
+    def published(path: str, parts: Sequence[Buffer], *, label: str) -> None:
+        publish(path, parts, label=label)
+        unread.discard(path)
+
+    monkeypatch.setattr(rig.files, "read", read_but)
+    monkeypatch.setattr(rig.files, "publish", published)
+    (finding,) = rig.found(repair=True)
+    assert finding.repaired
+    assert finding.kind == ("superblock" if prefix == "pool" else prefix) + "_damaged"
+    assert not unread or bad.rpartition("/")[2] not in rig.files.list_dir("/pool")
+    rig.check_content(Pool.open(next(iter(rig.files.post_crash_states(maximum=1))), "/pool"))
+
+
 def test_wrong_births_are_believed_no_longer() -> None:
     rig = Rig()
     old = rig.pool.get_snapshot(rig.snapshot_id).state
@@ -407,73 +430,3 @@ def test_check_under_writes_finds_nothing() -> None:
         thread.join(20)
     assert errors == []
     assert [finding for finding in found if finding.severity is not Severity.NOTE] == []
-
-
-@pytest.mark.parametrize("looked_at", ["pages", "journal"])
-def test_no_flush_and_no_snapshot_waits_for_a_check_of_files(
-    monkeypatch: pytest.MonkeyPatch, looked_at: str
-) -> None:
-    """Guests are frozen meanwhile: gigabytes of pages, and what a journal says, are gone through beside."""
-    rig = Rig()
-    flushed = []
-
-    def used() -> None:
-        rig.pool.write("a", 0, b"9" * G)
-        rig.pool.flush("a")
-        flushed.append(rig.pool.snapshot(["a"]))
-
-    def meanwhile() -> None:
-        user = threading.Thread(target=used, daemon=True)
-        user.start()
-        user.join(5)
-        assert not user.is_alive(), "it waits for the check"
-
-    def patched(module: ModuleType, name: str) -> None:
-        found = getattr(module, name)
-
-        def beside(*args: Any, **named: Any) -> Any:
-            meanwhile()
-            return found(*args, **named)
-
-        monkeypatch.setattr(module, name, beside)
-
-    patched(*((file_check, "read_places") if looked_at == "pages" else (map_journal, "scan")))
-    assert [one for one in rig.found() if one.severity is not Severity.NOTE] == []
-    assert flushed
-
-
-def test_a_page_that_has_a_home_has_its_checksum(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A check looks at pages beside the thread that writes them: it would call the machine's memory bad."""
-    rig, slot = Rig(), Page.__dict__["home"]
-    homes = []
-
-    def moved_in(page: Page, place: int) -> None:
-        slot.__set__(page, place)
-        if place:
-            homes.append(place)
-            assert page.checksum == page_file.checksum_of(page_file.page_bytes(page))
-
-    monkeypatch.setattr(Page, "home", property(slot.__get__, moved_in))
-    rig.checkpoint()
-    assert homes
-
-
-def test_no_checkpoint_is_written_between_two_looks_at_files(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where commits write them: it is put off, and written by the next commit."""
-    rig = Rig()
-    rig.pool._commit._rotate_at = 0
-    before = rig.files.list_dir("/pool")
-    found = page_file.read_places
-
-    def beside(*args: Any) -> Any:
-        rig.pool.write("a", 0, b"9" * G)
-        rig.pool.flush("a")
-        assert rig.files.list_dir("/pool") == before
-        return found(*args)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(file_check, "read_places", beside)
-        assert [one for one in rig.found() if one.severity is not Severity.NOTE] == []
-    rig.pool.write("a", G, b"9" * G)
-    rig.pool.flush("a")
-    assert rig.files.list_dir("/pool") != before
