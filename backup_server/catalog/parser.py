@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import encodings.ascii
+import encodings.cp437
 import encodings.utf_16_le
 import gc
 import os
@@ -39,7 +40,7 @@ REASONS: tuple[type[NotFound | InvalidRequest | WrongState], ...] = (NotFound, I
 NOBODY = 65534
 """User and group of a parser that root starts."""
 
-CODECS = (encodings.ascii, encodings.utf_16_le)
+CODECS = (encodings.ascii, encodings.cp437, encodings.utf_16_le)
 """What is imported at its first use, which is after no file can be opened any more."""
 
 

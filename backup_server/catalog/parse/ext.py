@@ -27,8 +27,9 @@ from backup_server.catalog.parse.ext_inode import (
     times_of,
 )
 from backup_server.catalog.parse.ext_runs import extent_runs, pointer_runs
+from backup_server.catalog.parse.fast_commit import FastCommits
 from backup_server.catalog.parse.filesystem import FAULTS, Label, Node, Recent, text_of, uuid_of, with_holes
-from backup_server.catalog.parse.journal import replaced_blocks
+from backup_server.catalog.parse.journal import replay_in
 from backup_server.catalog.parse.space import Overlaid, Space
 from backup_server.catalog.pieces import Run
 
@@ -78,10 +79,14 @@ class ExtFileSystem:
         self.kind = probe(space).kind  # type: ignore[union-attr]  # the magic was just seen
         self._inode_pages = Recent(256, self._read_inodes)
         self._descriptors = Recent(64, self._read_descriptors)
+        self._fast = FastCommits()
         if self._layout.incompatible & _RECOVER:
             self._replay()
 
     def names(self, number: int) -> Iterator[tuple[bytes, int]]:
+        return self._fast.names_of(number, self._names(number))
+
+    def _names(self, number: int) -> Iterator[tuple[bytes, int]]:
         inode = self._inode(number)
         if inode.flags & FLAG_ENCRYPTED:
             raise WrongState("its names are encrypted by the guest")
@@ -132,7 +137,8 @@ class ExtFileSystem:
     def _runs(self, inode: Inode) -> Iterable[Run]:
         size = self._layout.block_bytes
         if inode.flags & FLAG_EXTENTS:
-            return with_holes(extent_runs(inode.block, size, self._block), inode.size_bytes)
+            runs = self._fast.runs_of(inode.number, extent_runs(inode.block, size, self._block))
+            return with_holes(runs, inode.size_bytes)
         return pointer_runs(inode.block, inode.size_bytes, size, self._block)
 
     def _target(self, inode: Inode) -> bytes:
@@ -179,7 +185,8 @@ class ExtFileSystem:
             raise WrongState(f"there is no inode {number}")
         page, index = divmod(number - 1, _INODES_PER_READ)
         size = self._layout.inode_bytes
-        return inode_of(number, self._inode_pages.get(page)[index * size : (index + 1) * size])
+        raw = self._inode_pages.get(page)[index * size : (index + 1) * size]
+        return inode_of(number, self._fast.inode_of(number, raw))
 
     def _read_inodes(self, page: int) -> bytes:
         """Return _INODES_PER_READ inodes, which lie together: a group has a multiple of 8 of them."""
@@ -223,17 +230,14 @@ class ExtFileSystem:
         if not layout.journal_inode:
             raise WrongState("the file system was in use, and its journal is on another disk")
         journal = self._inode(layout.journal_inode)
-        replaced = replaced_blocks(
+        replayed = replay_in(
             self.space,
             list(self._runs(journal)),
             layout.block_bytes,
             journal.size_bytes // layout.block_bytes,
         )
-        if replaced.has_fast_commits:
-            self.remark = (
-                "it was in use: its journal was replayed but for fast commits, which hold its last changes"
-            )
-        self.space = Overlaid(self.space, layout.block_bytes, replaced.blocks)
+        self._fast = replayed.fast
+        self.space = Overlaid(self.space, layout.block_bytes, replayed.blocks)
         self._layout = _layout(self.space)
         self._inode_pages = Recent(256, self._read_inodes)
         self._descriptors = Recent(64, self._read_descriptors)

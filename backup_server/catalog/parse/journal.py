@@ -4,8 +4,7 @@ Nothing is written: the answer is an overlay for reads. Invariants: J1 only tran
 commit block count, in order, up to the first that does not. J2 a block that the same or a later
 transaction revokes is not replaced by this copy. J3 no more journal blocks are visited than the journal has.
 Used in the parser's process only. Layout: the kernel's documentation, "Journal (jbd2)". Checksums of the
-journal are not verified; nor are fast commits replayed, which leaves the state of the last full commit:
-it is said whether there are some.
+journal are not verified.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from arraylift.errors import WrongState
+from backup_server.catalog.parse.fast_commit import FastCommits, read_fast_commits
 from backup_server.catalog.parse.space import Replacement, Space
 from backup_server.catalog.pieces import Run
 
@@ -30,7 +30,6 @@ _64BIT, _CSUM_V2, _CSUM_V3, _FAST_COMMIT = 0x2, 0x8, 0x10, 0x20
 _KNOWN = 0x3F
 _ESCAPED, _SAME_UUID, _LAST = 1, 2, 8
 _FAST_COMMIT_BLOCKS_DEFAULT = 256
-_FAST_COMMIT_HEAD = 9
 _BLOCK_BYTES_MIN, _BLOCK_BYTES_MAX = 1024, 65536
 
 
@@ -54,11 +53,11 @@ class _Header:
 
 
 @dataclass(frozen=True, slots=True)
-class Replaced:
-    """What a journal replaces, by block; ``has_fast_commits``: changes follow that are not replayed."""
+class Replayed:
+    """What a journal replaces, by block, and what its fast commits change after that."""
 
     blocks: dict[int, Replacement]
-    has_fast_commits: bool
+    fast: FastCommits
 
 
 @dataclass(slots=True)
@@ -68,7 +67,7 @@ class _Transaction:
     revoked: list[int] = field(default_factory=list)
 
 
-def replaced_blocks(space: Space, runs: Sequence[Run], block_bytes: int, block_count: int) -> Replaced:
+def replay_in(space: Space, runs: Sequence[Run], block_bytes: int, block_count: int) -> Replayed:
     """Return what the journal in these runs of a space replaces in it, as places in the same space."""
     starts = [run.file_offset for run in runs]
 
@@ -87,18 +86,14 @@ def replaced_blocks(space: Space, runs: Sequence[Run], block_bytes: int, block_c
         block: Replacement(place(copy.journal_block), MAGIC_BYTES if copy.escaped else b"")
         for block, copy in copies.items()
     }
-    return Replaced(blocks, has_fast_commits(read_block, block_bytes=block_bytes, block_count=block_count))
-
-
-def has_fast_commits(read_block: Callable[[int], bytes], *, block_bytes: int, block_count: int) -> bool:
-    """Say whether fast commits follow the last full one, hence are to be replayed."""
     header = _header(read_block(0), block_bytes, block_count)
-    if not header.features & _FAST_COMMIT or header.start == 0:
-        return False
-    transactions = list(_transactions(header, read_block))
-    following = (transactions[-1].sequence + 1 if transactions else header.sequence) & 0xFFFFFFFF
-    tag, _, _, transaction = struct.unpack_from("<HHII", read_block(header.last))
-    return bool(tag == _FAST_COMMIT_HEAD and transaction == following)
+    if not header.features & _FAST_COMMIT or not header.start:
+        return Replayed(blocks, FastCommits())
+    sequence = (header.sequence + sum(1 for _ in _transactions(header, read_block))) & 0xFFFFFFFF
+    fast = read_fast_commits(
+        read_block, first=header.last + 1, last=header.length, sequence=sequence, block_bytes=block_bytes
+    )
+    return Replayed(blocks, fast)
 
 
 def replay(

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from arraylift.errors import NotFound, WrongState
 from backup_server.catalog.entry import Volume
-from backup_server.catalog.parse import ext, lvm
+from backup_server.catalog.parse import ext, fat, lvm, xfs
 from backup_server.catalog.parse.filesystem import FAULTS, FileSystem, Label
 from backup_server.catalog.parse.partitions import Partition, partitions
 from backup_server.catalog.parse.signatures import signature
@@ -23,7 +23,11 @@ from backup_server.catalog.parse.tree import reason
 Probe = Callable[[Space], Label | None]
 Open = Callable[[Space], FileSystem]
 
-READERS: tuple[tuple[Probe, Open], ...] = ((ext.probe, ext.ExtFileSystem),)
+READERS: tuple[tuple[Probe, Open], ...] = (
+    (xfs.probe, xfs.XfsFileSystem),
+    (ext.probe, ext.ExtFileSystem),
+    (fat.probe, fat.FatFileSystem),
+)
 """In the order in which they are tried: signatures that are checked best come first."""
 
 _SYSTEM_ROOTS = {b"etc", b"windows"}
