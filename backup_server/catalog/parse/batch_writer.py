@@ -49,7 +49,7 @@ class BatchWriter:
         self._records += form.RECORD.pack(
             parent, directory, node.mode, node.uid, node.gid, node.links, major, minor,
             len(pieces), len(literal), len(attributes), len(name), len(node.target), len(flaw_bytes), 0,
-            node.size_bytes, node.number,
+            node.size_bytes, node.number if node.inode < 0 else node.inode,
             node.modified_ns, node.changed_ns, node.accessed_ns, node.created_ns,
         )  # fmt: skip
         pack = form.PIECE.pack

@@ -1,4 +1,4 @@
-"""Read ext4's fast commits: changes after the last full commit of its journal, as an overlay on names, inodes and runs.
+"""Read ext4's fast commits: what changed after the last full commit of its journal, as an overlay.
 
 They lie in an area of their own behind the journal's log: records of tag and length, in commits that each end
 in a checksum. Invariants: Q1 only commits that are whole count, in order, up to the first that is not. Q2

@@ -8,7 +8,7 @@ needs. Layout: Microsoft's "FAT: General Overview of On-Disk Format".
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import stat
 import struct
 from collections.abc import Iterable, Iterator
@@ -270,9 +270,9 @@ def _time(date: int, time: int) -> int:
     if not date:
         return NO_TIME
     try:
-        moment = datetime.datetime(
+        moment = dt.datetime(
             1980 + (date >> 9), date >> 5 & 0xF, date & 0x1F,
-            time >> 11, time >> 5 & 0x3F, (time & 0x1F) * 2, tzinfo=datetime.UTC,
+            time >> 11, time >> 5 & 0x3F, (time & 0x1F) * 2, tzinfo=dt.UTC,
         )  # fmt: skip
     except ValueError:
         return NO_TIME

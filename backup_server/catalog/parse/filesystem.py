@@ -28,7 +28,7 @@ _TIME_MAX = (1 << 63) - 1
 
 @dataclass(slots=True)
 class Node:
-    """A file by the number that its file system gives it."""
+    """A file by the number that its file system gives it; ``inode`` where that is another."""
 
     number: int
     mode: int
@@ -44,6 +44,7 @@ class Node:
     target: bytes = b""
     attributes: list[tuple[bytes, bytes]] = field(default_factory=list)
     flaw: str = ""
+    inode: int = -1
 
 
 class FileSystem(Protocol):

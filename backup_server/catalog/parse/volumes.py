@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from arraylift.errors import NotFound, WrongState
 from backup_server.catalog.entry import Volume
-from backup_server.catalog.parse import ext, fat, lvm, xfs
+from backup_server.catalog.parse import ext, fat, lvm, ntfs, xfs
 from backup_server.catalog.parse.filesystem import FAULTS, FileSystem, Label
 from backup_server.catalog.parse.partitions import Partition, partitions
 from backup_server.catalog.parse.signatures import signature
@@ -25,6 +25,7 @@ Open = Callable[[Space], FileSystem]
 
 READERS: tuple[tuple[Probe, Open], ...] = (
     (xfs.probe, xfs.XfsFileSystem),
+    (ntfs.probe, ntfs.NtfsFileSystem),
     (ext.probe, ext.ExtFileSystem),
     (fat.probe, fat.FatFileSystem),
 )
