@@ -22,6 +22,7 @@ from arraylift.exit_codes import exit_code
 from arraylift.exit_codes import report as report_error
 from arraylift.sizes import MIB, human, parse_size
 from benchmarks import (
+    catalog,
     disks,
     index_memory,
     inventory,
@@ -47,6 +48,7 @@ WHAT = {
     "mark": "how fast a collection marks, and its memory",
     "memory": "the target's memory while images pass",
     "nbd": "fio through NBD, beside qemu-nbd",
+    "catalog": "how fast the files of an image come out of a parser, and its memory",
     "pool": "snapshots, tracker and writes of a large volume",
     "restore": "reading an image, beside cat, lz4 and b3sum",
 }
@@ -96,6 +98,9 @@ def _parser() -> argparse.ArgumentParser:
         metavar="1,10,100",
         help="memory: GiB of images that pass before each look",
     )
+    parser.add_argument(
+        "--files", type=int, default=catalog.FILES, help="catalog: files of the image: %(default)s"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure there")
     return parser
 
@@ -141,6 +146,8 @@ def _run(parsed: argparse.Namespace, console: Console, errors: Console) -> int:
         return memory_curve.run(
             console, parsed.work, marks_gib=parsed.logical, json_path=parsed.json, seed=parsed.seed
         )
+    if parsed.what == "catalog":
+        return catalog.run(console, parsed.work, files=parsed.files, json_path=parsed.json)
     if parsed.what == "pool":
         return pool.run(console, parsed.work, seed=parsed.seed, json_path=parsed.json)
     count_bytes = parsed.size or (QUICK_BYTES if parsed.quick else DEFAULT_BYTES)

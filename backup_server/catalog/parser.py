@@ -19,6 +19,7 @@ import os
 import resource
 import sys
 from collections import OrderedDict
+from itertools import islice
 
 from arraylift.errors import InvalidRequest, NotFound, WrongState
 from arraylift.sizes import KIB
@@ -146,7 +147,7 @@ def answer(wire: Wire, ask: Ask) -> None:
         for number, (name, size) in enumerate(ask.disks)
     ]
     if ask.operation is Operation.SURVEY:
-        for volume, _ in volumes.survey(disks):
+        for volume, _ in islice(volumes.survey(disks), frames.VOLUMES_MAX):
             wire.send(frames.encode_volume(volume))
         return
     volume, system = volumes.open_volume(disks, ask.volume)

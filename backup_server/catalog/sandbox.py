@@ -31,7 +31,6 @@ ENTRIES_MAX = 100_000
 """Names of a directory that is listed; a walk has no such maximum, since it keeps none."""
 
 LISTED_BYTES_MAX = 64 * MIB
-VOLUMES_MAX = 4096
 VOLUME_BYTES_MAX = 1 << 63
 
 _PACKAGES_ROOT = Path(__file__).resolve().parents[2]
@@ -212,7 +211,7 @@ def survey(run: ParserRun) -> list[Volume]:
     with closing(run):
         for kind, payload in run.ask(Operation.SURVEY):
             volume = _volume(kind, payload)
-            if volume.key in volumes or len(volumes) >= VOLUMES_MAX:
+            if volume.key in volumes or len(volumes) >= frames.VOLUMES_MAX:
                 raise broken(f"the volume {volume.key!r} twice, or volumes without end")
             volumes[volume.key] = volume
     return list(volumes.values())

@@ -94,4 +94,5 @@ def is_node_sound(node: Node) -> bool:
         and node.mode <= 0o177777
         and 0 <= node.size_bytes <= form.SIZE_BYTES_MAX
         and len(node.target) <= form.LINK_BYTES_MAX
+        and b"\0" not in node.target
     )

@@ -24,9 +24,10 @@ TEXT_BYTES_MAX = 16 << 20
 VOLUMES_MAX = 1024
 SEGMENTS_MAX = 1 << 16
 _DEPTH_MAX = 8
+_NAME = re.compile(r"[A-Za-z0-9_+.-]{1,127}")
 _MAGIC = b" LVM2 x[5A%r0N*>"
 _CHECKSUM_START = 0xF597A6CF
-_TOKEN = re.compile(r'\s*(?:#[^\n]*\n\s*)*("(?:\\.|[^"\\])*"|[\[\]{}=,]|[^\s\[\]{}=,#"]+)')
+_TOKEN = re.compile(r'#[^\n]*|("(?:\\.|[^"\\])*"|[\[\]{}=,]|[^\s\[\]{}=,#"]+)')
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +83,8 @@ def logical_volumes(members: list[PhysicalVolume]) -> Iterator[LogicalVolume]:
     for group in groups.values():
         volumes = _dict(group.content.get("logical_volumes", {}))
         for name, volume in list(volumes.items())[:VOLUMES_MAX]:
-            if isinstance(volume, dict) and "VISIBLE" in _list(volume.get("status", [])):
+            named = _NAME.fullmatch(name) and _NAME.fullmatch(group.name)
+            if named and isinstance(volume, dict) and "VISIBLE" in _list(volume.get("status", [])):
                 yield _logical(group, name, volume, spaces)
 
 
@@ -141,7 +143,7 @@ def _groups(text: str) -> Iterator[_Group]:
 
 def parse(text: str) -> dict[str, Any]:
     """Return LVM's text as dictionaries, lists, strings and numbers. ValueError: it is none."""
-    tokens = [match.group(1) for match in _TOKEN.finditer(text)]
+    tokens = [match.group(1) for match in _TOKEN.finditer(text) if match.group(1)]
     content, at = _section(tokens, 0, 0)
     if at != len(tokens):
         raise ValueError("more closed than opened")

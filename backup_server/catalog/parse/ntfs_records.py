@@ -169,7 +169,7 @@ class Table:
         return _mended(b"".join(parts), b"FILE")
 
     def _attributes(self, raw: bytes) -> list[Attribute]:
-        found = []
+        found: list[Attribute] = []
         at = int.from_bytes(raw[20:22], "little")
         while at + 8 <= len(raw):
             kind, length = struct.unpack_from("<II", raw, at)
