@@ -4,30 +4,31 @@ A *mark* records, on every disk of a VM, what is written while it stands. A VM s
 before the arrays take theirs, and stops the one before when they have: each mark holds every change from
 the state at whose instant it began to the state at which the next one began, and a little more.
 Contract (tests/property/test_change_marks.py):
-  K1 ``changes_since`` tells every range in which the two states can differ, or None: never a guess. A VMM
+  K1 ``changes`` tells every range in which the two states can differ, or None: never a guess. A VMM
      that was restarted, a disk that was taken away and came back, was resized, or a mark that was
      dropped, is None.
   K2 a mark stops only when the next one is recorded durably, and has seen every write that the arrays'
      snapshots may hold, also those that were on their way.
-  K3 a failure of the tracker fails no snapshot and keeps no guest frozen.
+  K3 a failure of the tracker fails no snapshot and keeps no guest frozen: no method raises for what VMM,
+     disks or records do.
 Limits: MARKS_MAX marks a VM, CHANGED_RANGES_MAX ranges a disk.
-Callers: vm_snapshots, under the VM's lock.
+Callers: vm_snapshots, under the VM's lock; ``forget`` a driver's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import NewType, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from arraylift.ids import SourceState, VmId
-from arraylift.vm.types import Disk
+from arraylift.vm.types import DiskSnapshot
 from hostagent.vm_types import VmRecord
 
 MARKS_MAX = 4
-"""States a VM of which it can be said what changed since."""
+"""States of a VM of which it can be said what changed since."""
 
 MarkId = NewType("MarkId", str)
 
@@ -36,14 +37,14 @@ Ranges = tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]
 
 
 class ChangeTracker(Protocol):
-    """Changes of all VMs of a driver. No method raises for what the VMM or its disks do (K3)."""
+    """Changes of all VMs of a driver."""
 
     def begin(self, vm: VmRecord) -> MarkId | None:
         """Record into a new mark as well, before the arrays are asked. None: this VM is not tracked."""
         ...
 
-    def settle(self, vm: VmRecord, mark: MarkId, states: Mapping[str, SourceState]) -> None:
-        """The arrays have taken their snapshots, of these states by disk name: stop the mark before (K2)."""
+    def settle(self, vm: VmRecord, mark: MarkId, disks: Sequence[DiskSnapshot]) -> None:
+        """The arrays have taken these snapshots: stop the mark before (K2)."""
         ...
 
     def abandon(self, vm: VmRecord, mark: MarkId) -> None:
@@ -51,9 +52,9 @@ class ChangeTracker(Protocol):
         ...
 
     def changes(
-        self, vm: VmRecord, disk: Disk, since: SourceState, until: SourceState, *, ranges_max: int
+        self, vm: VmRecord, disk: DiskSnapshot, since: SourceState, *, ranges_max: int
     ) -> Ranges | None:
-        """What changed between two states of a disk, in at most ``ranges_max`` ranges (K1)."""
+        """What changed from ``since`` to a settled snapshot, in at most ``ranges_max`` ranges (K1)."""
         ...
 
     def forget(self, vm_id: VmId) -> None:

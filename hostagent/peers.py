@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from arraylift.errors import NotFound
+from arraylift.exchange.convert import state_from_pb
 from arraylift.ids import SnapshotId, check_id
 from arraylift.nbd.uri import NbdUri, parse_uri
 from arraylift.rpc.channel import LONG_CALL_SECONDS, call, stream
@@ -145,4 +146,5 @@ class VirtualCenter:
 
 def _taken(snapshot: pb.Snapshot) -> TakenSnapshot:
     snapshot_id = SnapshotId(check_id(snapshot.snapshot_id, "the array's snapshot id"))
-    return TakenSnapshot(snapshot.volume_name, snapshot_id, snapshot.size_bytes)
+    state = state_from_pb(snapshot.state)
+    return TakenSnapshot(snapshot.volume_name, snapshot_id, snapshot.size_bytes, state)

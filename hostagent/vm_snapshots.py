@@ -7,6 +7,8 @@ Invariants:
   N3 what is answered is durable; a READY record has every snapshot it names.
   N4 a lapsed lease fences before it frees: the record is RELEASING, durably, before a snapshot goes.
   N5 a group call whose outcome is unknown may still take effect: its record stays for SETTLE_SECONDS.
+  N6 what changed is told in the answer and kept nowhere: a repeated call asks the VMM anew, and hears of
+     no less.
 Lock order: VM, then VM snapshot. Callers: the edge, any thread; ``reap`` on the reaper's thread.
 Failpoints, in order: ``vm-snapshot.intent``, ``.freeze.before``, ``.freeze.after``, ``.group.before``,
 ``.group.after`` (once for each array), ``.thawed``, ``.recorded``; ``.release.marked``,
@@ -52,6 +54,7 @@ from hostagent.foreign_snapshots import ForeignSnapshots
 from hostagent.freezing import FrozenGuest, frozen_guest
 from hostagent.locks import KeyedLocks
 from hostagent.machines import usable
+from hostagent.tracked import marked, with_changes
 from hostagent.vm_store import VmStore
 from hostagent.vm_types import (
     FREEZE_SECONDS_MAX,
@@ -126,7 +129,7 @@ class VmSnapshots:
         exclude_disks: Sequence[str] = (),
         changes_since: Sequence[DiskState] = (),
     ) -> SnapshotRecord:
-        """Take one, or return the one of that name with its lease restarted.
+        """Take one, or return the one of that name with its lease restarted; tell what changed (N6).
 
         Raises NotFound, WrongState (level; nothing is left), PeerUnavailable, Overloaded, OutOfSpace.
         """
@@ -139,13 +142,15 @@ class VmSnapshots:
             for known in self._of(vm_id):
                 if known.name == name and known.state is SnapshotState.READY:
                     self._restart_lease(known)
-                    return known
+                    return with_changes(self._driver, vm, known, changes_since)
             intent = self._intent(vm, name, lease_seconds, exclude_disks)
             self._store.snapshots.put(intent)  # N1
             try:
                 FAILPOINTS.hit("vm-snapshot.intent")
                 since = {one.disk_name: one.state for one in changes_since}
-                ready = self._taken(vm, intent, level_min, since)
+                with marked(self._driver, vm) as settle:
+                    ready = self._taken(vm, intent, level_min, since)
+                    settle(ready.disks)
                 self._store.firmware.put(ready.vm_snapshot_id, self._driver.firmware_variables(vm))
                 self._store.snapshots.put(ready)  # N3
             except BaseException as error:
@@ -153,6 +158,7 @@ class VmSnapshots:
                 raise
             self._restart_lease(ready)
             FAILPOINTS.hit("vm-snapshot.recorded")
+            told = with_changes(self._driver, vm, ready, changes_since)
         _log.info(
             "vm_snapshot_taken",
             vm=vm_id,
@@ -160,8 +166,9 @@ class VmSnapshots:
             level=ready.level,
             frozen_ms=round(ready.frozen_ns / 1e6, 1),
             disks=len(ready.disks),
+            disks_with_changes=sum(disk.changes is not None for disk in told.disks),
         )
-        return ready
+        return told
 
     def get(self, vm_snapshot_id: VmSnapshotId) -> SnapshotRecord:
         """Raises NotFound, also for one whose lease has lapsed."""
@@ -314,9 +321,9 @@ class VmSnapshots:
 
     def _undo(self, intent: SnapshotRecord, *, at_once: bool) -> bool:
         with self._locks.hold(intent.vm_snapshot_id):
-            marked = self._mark(intent)
+            releasing = self._mark(intent)
             if at_once:
-                self._release(marked)
+                self._release(releasing)
         return True
 
     # -- releasing ------------------------------------------------------------------------------
@@ -431,7 +438,13 @@ def _volumes_on(snapshot: SnapshotRecord, address: str) -> list[str]:
 def _disk_snapshot(disk: Disk, taken: dict[tuple[str, str], TakenSnapshot]) -> DiskSnapshot:
     one = taken[disk.array_address, disk.volume_name]
     return DiskSnapshot(
-        disk.name, disk.array, disk.array_address, disk.volume_name, one.snapshot_id, one.size_bytes
+        disk.name,
+        disk.array,
+        disk.array_address,
+        disk.volume_name,
+        one.snapshot_id,
+        one.size_bytes,
+        one.state,
     )
 
 

@@ -22,6 +22,7 @@ from arraylift.ids import VmId, VmSnapshotId
 from hostagent import vm_record
 from hostagent.ended_migrations import EndedMigrations
 from hostagent.firmware_store import FirmwareStore
+from hostagent.mark_store import MarkStore
 from hostagent.vm_types import RECORDS_BYTES_MAX, SnapshotRecord, VmRecord
 
 SUFFIX = ".alv"
@@ -133,6 +134,7 @@ class VmStore:
                 decode=vm_record.decode_snapshot,
                 id_of=lambda snapshot: snapshot.vm_snapshot_id,
             )
+            self.marks = MarkStore(files, f"{state_path}/marks", known=[vm.vm_id for vm in self.vms.all()])
             self.ended = EndedMigrations(files, state_path)
             self.firmware = FirmwareStore(files, f"{state_path}/firmware")
             self.firmware.keep_only(

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from arraylift.ids import SnapshotId
+from arraylift.ids import SnapshotId, SourceState
 from arraylift.nbd.uri import NbdUri
 
 
@@ -27,6 +27,7 @@ class TakenSnapshot:
     volume_name: str
     snapshot_id: SnapshotId
     size_bytes: int
+    state: SourceState | None = None
 
 
 class Volumes(Protocol):

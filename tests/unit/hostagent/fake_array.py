@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -11,6 +12,7 @@ import grpc
 from arraylift.errors import AlreadyExists, ArrayliftError, NotFound, WrongState
 from arraylift.ids import random_id
 from arraylift.rpc.server import RpcServer, service_of
+from arraylift.v1 import common_pb2
 from arraylift.v1 import volume_pb2 as pb
 from arraylift.v1 import volume_pb2_grpc as pb_grpc
 from tests.wire.stage import House
@@ -26,6 +28,7 @@ class FakeArray(pb_grpc.VolumeServiceServicer):
         self.volumes: dict[str, bytearray] = {}
         self.snapshots: dict[str, tuple[str, str]] = {}
         self.pinned: set[str] = set()
+        self.births: dict[str, int] = {}
         self.exports: dict[str, str] = {}
         self.uri = "nbd://127.0.0.1:1/{}"
         self.group_hook: Callable[[], None] = lambda: None
@@ -75,7 +78,7 @@ class FakeArray(pb_grpc.VolumeServiceServicer):
             missing = [name for name in request.volume_names if name not in self.volumes]
             if missing:
                 raise NotFound(f"no volume {missing[0]}")
-            made = [pb.Snapshot(snapshot_id=random_id(), volume_name=name) for name in request.volume_names]
+            made = [self._snapshot(name) for name in request.volume_names]
             self.snapshots |= {one.snapshot_id: (one.volume_name, request.name) for one in made}
         return pb.CreateSnapshotsResponse(snapshots=made)
 
@@ -129,6 +132,14 @@ class FakeArray(pb_grpc.VolumeServiceServicer):
             self.volumes[name][at : at + len(data)] = data
             self.written.append((name, at, len(data)))
         return pb.WriteExtentsResponse()
+
+    def _snapshot(self, name: str) -> pb.Snapshot:
+        """Each is a state of its own."""
+        self.births[name] = self.births.get(name, 0) + 1
+        lineage = hashlib.sha256(name.encode()).hexdigest()[:32]
+        state = common_pb2.SourceState(pool_id="a" * 32, lineage_id=lineage, birth=self.births[name])
+        size = len(self.volumes[name])
+        return pb.Snapshot(snapshot_id=random_id(), volume_name=name, size_bytes=size, state=state)
 
     def _check(self) -> None:
         if self.error is not None:

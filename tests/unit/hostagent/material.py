@@ -15,7 +15,9 @@ from arraylift.vm.types import (
     NetworkInterface,
     VmConfig,
 )
+from hostagent.change_tracking import MarkId
 from hostagent.disk_copy import WriteBack
+from hostagent.mark_record import Mark, MarkedState, Place, VmMarks
 from hostagent.vm_types import Move, SnapshotRecord, SnapshotState, VmRecord, VmState
 
 VM_ID = VmId("0123456789abcdef0123456789abcdef")
@@ -70,3 +72,14 @@ STATED_SNAPSHOT = replace(
 )
 """What a release that knows of states and foreign disks adds."""
 WRITE_BACK = WriteBack("d" * 32, VM_ID, "127.0.0.1:7403", "web1-root-00000000000a", ((65536, 131072),))
+MARKS = VmMarks(
+    VM_ID,
+    3,
+    (
+        Mark(MarkId("1" * 32), ()),
+        Mark(
+            MarkId("2" * 32),
+            (MarkedState(Place("127.0.0.1:7403", "web1-root-00000000000a"), 8 * GIB, STATE),),
+        ),
+    ),
+)

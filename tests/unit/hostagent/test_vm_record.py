@@ -10,6 +10,8 @@ from arraylift import envelope
 from arraylift.errors import Corruption, WrongState
 from hostagent import ended_migrations
 from hostagent.disk_copy import decode_write_back, encode_write_back
+from hostagent.mark_record import MAGIC as MARKS_MAGIC
+from hostagent.mark_record import decode_marks, encode_marks
 from hostagent.vm_record import (
     SNAPSHOT_MAGIC,
     VM_MAGIC,
@@ -18,7 +20,7 @@ from hostagent.vm_record import (
     encode_snapshot,
     encode_vm,
 )
-from tests.unit.hostagent.material import ENDED, MOVING_VM, SNAPSHOT, STATED_SNAPSHOT, VM, WRITE_BACK
+from tests.unit.hostagent.material import ENDED, MARKS, MOVING_VM, SNAPSHOT, STATED_SNAPSHOT, VM, WRITE_BACK
 
 GOLDEN = Path(__file__).resolve().parents[2] / "golden"
 KINDS = [
@@ -27,6 +29,7 @@ KINDS = [
     ("vm-record-v1-ended.alm", ENDED, ended_migrations.encode, ended_migrations.decode),
     ("vm-record-v1-snapshot.alv", SNAPSHOT, encode_snapshot, decode_snapshot),
     ("vm-record-v1-snapshot-states.alv", STATED_SNAPSHOT, encode_snapshot, decode_snapshot),
+    ("marks-v1.alm", MARKS, encode_marks, decode_marks),
     ("vm-record-v1-write-back.alw", WRITE_BACK, encode_write_back, decode_write_back),
 ]
 
@@ -66,6 +69,9 @@ def test_every_flipped_bit_is_an_error(file, record, encode, decode) -> None:  #
             (b"b" * 32, b"../" * 10),
         ),
         (SNAPSHOT_MAGIC, encode_snapshot(SNAPSHOT), decode_snapshot, (b'"level":2', b'"level":9')),
+        (MARKS_MAGIC, encode_marks(MARKS), decode_marks, (b'"revision":3', b'"revision":-3')),
+        (MARKS_MAGIC, encode_marks(MARKS), decode_marks, (b'"mark_id":"2', b'"mark_id":"../')),
+        (MARKS_MAGIC, encode_marks(MARKS), decode_marks, (b'"states":[]', b'"states":[7]')),
         (
             SNAPSHOT_MAGIC,
             encode_snapshot(SNAPSHOT),
