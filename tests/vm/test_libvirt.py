@@ -14,14 +14,20 @@ from typing import Any
 
 import pytest
 
+from arraylift.clock import SYSTEM_CLOCK
+from arraylift.durable import RealFiles
 from arraylift.errors import ArrayliftError, NotFound, PeerUnavailable, WrongState
 from arraylift.guest.build import Guest
-from arraylift.ids import random_id
+from arraylift.ids import VmSnapshotId, random_id
 from arraylift.v1 import backup_logic_pb2
 from arraylift.v1 import vm_pb2 as pb
+from arraylift.vm import convert
+from hostagent.libvirt.build import LibvirtPlaces, build
+from hostagent.vm_store import VmStore
+from hostagent.vm_types import VmRecord, VmState
 from tests.e2e.cluster import FULL_READ, Sent, last_of
-from tests.e2e.daemon import Daemon, wait_until
-from tests.e2e.disks import differing_spans
+from tests.e2e.daemon import Daemon, free_port, wait_until
+from tests.e2e.disks import differing_spans, random_disk
 from tests.e2e.host_cluster import HOST, fsck
 from tests.e2e.house import House
 from tests.e2e.running import shown_when_failing
@@ -370,6 +376,53 @@ def test_a_guest_that_is_off_is_exported_and_cannot_be_started_meanwhile(house: 
     house.clean()
     assert house.power(vm, on=True).power == pb.POWER_STATE_ON
     house.libvirtd.wait_for_agent(WEB)
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_a_gateway_on_another_machine_reads_by_tls(house: LibvirtHouse, tmp_path: Path, on: bool) -> None:
+    """Of a guest that is on by QEMU's certificate, of one that is off by the host's own."""
+    disk = house.libvirtd.folder / "disks/tls.raw"
+    disk.write_bytes(random_disk(3 << 20, seed=int(on)))
+    house.libvirtd.give()
+    house.libvirtd.define(guest_xml("tls", [(disk, "raw")], memory_mib=32))
+    if on:
+        house.libvirtd.virsh("start", "tls")
+    wait_until(lambda: "tls" in house.vms(), "it is adopted")
+    vm = convert.vm_from_pb(house.vm("tls"))
+    record = VmRecord(vm.vm_id, vm.config, VmState.ON, 1, "", (), adopted=True)
+    port = free_port()
+    places = LibvirtPlaces(
+        host=HOST,
+        state=str(tmp_path),
+        pki=str(house.cluster.pki),
+        uri=house.libvirtd.uri,
+        exports=str(house.libvirtd.exports),
+        listen=f"127.0.0.1:{port}-{port + 3}",
+    )
+    store = VmStore(RealFiles(), str(tmp_path / "store"))
+    made = build(places, store, _no_volumes(), RealFiles(), clock=SYSTEM_CLOCK, tls_name=str)
+    snapshot = VmSnapshotId(random_id())
+    foreign = made.driver.foreign
+    foreign.prepare(record, snapshot, vm.config.disks, {})
+    try:
+        (told,) = foreign.begin(record, snapshot, vm.config.disks, {}, timeout_seconds=8)
+        assert told.foreign is not None
+        assert told.foreign.uri.startswith("nbds://127.0.0.1:")
+        sent = house.send(convert.disk_snapshot_to_pb(told), "tls")
+        assert differing_spans(house.cluster.image_bytes(sent.image_id), disk.read_bytes()) == []
+        plain = told.foreign.uri.replace("nbds:", "nbd:")
+        refused = subprocess.run(["qemu-img", "info", "-f", "raw", plain], capture_output=True, check=False)
+        assert refused.returncode != 0, "never without TLS"
+    finally:
+        foreign.end(vm.vm_id, snapshot, told=True)
+        store.close()
+    house.libvirtd.virsh("destroy", "tls", check=False)
+    house.libvirtd.virsh("undefine", "tls", "--checkpoints-metadata")
+    wait_until(lambda: "tls" not in house.vms(), "it is gone")
+
+
+def _no_volumes() -> Any:
+    return None  # nothing here asks an array
 
 
 def test_it_is_lost_and_restored_onto_the_array_by_the_server(house: LibvirtHouse) -> None:
