@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -56,8 +57,15 @@ def build(
     if not os.access(folder, os.W_OK | os.X_OK):
         raise InvalidRequest(f"{folder} cannot be written", next_step="name another libvirt_exports")
     connection = LibvirtConnection(places.uri)
-    off = OffExports(_credentials(places) if places.listen else "")
-    foreign = LibvirtForeignDisks(connection, ExportPlaces(files, folder, places.listen), off, clock=clock)
+    owner = hashlib.sha256(places.state.encode()).hexdigest()[:12]
+    off = OffExports(_credentials(places) if places.listen else "", owner)
+    foreign = LibvirtForeignDisks(
+        connection,
+        ExportPlaces(files, folder, places.listen),
+        off,
+        clock=clock,
+        is_known=lambda vm_snapshot_id: store.snapshots.find(vm_snapshot_id) is not None,
+    )
 
     driver = LibvirtDriver(
         connection,

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -33,6 +34,8 @@ from hostagent.libvirt.hypervisor import CALL_SECONDS, START_SECONDS, Domain
 CALLS_MAX = 32
 KEEPALIVE_SECONDS, KEEPALIVE_COUNT = 5, 3
 MESSAGE_CHARS_MAX = 400
+LATE_SECONDS = 0.05
+"""A backup job that begins this close to its time is ended: it may have been given up already."""
 
 T = TypeVar("T")
 
@@ -169,9 +172,15 @@ class LibvirtConnection:
     # -- backup ---------------------------------------------------------------------------------
 
     def begin_backup(self, uuid: str, backup_xml: str, checkpoint_xml: str, *, seconds: float) -> None:
-        self._on(
-            uuid, lambda domain: domain.backupBegin(backup_xml, checkpoint_xml or None, 0), seconds=seconds
-        )
+        until = time.monotonic() + seconds - LATE_SECONDS
+
+        def ask(domain: Any) -> None:
+            domain.backupBegin(backup_xml, checkpoint_xml or None, 0)
+            if time.monotonic() > until:  # nobody waits any more: what came late must not stay
+                domain.abortJob()
+                raise DeadlineExceeded("the backup job began too late", subject=self._uri)
+
+        self._on(uuid, ask, seconds=seconds)
 
     def backup(self, uuid: str) -> str | None:
         def ask(domain: Any) -> str | None:

@@ -7,6 +7,7 @@ Invariants: those of hostagent/foreign_disks.py, and
   F2 at most STATES_MAX checkpoints of ours a guest: before a new one the oldest go that nobody asks about.
      The admin's own checkpoints are never touched.
   F3 no export outlives the room for what the guest overwrites (``exports`` E1).
+  F4 an export whose VM snapshot this host does not know any more is ended before the next one begins.
 Callers: as foreign_disks.py says; ``reap`` on the reaper's thread.
 Why: docs/decisions/0095-foreign-disks-by-pull-mode.md
 """
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from arraylift.clock import Clock
@@ -66,9 +67,17 @@ class LibvirtForeignDisks:
     """ForeignDisks over one Hypervisor."""
 
     def __init__(
-        self, hypervisor: Hypervisor, places: ExportPlaces, off: OffExports, *, clock: Clock
+        self,
+        hypervisor: Hypervisor,
+        places: ExportPlaces,
+        off: OffExports,
+        *,
+        clock: Clock,
+        is_known: Callable[[VmSnapshotId], bool],
     ) -> None:
+        """``is_known``: this host has a record of that VM snapshot."""
         self._hypervisor, self._places, self._off, self._clock = hypervisor, places, off, clock
+        self._is_known = is_known
         self._lock = threading.Lock()
         self._plans: dict[VmSnapshotId, _Plan] = {}
 
@@ -284,8 +293,14 @@ class LibvirtForeignDisks:
             _log.warning("checkpoint_stays", vm=vm.vm_id, checkpoint=name, error=str(error))
 
     def _refuse_another(self, vm: VmRecord) -> None:
-        if self._hypervisor.backup(vm.config.uuid) is not None:
+        job = self._hypervisor.backup(vm.config.uuid)
+        if job is None:
+            return
+        owner = backup_xml.backup_owner(job)
+        if owner is None or self._is_known(owner):
             raise _busy(vm)
+        _log.warning("lost_export_ended", vm=vm.vm_id, vm_snapshot=owner)  # F4
+        self.end(vm.vm_id, owner, told=False)
 
 
 def _busy(vm: VmRecord) -> WrongState:

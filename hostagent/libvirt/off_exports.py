@@ -30,17 +30,16 @@ PROGRAM = "qemu-nbd"
 START_SECONDS = 4.0
 END_SECONDS = 5.0
 CLIENTS_MAX = 8
-_DESCRIPTION = "arraylift:"
 
 _log = get_logger("off_exports")
 
 
 class OffExports:
-    """qemu-nbd processes of this host. ``credentials``: folder of ca-cert.pem, server-cert.pem and
-    server-key.pem, for TLS over TCP."""
+    """qemu-nbd processes of this host agent. ``credentials``: folder of ca-cert.pem, server-cert.pem and
+    server-key.pem, for TLS over TCP. ``owner`` tells them from another agent's on this machine."""
 
-    def __init__(self, credentials: str) -> None:
-        self._credentials = credentials
+    def __init__(self, credentials: str, owner: str) -> None:
+        self._credentials, self._mark = credentials, f"arraylift:{owner}:"
 
     def begin(
         self,
@@ -61,7 +60,7 @@ class OffExports:
                 f"{PROGRAM} is not installed", next_step="install qemu-utils, or start the guest"
             )
         command = [program, "--read-only", "--persistent", "--fork", f"--shared={CLIENTS_MAX}"]
-        command += [f"--export-name={export}", f"--description={_description(vm_id, vm_snapshot_id)}"]
+        command += [f"--export-name={export}", f"--description={self._mark}{vm_id}:{vm_snapshot_id}"]
         command += [f"--format={image_format}"]  # O2
         if endpoint.socket_path:
             command.append(f"--socket={endpoint.socket_path}")
@@ -92,11 +91,11 @@ class OffExports:
 
     def holds(self, vm_id: VmId) -> bool:
         """Some VM snapshot of this VM is served."""
-        return any(True for _ in _processes(f"{_DESCRIPTION}{vm_id}:"))
+        return any(True for _ in _processes(f"{self._mark}{vm_id}:"))
 
     def end(self, vm_id: VmId, vm_snapshot_id: VmSnapshotId) -> None:
         """No process serves it any more (O1). Idempotent. Raises DeadlineExceeded."""
-        mark = _description(vm_id, vm_snapshot_id)
+        mark = f"{self._mark}{vm_id}:{vm_snapshot_id}"
         until = time.monotonic() + END_SECONDS
         sent = signal.SIGTERM
         while pids := list(_processes(mark)):
@@ -111,16 +110,12 @@ class OffExports:
 
     def sweep(self, known: Sequence[VmId]) -> None:
         """End what serves VMs that nobody knows any more."""
-        for pid in list(_processes(_DESCRIPTION)):
-            owner = _owner(pid)
-            if owner is not None and owner not in known:
-                _log.warning("off_export_swept", pid=pid, vm=owner)
+        for pid in list(_processes(self._mark)):
+            vm_id = _vm_of(pid, self._mark)
+            if vm_id is not None and vm_id not in known:
+                _log.warning("off_export_swept", pid=pid, vm=vm_id)
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGTERM)
-
-
-def _description(vm_id: VmId, vm_snapshot_id: VmSnapshotId) -> str:
-    return f"{_DESCRIPTION}{vm_id}:{vm_snapshot_id}"
 
 
 def _processes(mark: str) -> Iterator[int]:
@@ -134,8 +129,8 @@ def _processes(mark: str) -> Iterator[int]:
                 yield int(name)
 
 
-def _owner(pid: int) -> VmId | None:
-    prefix = f"--description={_DESCRIPTION}".encode()
+def _vm_of(pid: int, mark: str) -> VmId | None:
+    prefix = f"--description={mark}".encode()
     for word in _words(pid):
         if word.startswith(prefix):
             return VmId(word[len(prefix) :].split(b":")[0].decode("ascii", "replace"))

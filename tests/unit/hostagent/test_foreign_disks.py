@@ -32,6 +32,7 @@ class Stage:
     def __init__(self, folder: str, free_bytes_min: int = 0) -> None:
         self.hypervisor = FakeHypervisor()
         self.guest = self.hypervisor.guests[UUID] = FakeGuest(domain())
+        self.known: set[VmSnapshotId] = set()
         self.places = ExportPlaces(RealFiles(), folder, free_bytes_min=free_bytes_min)
         self.foreign = self.again()
         read = facts(self.guest.xml, what="it")
@@ -40,7 +41,13 @@ class Stage:
 
     def again(self) -> LibvirtForeignDisks:
         """As another process of the host agent has them."""
-        return LibvirtForeignDisks(self.hypervisor, self.places, OffExports(""), clock=SYSTEM_CLOCK)
+        return LibvirtForeignDisks(
+            self.hypervisor,
+            self.places,
+            OffExports("", "test"),
+            clock=SYSTEM_CLOCK,
+            is_known=lambda vm_snapshot_id: vm_snapshot_id in self.known,
+        )
 
     def exports(self) -> bool:
         return self.guest.job is not None
@@ -58,6 +65,7 @@ class Stage:
         self, snapshot: VmSnapshotId, since: dict[str, SourceState] | None = None
     ) -> dict[str, DiskSnapshot]:
         disks = self.vm.config.disks
+        self.known.add(snapshot)
         self.foreign.prepare(self.vm, snapshot, disks, since or {})
         told = self.foreign.begin(self.vm, snapshot, disks, since or {}, timeout_seconds=5)
         return {one.disk_name: one for one in told}
@@ -151,6 +159,17 @@ def test_one_export_a_guest_and_any_process_ends_it(stage: Stage) -> None:
     assert not stage.exports()
     assert not scratch.exists()
     assert stage.guest.checkpoints == {}, "nobody was told of its states"
+
+
+def test_an_export_that_nobody_knows_of_makes_way(stage: Stage) -> None:
+    stage.begin(VmSnapshotId(random_id()))
+    stage.known.clear()  # the host lost its records
+    stage.export()
+    assert not stage.exports()
+    stage.guest.job = "<domainbackup><disks><disk name='vda' exportname='vda'/></disks></domainbackup>"
+    with pytest.raises(WrongState, match="another backup"):
+        stage.export()
+    assert stage.exports(), "the admin's own job is left alone"
 
 
 def test_an_end_outlives_the_guest_and_waits_for_libvirt(stage: Stage) -> None:

@@ -116,6 +116,23 @@ def test_an_agents_refusal_is_told_from_its_silence(library: Library) -> None:
         connection.agent(UUID, "{}", seconds=1)
 
 
+def test_a_backup_that_begins_too_late_is_ended(library: Library) -> None:
+    """Whoever gave it up would never end it: libvirt waits up to 30 s for a guest that is busy."""
+    go, ended = threading.Event(), threading.Event()
+    library.look = lambda: SimpleNamespace(
+        backupBegin=lambda *_: go.wait(30), abortJob=ended.set, isActive=lambda: 1
+    )
+    connection = LibvirtConnection("qemu:///x")
+    with pytest.raises(DeadlineExceeded):
+        connection.begin_backup(UUID, "<x/>", "", seconds=0.2)
+    assert not ended.is_set()
+    go.set()
+    assert ended.wait(10)
+    ended.clear()
+    connection.begin_backup(UUID, "<x/>", "", seconds=10)
+    assert not ended.is_set()
+
+
 def test_a_dead_connection_is_made_anew(library: Library) -> None:
     connection = LibvirtConnection("qemu:///x")
     library.look = lambda: SimpleNamespace(isActive=lambda: 1)
