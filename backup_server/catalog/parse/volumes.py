@@ -44,19 +44,22 @@ class Place:
     reason: str = ""
 
 
-def survey(disks: Sequence[tuple[str, Space]]) -> Iterator[tuple[Volume, FileSystem | None]]:
-    """Yield every volume and, where it is readable, its file system."""
+def survey(
+    disks: Sequence[tuple[str, Space]], *, only: str = ""
+) -> Iterator[tuple[Volume, FileSystem | None]]:
+    """Yield every volume and, where it is readable, its file system; ``only``: open none but this one."""
     members: list[lvm.PhysicalVolume] = []
     for place in _places(disks):
-        yield _look(place, members)
+        yield _look(place, members, opens=only in {"", place.key})
     for logical in lvm.logical_volumes(members):
         key = f"lvm/{logical.group}/{logical.name}"
-        yield _look(Place(key, logical.size_bytes, logical.space, logical.reason), None)
+        place = Place(key, logical.size_bytes, logical.space, logical.reason)
+        yield _look(place, None, opens=only in {"", key})
 
 
 def open_volume(disks: Sequence[tuple[str, Space]], key: str) -> tuple[Volume, FileSystem]:
     """Return the volume of this key, or the one to take where none is named. NotFound, WrongState."""
-    found = list(survey(disks))
+    found = list(survey(disks, only=key))
     if key:
         for volume, system in found:
             if volume.key == key:
@@ -94,7 +97,9 @@ def _part(name: str, disk: Space, part: Partition) -> Place:
     return Place(key, part.size_bytes, Slice(disk, part.start, part.size_bytes))
 
 
-def _look(place: Place, members: list[lvm.PhysicalVolume] | None) -> tuple[Volume, FileSystem | None]:
+def _look(
+    place: Place, members: list[lvm.PhysicalVolume] | None, *, opens: bool
+) -> tuple[Volume, FileSystem | None]:
     """Say what lies at a place; physical volumes of LVM are collected where they may be."""
 
     def listed(label: Label, remark: str) -> tuple[Volume, None]:
@@ -116,6 +121,8 @@ def _look(place: Place, members: list[lvm.PhysicalVolume] | None) -> tuple[Volum
             found = probe(place.space)
             if found is not None:
                 label = found
+                if not opens:  # a dirty journal is not read for nothing
+                    return listed(label, "")
                 system = opened(place.space)
                 volume = Volume(
                     place.key, found.kind, found.label, found.uuid, place.size_bytes, True, system.remark
