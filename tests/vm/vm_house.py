@@ -91,10 +91,20 @@ class VmHouse(House):
 
     def boot(self, vm: vm_pb2.Vm) -> vm_pb2.Vm:
         """Start it and wait until its agent answers."""
+        boots = self.boots(vm)
         at = self.of(host=vm.host)
         on: vm_pb2.Vm = at.ask("PowerOn", vm_pb2.PowerOnRequest(vm_id=vm.vm_id), seconds=BOOT_SECONDS).vm
-        self.wait_console(on, "GUEST-READY")
+        self.wait_booted(on, boots + 1)
         return on
+
+    def boots(self, vm: vm_pb2.Vm) -> int:
+        """How often it has booted on its host, to its agent."""
+        return self.console(vm).count("GUEST-READY")
+
+    def wait_booted(self, vm: vm_pb2.Vm, boots: int) -> None:
+        """Wait until it has booted so often."""
+        name = vm.config.name
+        wait_until(lambda: self.boots(vm) >= boots, f"{name} boots", seconds=BOOT_SECONDS)
 
     def power_off(self, vm: vm_pb2.Vm, *, force: bool = False) -> vm_pb2.Vm:
         request = vm_pb2.PowerOffRequest(vm_id=vm.vm_id, grace_seconds=60, force=force)
@@ -105,14 +115,9 @@ class VmHouse(House):
         return self.hosts[vm.host].state / "qemu" / vm.vm_id / "console.log"
 
     def console(self, vm: vm_pb2.Vm) -> str:
-        """What the guest has said since it was started."""
+        """What the guest has said, over all its starts on its host."""
         path = self.console_path(vm)
         return path.read_text(errors="replace") if path.exists() else ""
-
-    def wait_console(self, vm: vm_pb2.Vm, word: str, *, seconds: float = BOOT_SECONDS) -> str:
-        """Wait until the guest has said this; returns all that it has."""
-        wait_until(lambda: word in self.console(vm), f"{vm.config.name} says {word}", seconds=seconds)
-        return self.console(vm)
 
     def run_in(self, vm: vm_pb2.Vm, script: str, *, seconds: float = TASK_SECONDS) -> str:
         """Have the guest run a script, which must succeed; returns what it said."""
@@ -161,7 +166,7 @@ def _tail(path: Path, lines: int = 40) -> str:
 
 
 def said(text: str, key: str) -> str:
-    """A value of the guest's GUEST-BOOTED line."""
-    line = next(line for line in text.splitlines() if "GUEST-BOOTED" in line)
+    """A value of the guest's last GUEST-BOOTED line."""
+    line = next(line for line in reversed(text.splitlines()) if "GUEST-BOOTED" in line)
     words: Sequence[str] = line.split()
     return next(word.partition("=")[2] for word in words if word.startswith(f"{key}="))
