@@ -124,6 +124,7 @@ def _driver(
         volumes=volumes,
         tls=tls,
         firmware=store.firmware.get,
+        marks=store.marks,
     )
     return driver, None
 

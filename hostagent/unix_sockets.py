@@ -18,7 +18,7 @@ def listen(path: str) -> socket.socket:
     """Return a listening socket that a QEMU may inherit. REQUIRES that nothing lies at ``path``."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
-        with _short(path) as short:
+        with short_path(path) as short:
             listener.bind(short)
         listener.listen(1)
     except BaseException:
@@ -33,7 +33,7 @@ def connect(path: str, *, seconds: float) -> socket.socket:
     try:
         # Linux waits for room in the backlog as long as the time-out to send allows.
         connection.settimeout(seconds)
-        with _short(path) as short:
+        with short_path(path) as short:
             connection.connect(short)
     except (TimeoutError, BlockingIOError) as error:
         connection.close()
@@ -48,7 +48,8 @@ def connect(path: str, *, seconds: float) -> socket.socket:
 
 
 @contextlib.contextmanager
-def _short(path: str) -> Iterator[str]:
+def short_path(path: str) -> Iterator[str]:
+    """A path to the same place that the kernel takes, within the block."""
     folder = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         yield f"/proc/self/fd/{folder}/{os.path.basename(path)}"

@@ -20,7 +20,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from arraylift.errors import InvalidRequest, TrackerMismatch
 from arraylift.exchange.messages import Base, Flags
@@ -30,6 +29,7 @@ from arraylift.nbd import wire
 from arraylift.nbd.client import NbdClient
 from arraylift.nbd.client_tls import ClientCredentials
 from arraylift.nbd.device import BASE_ALLOCATION
+from arraylift.nbd.grains import mark as mark_grains
 from arraylift.nbd.uri import NbdUri
 from arraylift.outcome import attempt
 from arraylift.sizes import GRANULE_BYTES, SPAN_BYTES, spans_of
@@ -182,31 +182,12 @@ def _survey(client: NbdClient, bitmap: Bitmap | None) -> tuple[Flags, Flags | No
         for offset, states in client.status():
             if has_zeros:
                 flags = states[BASE_ALLOCATION][:, 1]
-                _mark(data, GRANULE_BYTES, offset, states[BASE_ALLOCATION], flags & wire.STATE_ZERO == 0)
+                mark_grains(
+                    data, GRANULE_BYTES, offset, states[BASE_ALLOCATION], flags & wire.STATE_ZERO == 0
+                )
             if has_dirty:
                 assert bitmap is not None
                 extents = states[bitmap.context]
                 # Whatever it says that we do not know counts as dirty.
-                _mark(dirty, SPAN_BYTES, offset, extents, extents[:, 1] != 0)
+                mark_grains(dirty, SPAN_BYTES, offset, extents, extents[:, 1] != 0)
     return data, dirty if has_dirty else None
-
-
-def _mark(
-    marks: Flags, grain: int, offset: int, extents: npt.NDArray[np.uint64], chosen: npt.NDArray[np.bool_]
-) -> None:
-    """Set the marks of all grains that the chosen extents, which begin at ``offset``, touch."""
-    ends = np.cumsum(extents[:, 0]) + np.uint64(offset)
-    starts = ends - extents[:, 0]
-    firsts = (starts[chosen] // np.uint64(grain)).astype(np.int64)
-    lasts = ((ends[chosen] - np.uint64(1)) // np.uint64(grain)).astype(np.int64)
-    lasts = np.minimum(lasts, len(marks) - 1)
-    inside = firsts <= lasts
-    firsts, lasts = firsts[inside], lasts[inside]
-    if not len(firsts):
-        return
-    # Only where the extents are: a disk of a million answers is not gone through with each.
-    low, high = int(firsts[0]), int(lasts[-1]) + 1
-    steps = np.zeros(high - low + 1, np.int32)
-    np.add.at(steps, firsts - low, 1)
-    np.add.at(steps, lasts + 1 - low, -1)
-    marks[low:high] |= np.cumsum(steps[:-1]) > 0

@@ -12,12 +12,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from arraylift.durable import Files
-from arraylift.errors import InvalidRequest, NotPermitted
+from arraylift.errors import InvalidRequest, NotPermitted, PeerUnavailable
 from arraylift.ids import VmId
 from arraylift.pki import TlsMaterial
 from hostagent.guest_agent.operations import GuestOperations
+from hostagent.mark_record import Place
+from hostagent.marks import MarkKeeper, MarkTable
 from hostagent.qemu.accelerator import find_accelerator
 from hostagent.qemu.command_line import disk_serial
+from hostagent.qemu.dirty_bitmaps import QemuBitmaps, WatchedVm
+from hostagent.qemu.exports import node_name
 from hostagent.qemu.launch import Launcher, Setup
 from hostagent.qemu.live_move import MovePlaces, QemuMover, parse_ports
 from hostagent.qemu.networks import Networks
@@ -25,6 +29,7 @@ from hostagent.qemu.processes import Account, Processes
 from hostagent.qemu.qemu_driver import AgentChannels, QemuDriver
 from hostagent.qemu.tls_files import write_tls_files
 from hostagent.qemu.vmm import Vmm
+from hostagent.vm_types import VmRecord
 from hostagent.volumes import Volumes
 
 
@@ -55,6 +60,7 @@ def qemu_driver(
     volumes: Volumes,
     tls: TlsMaterial,
     firmware: Callable[[VmId], bytes],
+    marks: MarkTable,
 ) -> QemuDriver:
     """Probe this host, and return its driver. Raises InvalidRequest (settings), WrongState (no QEMU)."""
     account, ports = _account(settings.user), parse_ports(settings.migration_ports)
@@ -90,7 +96,21 @@ def qemu_driver(
         operations.stopped(vm_id)
         channels.drop(vm_id)
 
-    return QemuDriver(vmm, channels, operations, mover=QemuMover(vmm, places, left=left))
+    tracker = MarkKeeper(QemuBitmaps(lambda vm: _watched(vmm, vm), files), marks)
+    return QemuDriver(vmm, channels, operations, tracker=tracker, mover=QemuMover(vmm, places, left=left))
+
+
+def _watched(vmm: Vmm, vm: VmRecord) -> WatchedVm:
+    """Raises PeerUnavailable: it does not run."""
+    guest = vmm.guest(vm.vm_id)
+    if not guest.alive:
+        raise PeerUnavailable(f"{vm.subject} does not run", subject=vm.subject)
+    nodes = {
+        Place(disk.array_address, disk.volume_name): node_name(disk.export)
+        for disk in guest.record.disks
+        if any(disk.serves(one) for one in vm.config.disks)
+    }
+    return WatchedVm(guest.monitor, nodes, guest.folder.changes_path)
 
 
 def _account(user: str) -> Account | None:

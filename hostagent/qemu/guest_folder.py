@@ -32,7 +32,7 @@ TOLD_CHARS_MAX = 600
 
 CONSOLE, QEMU_LOG = "console.log", "qemu.log"
 _RECORD, _LOCK, _VARIABLES = "run.alq", "lock", "variables.fd"
-_MONITOR, _AGENT = "monitor.sock", "agent.sock"
+_MONITOR, _AGENT, _CHANGES = "monitor.sock", "agent.sock", "changes.sock"
 
 
 class GuestFolder:
@@ -41,6 +41,7 @@ class GuestFolder:
     def __init__(self, files: Files, path: str) -> None:
         self._files, self.path = files, path
         self.monitor_path, self.agent_path = f"{path}/{_MONITOR}", f"{path}/{_AGENT}"
+        self.changes_path = f"{path}/{_CHANGES}"
         self.lock_path = f"{path}/{_LOCK}"
         self._record: RunRecord | None = None
 

@@ -50,8 +50,9 @@ class Monitor:
         arguments: Mapping[str, object] | None = None,
         *,
         seconds: float = COMMAND_SECONDS,
+        descriptor: int | None = None,
     ) -> Any:
-        """Return the command's answer (Q1).
+        """Return the command's answer (Q1). ``descriptor`` travels with the command, for ``getfd``.
 
         Raises MonitorRefused, DeadlineExceeded (the effect is unknown), PeerUnavailable (no QEMU).
         """
@@ -60,7 +61,7 @@ class Monitor:
             raise self._too_long(command)
         try:
             left = max(0.01, until - time.monotonic())
-            return asyncio.run(self._converse(command, arguments, left))
+            return asyncio.run(self._converse(command, arguments, left, descriptor))
         except TimeoutError as error:
             raise self._too_long(command) from error
         except ExecuteError as error:
@@ -77,7 +78,9 @@ class Monitor:
         finally:
             self._lock.release()
 
-    async def _converse(self, command: str, arguments: Mapping[str, object] | None, seconds: float) -> Any:
+    async def _converse(
+        self, command: str, arguments: Mapping[str, object] | None, seconds: float, descriptor: int | None
+    ) -> Any:
         client = QMPClient(None, readbuflen=ANSWER_BYTES_MAX)
         client.events.names.add(_NO_EVENT)  # else it keeps every event of the conversation
         connection = connect(self._path, seconds=seconds)
@@ -85,6 +88,8 @@ class Monitor:
             async with asyncio.timeout(seconds):
                 connection.setblocking(False)
                 await client.connect(connection)
+                if descriptor is not None:
+                    client.send_fd_scm(descriptor)
                 return await client.execute(command, cast("dict[str, object] | None", arguments))
         finally:
             with contextlib.suppress(TimeoutError, QMPError, OSError, EOFError):

@@ -17,12 +17,13 @@ from arraylift.exchange.messages import Base
 from arraylift.ids import LineageId, PoolId, SourceState
 from arraylift.nbd import wire
 from arraylift.nbd.device import BASE_ALLOCATION
+from arraylift.nbd.grains import mark
 from arraylift.nbd.uri import parse_uri
 from arraylift.segments.segmentation import DEFAULT_SEGMENTATION
 from arraylift.sizes import GIB, GRANULE_BYTES, MIB
 from primary_array import foreign_disk
 from primary_array.doubt_table import DoubtTable
-from primary_array.foreign_disk import Bitmap, ForeignDisk, ForeignSource, _mark
+from primary_array.foreign_disk import Bitmap, ForeignDisk, ForeignSource
 from tests.fakes.disk import FakeFiles
 
 URI = parse_uri("nbd://h/disk")
@@ -43,7 +44,7 @@ def test_a_grain_is_marked_if_a_chosen_extent_touches_it(
     marks = np.zeros(-(-60 // grain), np.bool_)
     marks[0] = True  # what was marked stays
     lengths = np.array([(length, 0) for length, _ in extents], np.uint64)
-    _mark(marks, grain, start, lengths, np.array([chosen for _, chosen in extents]))
+    mark(marks, grain, start, lengths, np.array([chosen for _, chosen in extents]))
     expected, at = {0}, start
     for length, chosen in extents:
         if chosen:
