@@ -31,6 +31,9 @@ from hostagent.volumes import Volumes
 UNPLUG_SECONDS = 20.0
 """How long a guest may take to let go of a disk."""
 
+SETTLE_SECONDS = 1.0
+"""The same, where it is the reaper that waits: it comes again."""
+
 UNPLUG_POLL_SECONDS = 0.1
 UNPLUG_AGAIN_SECONDS = 5.0
 
@@ -129,12 +132,12 @@ class Guest:
             self.monitor.execute("device_add", disk_device(found))
             _log.info("disk_plugged", vm=self.vm_id, disk=disk.name, place=found.place)
 
-    def unplug(self, disk: PlacedDisk, *, seconds: float = UNPLUG_SECONDS) -> None:
+    def unplug(self, disk: PlacedDisk, *, seconds: float = 0.0) -> None:
         """Take a disk from the running guest (Y2); nothing is written to it afterwards.
 
         Raises DeadlineExceeded: the guest does not let go of it.
         """
-        until = time.monotonic() + seconds
+        until = time.monotonic() + (seconds or UNPLUG_SECONDS)
         again = 0.0
         while self._has_device(disk):
             now = time.monotonic()
@@ -183,7 +186,7 @@ class Guest:
         assert self.vm is not None
         wanted = self.vm.config.disks
         for disk in [one for one in self.record.disks if not any(one.serves(disk) for disk in wanted)]:
-            self.unplug(disk, seconds=1.0)
+            self.unplug(disk, seconds=SETTLE_SECONDS)
         for one in wanted:
             self.plug(one)
         self.unsettled = False

@@ -45,6 +45,7 @@ MEMORY_POLLS_SILENT_MAX = 10
 
 _AUTHORIZED = "hosts"
 _BROKEN = ("failed", "cancelled")
+_UNDER_WAY = ("setup", "active", "device", "pre-switchover", "wait-unplug")
 
 _log = get_logger("qemu")
 
@@ -184,8 +185,8 @@ class QemuMover:
         record = guest.record
         if record.outgoing not in ("", migration_id):
             raise WrongState(f"{vm.subject} is being sent in another migration", subject=vm.subject)
-        if _migration(guest).get("status") in ("setup", "active", "device", "pre-switchover", "completed"):
-            return  # a sending under way is followed
+        if record.outgoing == migration_id and _migration(guest).get("status") in _UNDER_WAY:
+            return  # it is followed
         if not guest.has_plain_places(vm):
             raise WrongState(
                 f"{vm.subject} had disks taken away while it ran: no other host would build the same machine",
@@ -234,10 +235,11 @@ class QemuMover:
         if record.outgoing != migration_id or record.sent or not guest.alive:
             return record.outgoing == migration_id and record.sent
         try:
-            info = _migration(guest)
+            info, does = _migration(guest), guest.status(seconds=END_SECONDS)
         except (DeadlineExceeded, PeerUnavailable):
             return False
-        if info.get("status") != "completed":
+        # "completed" alone may be of another time: when this guest came, or was sent and taken back.
+        if info.get("status") != "completed" or does != "postmigrate":
             return False
         downtime_ms = info.get("downtime", 0)
         downtime_ns = downtime_ms * 1_000_000 if type(downtime_ms) is int else 0
