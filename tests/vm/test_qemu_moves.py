@@ -18,7 +18,7 @@ from tests.e2e.cluster import ARRAY
 from tests.e2e.daemon import Daemon, wait_until
 from tests.e2e.host_cluster import HOST
 from tests.e2e.house import CENTER
-from tests.vm.vm_house import Booted, VmHouse, running_vm_house
+from tests.vm.vm_house import VmHouse, running_vm_house
 
 pytestmark = pytest.mark.timeout(300)
 OTHER = {HOST: "host2", "host2": HOST}
@@ -28,13 +28,12 @@ SETTLE_SECONDS = 90.0
 class Mover:
     """A guest whose writer is at work, and where it is."""
 
-    def __init__(self, house: VmHouse, booted: Booted) -> None:
-        self.house, self.vm_id, self.config = house, booted.vm.vm_id, booted.vm.config
-        self.booted = booted
+    def __init__(self, house: VmHouse, vm: vm_pb2.Vm) -> None:
+        self.house, self.vm_id, self.name = house, vm.vm_id, vm.config.name
 
     @property
     def vm(self) -> vm_pb2.Vm:
-        return self.house.managed_vms()[self.config.name]
+        return self.house.managed_vms()[self.name]
 
     def move(self, to: str) -> center_pb.MigrateVmResponse:
         request = center_pb.MigrateVmRequest(vm_id=self.vm_id, host=to, live=True)
@@ -59,7 +58,7 @@ class Mover:
         return found
 
     def folder(self, host: str) -> Path:
-        return self.house.hosts[host].state / "qemu" / self.vm_id
+        return Path(self.house.hosts[host].state, "qemu", self.vm_id)
 
     def exports(self) -> set[str]:
         """Hosts that the array serves this guest's disks to."""
@@ -93,9 +92,9 @@ class Mover:
 @pytest.fixture(scope="module")
 def mover(tmp_path_factory: pytest.TempPathFactory, guest: Guest) -> Iterator[Mover]:
     with running_vm_house(tmp_path_factory.mktemp("house"), kinds=2) as house:
-        booted = house.boot(house.make_guest("web", guest, firmware="uefi"))
-        house.write_rounds(booted.vm, least=3)
-        yield Mover(house, booted)
+        vm = house.boot(house.make_guest("web", guest, firmware="uefi"))
+        house.write_rounds(vm, least=3)
+        yield Mover(house, vm)
 
 
 def test_it_goes_there_and_back_while_it_writes(mover: Mover) -> None:

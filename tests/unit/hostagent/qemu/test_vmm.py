@@ -93,6 +93,7 @@ def test_a_disk_comes_back_before_its_stale_export_has_gone(host: Host) -> None:
     host.reopen()
     host.reap()
     assert host.served() == [DATA.volume_name, ROOT.volume_name]
+    assert host.vmm.guest(VM.vm_id).record.stale == ()
     assert len(host.qemu.devices) == 2
 
 
