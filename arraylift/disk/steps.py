@@ -10,7 +10,6 @@ import contextlib
 import errno
 import os
 from collections.abc import Iterator
-from typing import NoReturn
 
 from arraylift.disk.contracts import Buffer, SystemCalls
 from arraylift.errors import ArrayliftError, Corruption, NotFound, OutOfSpace, Overloaded, StoreFailed
@@ -49,19 +48,22 @@ class Steps:
             self._failpoints.hit(f"{label}.{step}.before")
             yield
         except OSError as error:
-            unchanged = None if step in _SYNC_STEPS else _unchanged(error, path)
-            if unchanged is None:
-                self._fail(step, path, error)
-            raise unchanged from error
+            # Never in a variable: an error that a frame of its own traceback holds is a cycle, and with it
+            # stays every frame of the call until Python collects.
+            raise self._error_of(step, path, error) from error
         try:
             self._failpoints.hit(f"{label}.{step}.after")
         except OSError as error:
-            self._fail(step, path, error)
+            raise self._failed(step, path, error) from error
 
-    def _fail(self, step: str, path: str, error: OSError) -> NoReturn:
+    def _error_of(self, step: str, path: str, error: OSError) -> ArrayliftError:
+        unchanged = None if step in _SYNC_STEPS else _unchanged(error, path)
+        return unchanged or self._failed(step, path, error)
+
+    def _failed(self, step: str, path: str, error: OSError) -> ArrayliftError:
         # The first failure is the cause; those after it are its echoes.
         self._poison = self._poison or f"{step} of {path} failed: {error.strerror}"
-        raise self._stopped() from error
+        return self._stopped()
 
     @contextlib.contextmanager
     def parent_of(self, path: str, label: str) -> Iterator[int]:
@@ -125,7 +127,8 @@ def reading(path: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        unchanged = _unchanged(error, path)
-        if unchanged is not None:
-            raise unchanged from error
-        raise Corruption(f"{path} cannot be read: {error.strerror}", subject=path) from error
+        raise _unreadable(error, path) from error
+
+
+def _unreadable(error: OSError, path: str) -> ArrayliftError:
+    return _unchanged(error, path) or Corruption(f"{path} cannot be read: {error.strerror}", subject=path)

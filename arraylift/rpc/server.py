@@ -41,6 +41,8 @@ _OPTIONS: list[tuple[str, int]] = [
     ("grpc.max_metadata_size", METADATA_BYTES_MAX),
     ("grpc.absolute_max_metadata_size", 2 * METADATA_BYTES_MAX),
     ("grpc.max_concurrent_streams", STREAMS_PER_CONNECTION_MAX),
+    # It would count calls that have ended and wait for Python's collector, and refuse new ones for them.
+    ("grpc.http.overload_protection", 0),
     # Two daemons on one port would share its calls between them.
     ("grpc.so_reuseport", 0),
     # Find half-open callers, and let ours ping as channel.py does.

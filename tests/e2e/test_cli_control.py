@@ -183,7 +183,7 @@ def test_an_interrupted_wait_ends_no_job(house: House, tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=30)
     (job,) = found
-    if process.returncode != 0:  # it may have been faster than we were
+    if process.returncode not in (0, -signal.SIGINT):  # faster than we were, or ending just then
         assert process.returncode == 130
         assert f"the job goes on: `arraylift job watch {job['job_id']}`" in said
     assert house.json("job", "watch", job["job_id"])["state"] == "job_state_succeeded"

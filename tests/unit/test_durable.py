@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import mmap
 import os
 import resource
@@ -18,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from arraylift.durable import Files, OsCalls, RealFiles
-from arraylift.errors import Corruption, OutOfSpace, StoreFailed, WrongState
+from arraylift.errors import ArrayliftError, Corruption, NotFound, OutOfSpace, StoreFailed, WrongState
 from arraylift.failpoints import Failpoints
 from tests.programs import lacking
 
@@ -214,6 +215,30 @@ def test_failing_reads_are_corruption_and_poison_nothing(tmp_path: Path) -> None
         slots.read_into(0, memoryview(bytearray(1)))
     slots.write(0, b"y")
     slots.sync()
+
+
+@pytest.mark.parametrize("way", ["exists", "read", "publish"])
+def test_an_error_is_gone_with_who_caught_it(tmp_path: Path, files: RealFiles, way: str) -> None:
+    """Held by a frame of its own traceback it would keep its caller's frames until Python collects."""
+    missing = str(tmp_path / "none" / "file")
+
+    def lingering() -> int:
+        return sum(isinstance(one, OSError | ArrayliftError) for one in gc.get_objects())
+
+    gc.collect()
+    gc.disable()
+    try:
+        before = lingering()
+        with contextlib.suppress(NotFound):
+            if way == "publish":
+                files.publish(missing, [b"x"], label="t")
+            elif way == "read":
+                files.read(missing)
+            else:
+                assert not files.exists(missing)
+        assert lingering() == before
+    finally:
+        gc.enable()
 
 
 def test_close_and_cache_advice_may_fail(tmp_path: Path) -> None:

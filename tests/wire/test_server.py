@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import threading
 from io import StringIO
@@ -14,7 +15,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from arraylift import errors, logs
 from arraylift.rpc.channel import call, connect, stream
 from arraylift.rpc.interceptors import Handler
-from arraylift.rpc.server import RpcServer, Service, service_of
+from arraylift.rpc.server import STREAMS_PER_CONNECTION_MAX, RpcServer, Service, service_of
 from arraylift.sizes import MESSAGE_BYTES_MAX, MIB
 from arraylift.v1 import (
     exchange_pb2,
@@ -55,6 +56,26 @@ def test_nobody_there_says_which_address(house: House, server: RpcServer) -> Non
         with pytest.raises(errors.PeerUnavailable, match=f"target {address} does not answer") as caught:
             call(stub.GetImage, image_pb2.GetImageRequest(), peer=f"target {address}")
     assert "retry" in caught.value.next_step
+
+
+def test_calls_that_python_has_yet_to_collect_are_in_nobodys_way(
+    operator: grpc.Channel, script: Script
+) -> None:
+    """A call whose context lies in a cycle is no call that runs."""
+
+    def lingering(_request: object, context: object) -> image_pb2.GetImageResponse:
+        cycle: list[object] = [context]
+        cycle.append(cycle)
+        return image_pb2.GetImageResponse()
+
+    script.behaviors["GetImage"] = lingering
+    stub = image_pb2_grpc.ImageServiceStub(operator)
+    gc.disable()
+    try:
+        for _ in range(3 * STREAMS_PER_CONNECTION_MAX):
+            call(stub.GetImage, image_pb2.GetImageRequest(), peer=PEER, timeout_seconds=10)
+    finally:
+        gc.enable()
 
 
 def test_a_method_without_an_entry_stops_the_start(house: House) -> None:
