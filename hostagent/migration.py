@@ -115,6 +115,10 @@ class Migrations:
                 )
             FAILPOINTS.hit("migration.accepting")
             self._store.firmware.put(vm_id, firmware_variables)
+            if vm.in_move.live and not vm.in_move.handed_over:
+                # Before its guest runs: an ``expect`` that comes late must not begin anew with it (M3).
+                vm = replace(vm, move=replace(vm.in_move, handed_over=True))
+                self._vms.put(vm)
             runs = vm.in_move.live and self._run(vm)
             FAILPOINTS.hit("migration.running")
             state = VmState.ON if runs else VmState.OFF
@@ -242,7 +246,7 @@ class Migrations:
             vm = self._moving(vm_id, migration_id)
             if vm is None:
                 return
-            if not vm.in_move.handed_over:
+            if vm.state is VmState.EXPECTED or not vm.in_move.handed_over:
                 raise WrongState(f"{vm.subject} was not handed over", subject=vm.subject)
             self._ended.add(migration_id)  # M3
             FAILPOINTS.hit("migration.ended")
@@ -274,6 +278,8 @@ class Migrations:
             if vm.state is VmState.EXPECTED:
                 if vm.in_move.live:
                     self._mover(vm).dismiss(vm, migration_id)
+                    if vm.in_move.handed_over:  # an operator took this host for dead while it accepted
+                        self._driver.stop(vm, grace_seconds=0, force=True)
                 self._driver.release(vm)
                 FAILPOINTS.hit("migration.undone")
                 self._machines.forget(vm)

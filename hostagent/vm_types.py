@@ -54,7 +54,8 @@ class SnapshotState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """A migration that a VM is in. On the old host ``handed_over`` says that it will not run here again."""
+    """A migration that a VM is in. ``handed_over``: on the old host, it will not run there again; on the
+    new one, which was asked to accept, its guest may run already."""
 
     migration_id: MigrationId
     live: bool

@@ -347,8 +347,8 @@ class World:
             for vm in self.hosts[name].store.vms.all():
                 assert vm.state is not VmState.EXPECTED, f"host {name} keeps a place for {vm.vm_id}"
                 assert vm.move is None, f"host {name} still moves {vm.vm_id}"
-        assert not self.vmms.incoming
-        assert not self.vmms.sent
+        assert not self.vmms.incoming, f"a VMM still waits: {self.vmms.incoming}"
+        assert not self.vmms.sent, f"a guest that was sent stands still: {self.vmms.sent}"
 
 
 # -- histories by chance ------------------------------------------------------------------------
@@ -362,6 +362,9 @@ def run_history(seed: int, steps: int) -> World:
         for _ in range(steps):
             _one_event(world, chance)
         world.settle()
+    except AssertionError as error:
+        world.close()
+        raise AssertionError(f"history {seed}: {error}") from error
     except BaseException:
         world.close()
         raise

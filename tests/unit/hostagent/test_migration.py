@@ -282,6 +282,43 @@ def test_a_vm_whose_guest_cannot_be_run_is_the_new_hosts_all_the_same() -> None:
     assert [vm.power for vm in pair.new.told()] == [PowerState.OFF]
 
 
+def _accepted_and_killed_before_the_record(pair: Pair) -> None:
+    pair.expect()
+    pair.hand_over()
+    put = pair.new.store.vms.put
+
+    def dies_when_it_is_on(vm: VmRecord) -> None:
+        if vm.state is VmState.ON:
+            raise PowerCut
+        put(vm)
+
+    pair.new.store.vms.put = dies_when_it_is_on  # type: ignore[method-assign, assignment]
+    with pytest.raises(PowerCut):
+        pair.accept()
+    pair.new.kill()
+    assert pair.vmms.running == {("new", VM)}
+
+
+def test_a_late_expect_does_not_begin_anew_with_a_guest_that_runs() -> None:
+    pair = Pair(live=True)
+    _accepted_and_killed_before_the_record(pair)
+    with pytest.raises(AlreadyExists):
+        pair.expect()
+    with pytest.raises(WrongState, match="not handed over"):
+        pair.new.migrations.finish(VM, M1)
+    assert pair.accept().state is VmState.ON
+    pair.finish()
+    assert pair.is_moved()
+
+
+def test_a_host_that_was_taken_for_dead_ends_the_guest_that_it_accepted() -> None:
+    pair = Pair(live=True)
+    _accepted_and_killed_before_the_record(pair)
+    pair.new.migrations.abandon(VM, M1)
+    pair.old.migrations.abandon(VM, M1)
+    assert pair.is_as_before()
+
+
 def test_firmware_variables_go_with_the_vm() -> None:
     pair = Pair(live=False)
     packed = pack_variables(b"boot order")
