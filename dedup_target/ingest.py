@@ -280,7 +280,8 @@ class LaneIngest:
         if ready:
             self._transfer.log_leaves(self._attempt, [_logged(entry) for entry in ready])
             self.durable_batch = ready[-1].batch.number
-        self._logged_at = clock
+            # Only now: what becomes durable just after a look in vain must not wait as long once more.
+            self._logged_at = clock
         return self.durable_batch, self._transfer.bytes_stored
 
     def flush(self) -> tuple[int, int]:
