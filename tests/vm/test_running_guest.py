@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from arraylift.guest.build import Guest
@@ -15,6 +16,7 @@ from arraylift.v1 import backup_logic_pb2, vm_pb2, volume_pb2
 from arraylift.v1 import backup_pb2 as pb
 from tests.e2e.cluster import ARRAY, CALL_SECONDS
 from tests.e2e.disks import differing_spans
+from tests.e2e.host_cluster import HOST
 from tests.vm.traces import Traces, read_traces
 from tests.vm.vm_house import DISK_NAMES, FILES, VmHouse, running_vm_house, said
 
@@ -139,6 +141,44 @@ def test_what_qemu_saw_change_is_all_that_changed(web: Web) -> None:
     whole = web.house.backup(web.house.back_up_vm("web", full=True).backup_id)
     for seen, read in zip(_images(web.house, backup), _images(web.house, whole), strict=True):
         assert len(differing_spans(seen, read)) <= FREEZE_SPANS_MAX, "but what a freeze itself writes"
+
+
+def test_what_qemu_saw_change_is_no_less_than_what_changed(web: Web) -> None:
+    """Byte by byte, over writes, trims and journals of three file systems; and it is told at all."""
+    host = web.house.of(host=HOST)
+    snapshots: list[vm_pb2.VmSnapshot] = []
+    held: list[list[bytearray]] = []
+    for round_ in range(3):
+        since = [
+            vm_pb2.DiskState(disk_name=disk.disk_name, state=disk.state)
+            for one in snapshots[:1]
+            for disk in one.disks
+        ]
+        request = vm_pb2.CreateVmSnapshotRequest(vm_id=web.vm.vm_id, name=f"c{round_}", changes_since=since)
+        made = host.ask("CreateVmSnapshot", request).snapshot
+        held.append([web.house.volume_bytes(snapshot_id=disk.snapshot_id) for disk in made.disks])
+        snapshots.append(made)
+        web.run(
+            f"dd if=/dev/urandom of=/data1/c{round_} bs=1M count=2 2>/dev/null; rm -f /data1/c0; sync; "
+            f"fstrim /data1 2>/dev/null; echo {round_} >/data2/changed"
+        )
+    shares: list[float] = []
+    for made, now in zip(snapshots[1:], held[1:], strict=True):
+        for disk, old, new in zip(made.disks, held[0], now, strict=True):
+            assert disk.HasField("changes")
+            starts = np.frombuffer(disk.changes.offsets, "<u8").tolist()
+            lengths = np.frombuffer(disk.changes.lengths, "<u8").tolist()
+            differs = np.frombuffer(old, np.uint8) != np.frombuffer(new, np.uint8)
+            seen = 0
+            for start, length in zip(starts, lengths, strict=True):
+                differs[start : start + length] = False
+                seen += length
+            assert not differs.any(), f"{disk.disk_name} changed where QEMU saw nothing"
+            shares.append(seen / len(new))
+    assert min(shares) < 0.5, "a trim is a write, but not of everything everywhere"
+    assert max(shares) > 0
+    for made in snapshots:
+        host.ask("DeleteVmSnapshot", vm_pb2.DeleteVmSnapshotRequest(vm_snapshot_id=made.vm_snapshot_id))
 
 
 def test_a_file_goes_back_into_the_running_guest(web: Web) -> None:
