@@ -20,7 +20,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from arraylift.errors import WrongState
@@ -86,25 +86,31 @@ def take_lock(path: str) -> int | None:
     return descriptor
 
 
-def holder_of(path: str) -> Process | None:
-    """The process, other than this one, that has that lock file open; None: there is none that we see."""
-    wanted = os.stat(path)
+def holders(file_name: str) -> dict[tuple[int, int], Process]:
+    """Processes, other than this one, that have files of that name open; by device and inode."""
+    found: dict[tuple[int, int], Process] = {}
     for name in os.listdir("/proc"):
         if name.isdigit() and int(name) != os.getpid():
-            found = identify(int(name))
-            if found is not None and _has_open(found.pid, (wanted.st_dev, wanted.st_ino)):
-                return found
-    return None
+            process = identify(int(name))
+            if process is not None:
+                found |= dict.fromkeys(_open_files(process.pid, file_name), process)
+    return found
 
 
-def _has_open(pid: int, inode: tuple[int, int]) -> bool:
+def holder_of(path: str) -> Process | None:
+    """The process that has that lock file open; None: there is none that we see."""
+    wanted = os.stat(path)
+    return holders(os.path.basename(path)).get((wanted.st_dev, wanted.st_ino))
+
+
+def _open_files(pid: int, file_name: str) -> Iterator[tuple[int, int]]:
     with contextlib.suppress(OSError):  # it ended, or is not ours to look at
         for name in os.listdir(f"/proc/{pid}/fd"):
             with contextlib.suppress(OSError):
-                found = os.stat(f"/proc/{pid}/fd/{name}")
-                if (found.st_dev, found.st_ino) == inode:
-                    return True
-    return False
+                link = f"/proc/{pid}/fd/{name}"
+                if os.readlink(link).endswith(f"/{file_name}"):
+                    found = os.stat(link)
+                    yield found.st_dev, found.st_ino
 
 
 class Processes:
@@ -114,6 +120,8 @@ class Processes:
         self._account = account
         self._lock = threading.Lock()
         self._children: dict[int, subprocess.Popen[bytes]] = {}
+        self._seen: dict[tuple[int, int], Process] = {}
+        """Holders of locks, of one look at all processes: a start asks for each VM's."""
 
     def spawn(self, argv: Sequence[str], *, inherited: Iterable[int], log: int) -> Process:
         """Start one, which outlives us (J3). ``log`` takes what it prints. Raises WrongState."""
@@ -153,10 +161,16 @@ class Processes:
     def find(self, lock_path: str) -> Process | None:
         """The process that runs under that lock file; None: nothing does."""
         descriptor = take_lock(lock_path)
-        if descriptor is None:
-            return holder_of(lock_path)
-        os.close(descriptor)
-        return None
+        if descriptor is not None:
+            os.close(descriptor)
+            return None
+        wanted = os.stat(lock_path)
+        inode = wanted.st_dev, wanted.st_ino
+        with self._lock:
+            found = self._seen.get(inode)
+            if found is None or not found.alive:
+                self._seen = holders(os.path.basename(lock_path))
+            return self._seen.get(inode)
 
     def collect(self) -> None:
         """Let children go that have ended."""

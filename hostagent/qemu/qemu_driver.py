@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Collection
 
-from arraylift.errors import PeerUnavailable
+from arraylift.errors import WrongState
 from arraylift.ids import VmId
 from arraylift.vm.types import ConsistencyLevel, Disk
 from hostagent.change_tracking import ChangeTracker
@@ -29,9 +29,9 @@ class AgentChannels:
         self._channels: dict[VmId, SocketChannel] = {}
 
     def of(self, vm_id: VmId) -> AgentChannel:
-        """Raises PeerUnavailable: the VM is off."""
+        """Raises WrongState: the VM is off."""
         if not self._vmm.is_running(vm_id):
-            raise PeerUnavailable(f"VM {vm_id} does not run", subject=f"VM {vm_id}", next_step="power it on")
+            raise WrongState(f"VM {vm_id} does not run", subject=f"VM {vm_id}", next_step="power it on")
         with self._lock:
             found = self._channels.get(vm_id)
             if found is None:
