@@ -97,9 +97,13 @@ def _files(files_bytes: int) -> Tale:
 def _guest(session: Session) -> Tale:
     """One VM of QEMU. Raises NotFound (a program, a package)."""
     programs.find("qemu-system-x86_64", "qemu-system-x86")
-    started = SYSTEM_CLOCK.monotonic()
+    started, kept = SYSTEM_CLOCK.monotonic(), build.kept() is not None
+    if not kept:
+        session.note("building the guest, once: 30 MB of Debian's packages")
     guest = build.build()
-    session.note(f"guest: Linux {guest.about['kernel']}, in {SYSTEM_CLOCK.monotonic() - started:.1f} s")
+    seconds = SYSTEM_CLOCK.monotonic() - started
+    how = "built before" if kept else f"built of Debian's packages in {seconds:.1f} s"
+    session.note(f"guest: Linux {guest.about['kernel']}, {how}")
 
     def tell(session: Session, report: Report, root: Path, layout: Layout) -> None:
         with report.step("start daemons") as step:

@@ -72,7 +72,7 @@ class VmStory:
             daemons = self.daemons
             made = vm_calls.create_vm(self.session, daemons.center, daemons.array, wanted, sources).vm
             total = sum(source.size_bytes for source in sources)
-            step.note = f"{len(sources)} disks of {human(total)} in volumes of the array"
+            step.note = f"{len(sources)} disks, {human(total)} in all, in volumes of the array"
             return made
 
     def _boot(self, name: str, vm: vm_pb2.Vm) -> GuestTasks:
@@ -150,6 +150,7 @@ class VmStory:
             request = backup_pb2.StartRestoreRequest(backup_id=backup.backup_id, as_name=NAME)
             answer = server.call(server.backups.StartRestore, request, timeout_seconds=LONG_CALL_SECONDS)
             job = self._follow(answer.job_id, step)
+            step.note = "into new volumes, as a VM with a UUID of its own"
         return vm_calls.find_vm(self.daemons.center, job.result_vm_id).vm
 
     def _compare(self, tasks: GuestTasks, before: str, rounds: int) -> None:
