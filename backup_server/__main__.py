@@ -19,6 +19,7 @@ from arraylift.v1 import backup_pb2_grpc, policy_pb2_grpc
 from backup_server.catalog import browse
 from backup_server.config import ServerSettings
 from backup_server.job_rules import Pacing
+from backup_server.job_turns import LIMIT_MAX, Limits
 from backup_server.peers import GrpcPeers
 from backup_server.server import BackupServer
 from backup_server.service.backup import BackupEdge
@@ -29,6 +30,15 @@ def build(settings: ServerSettings, tls: TlsMaterial) -> daemon.Built:
     """Open the database, resume jobs, join the service to it all."""
     if not 1 <= settings.patience_seconds <= 24 * 3600:
         raise InvalidRequest(f"patience_seconds is 1 to 86400, not {settings.patience_seconds}")
+    limits = Limits(
+        running=settings.jobs_running_max,
+        per_host=settings.jobs_per_host_max,
+        per_array=settings.jobs_per_array_max,
+        per_target=settings.jobs_per_target_max,
+    )
+    for one in dataclasses.fields(limits):
+        if not 1 <= getattr(limits, one.name) <= LIMIT_MAX:
+            raise InvalidRequest(f"jobs_{one.name}_max is 1 to {LIMIT_MAX}, not {getattr(limits, one.name)}")
     peers = GrpcPeers(tls)
     server = BackupServer(
         RealFiles(),
@@ -37,6 +47,7 @@ def build(settings: ServerSettings, tls: TlsMaterial) -> daemon.Built:
         center_address=settings.vcenter,
         clock=SYSTEM_CLOCK,
         pacing=dataclasses.replace(Pacing(), patience_seconds=settings.patience_seconds),
+        limits=limits,
     )
     server.start()
     edge = BackupEdge(

@@ -39,6 +39,7 @@ from backup_server.job_rules import (
     transfer_id,
 )
 from backup_server.job_run import PUBLISH, JobRun
+from backup_server.job_turns import Demand, distinct
 from backup_server.model import Backup, Receipt
 from backup_server.ports import HostRef, Peers, Target
 from backup_server.registry import Registry
@@ -59,6 +60,18 @@ class BackupJob:
         self._inventory = inventory
         self._peers = peers
         self._sends = BackupSends(db, registry, peers)
+
+    def place(self, run: JobRun) -> Demand:
+        order = backup_order(run.job)
+        at = run.step(LOCATE, HostRef, lambda: self._locate(run.job), detail=_host_detail)
+        # A VM that moves while it waits is followed (W4); its turn stays what it was.
+        disks = run.retry(lambda: self._side(run.job).find(run.job.vm_id).vm.config.disks, LOCATE)
+        arrays = (
+            self._sends.expected_gateway(order) if disk.foreign else disk.array
+            for disk in disks
+            if disk.name not in order.exclude_disks
+        )
+        return Demand(at.name, distinct(arrays), order.target)
 
     def run(self, run: JobRun) -> None:
         if run.result(PUBLISH, str) is None:

@@ -71,16 +71,22 @@ class BackupSends:
         def choose() -> str:
             if order.gateway:
                 return self._registry.find(PeerKind.ARRAY, order.gateway).name
-            arrays = self._registry.all(PeerKind.ARRAY)
-            if not arrays:
+            name = self.expected_gateway(order)
+            if not name:
                 raise NotFound(
                     f"no array is registered that could read the foreign disks of VM {run.job.vm_name}",
                     subject="array",
                     next_step="add one: it serves as gateway",
                 )
-            return arrays[0].name
+            return name
 
         return run.step(GATEWAY, str, choose, detail=lambda name: f"array {name}")
+
+    def expected_gateway(self, order: BackupOrder) -> str:
+        """The array that would be chosen now; empty: there is none."""
+        if order.gateway:
+            return order.gateway
+        return next((array.name for array in self._registry.all(PeerKind.ARRAY)), "")
 
     def send(self, run: JobRun, disk: DiskSnapshot, gateway: str) -> Receipt:
         """Do the steps that make one disk's image."""

@@ -5,6 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from backup_server.job_turns import (
+    JOBS_PER_ARRAY_MAX,
+    JOBS_PER_HOST_MAX,
+    JOBS_PER_TARGET_MAX,
+    JOBS_RUNNING_MAX,
+)
+
 STATE_ROOT = Path("~/.local/state/arraylift")
 
 
@@ -25,6 +32,18 @@ class ServerSettings:
     )
     patience_seconds: float = field(
         default=300.0, metadata={"doc": "A step of a job that fails for so long fails the job."}
+    )
+    jobs_running_max: int = field(
+        default=JOBS_RUNNING_MAX, metadata={"doc": "Jobs that run at once, in all."}
+    )
+    jobs_per_host_max: int = field(
+        default=JOBS_PER_HOST_MAX, metadata={"doc": "Of these, with VMs on one host."}
+    )
+    jobs_per_array_max: int = field(
+        default=JOBS_PER_ARRAY_MAX, metadata={"doc": "Likewise, with disks on one array."}
+    )
+    jobs_per_target_max: int = field(
+        default=JOBS_PER_TARGET_MAX, metadata={"doc": "Likewise, of one target."}
     )
     log_level: str = field(default="info", metadata={"doc": "debug, info, warning or error."})
     log_format: str = field(default="console", metadata={"doc": "console, or json for machines."})

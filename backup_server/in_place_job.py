@@ -36,6 +36,7 @@ from backup_server.job_rules import (
     transfer_id,
 )
 from backup_server.job_run import SWAP, JobRun
+from backup_server.job_turns import Demand, distinct
 from backup_server.model import Backup, Receipt, Safety
 from backup_server.ports import Array, HostRef, Peers
 from backup_server.registry import Registry
@@ -71,9 +72,17 @@ class InPlaceJob:
         self._inventory = inventory
         self._sends = RestoreSends(registry, peers)
 
+    def place(self, run: JobRun) -> Demand:
+        plan = self._planning(run)
+        at = run.retry(lambda: self._look(run)[1], PLAN)
+        return Demand(at.name, distinct(one.disk.array for one in plan.disks), plan.target)
+
+    def _planning(self, run: JobRun) -> InPlacePlan:
+        return run.step(PLAN, InPlacePlan, lambda: self._plan(run), detail=_plan_detail)
+
     def run(self, run: JobRun) -> None:
         refusals = itertools.count(1)
-        plan = run.step(PLAN, InPlacePlan, lambda: self._plan(run), detail=_plan_detail)
+        plan = self._planning(run)
         if run.result(SWAP, Swapped) is None:
             self._send_all(run, plan)
             self._power_down(run)
@@ -224,6 +233,9 @@ class ByPlace:
 
     def _of(self, job: Job) -> Runner:
         return self._in_place if _order(job).in_place else self._anew
+
+    def place(self, run: JobRun) -> Demand:
+        return self._of(run.job).place(run)
 
     def run(self, run: JobRun) -> None:
         self._of(run.job).run(run)

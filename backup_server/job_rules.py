@@ -28,9 +28,6 @@ from arraylift.errors import (
 from arraylift.vm.types import LATER, ConsistencyLevel, NetworkInterface, VmConfig, VmSnapshot
 from backup_server.model import ChangeSource
 
-JOBS_RUNNING_MAX = 4
-"""Jobs that run at once; the others wait in the order of their start."""
-
 DISKS_PER_JOB_MAX = 2
 """Disks of one job that are sent at once."""
 

@@ -198,6 +198,11 @@ class JobRun:
         self.settle(name, result, detail=detail(result) if detail is not None else "")
         return result
 
+    def begin(self, name: str, *, detail: str = "") -> None:
+        """Record that a step is under way, which ``settle`` ends; again, it keeps when it began."""
+        step = self._steps.get(name) or Step(name, self._clock.wall_ns())
+        self._save_step(replace(step, detail=detail))
+
     def note(self, name: str, result: object, *, detail: str = "") -> None:
         """Record what was found, as a step of its own that is done."""
         assert not self.began(name), f"{name} was noted before"

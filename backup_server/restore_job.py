@@ -32,6 +32,7 @@ from backup_server.job_rules import (
     transfer_id,
 )
 from backup_server.job_run import JobRun
+from backup_server.job_turns import Demand, distinct
 from backup_server.model import Backup, Receipt
 from backup_server.ports import HostRef, Peers
 from backup_server.registry import Registry
@@ -61,11 +62,23 @@ class RestoreJob:
         self._peers = peers
         self._sends = RestoreSends(registry, peers)
 
+    def place(self, run: JobRun) -> Demand:
+        plan = self._planning(run)
+        return Demand(plan.host.name, distinct(one.disk.array for one in plan.disks), plan.target)
+
+    def _planning(self, run: JobRun) -> RestorePlan:
+        return run.step(
+            PLAN, RestorePlan, lambda: self._plan(self._side(run.job), run.job), detail=_plan_detail
+        )
+
+    def _side(self, job: Job) -> VmSide:
+        return self._inventory.side(direct=_order(job).direct)
+
     def run(self, run: JobRun) -> None:
         job, order = run.job, _order(run.job)
-        side = self._inventory.side(direct=order.direct)
+        side = self._side(job)
         vm_id = new_vm_id(job.job_id)
-        plan = run.step(PLAN, RestorePlan, lambda: self._plan(side, job), detail=_plan_detail)
+        plan = self._planning(run)
         at = run.step(
             PROVISION,
             HostRef,

@@ -20,6 +20,7 @@ from backup_server.engine import Engine
 from backup_server.in_place_job import ByPlace, InPlaceJob
 from backup_server.inventory import Inventory
 from backup_server.job_rules import JobKind, Pacing
+from backup_server.job_turns import Limits
 from backup_server.orders import Orders
 from backup_server.policy_reports import Reports
 from backup_server.policy_runs import PolicyRuns
@@ -45,6 +46,7 @@ class BackupServer:
         center_address: str,
         clock: Clock,
         pacing: Pacing | None = None,
+        limits: Limits | None = None,
         hook: Callable[[str], None] = FAILPOINTS.hit,
     ) -> None:
         """Open the database; nothing runs before ``start``. Raises WrongState (in use), Corruption."""
@@ -67,6 +69,7 @@ class BackupServer:
             },
             clock=clock,
             pacing=pacing,
+            limits=limits,
             hook=hook,
         )
         self.backups = Backups(self.db, self.registry, peers, clock)

@@ -11,6 +11,7 @@ from arraylift.pki import TlsMaterial
 from arraylift.vm.types import ConsistencyLevel
 from backup_server.engine import JobView
 from backup_server.job_rules import BackupOrder, Pacing, RestoreOrder
+from backup_server.job_turns import Limits
 from backup_server.model import Backup, ChangeSource, PeerKind, RegisteredPeer
 from backup_server.orders import Choice
 from backup_server.peers import Deadlines, GrpcPeers
@@ -37,8 +38,17 @@ class Killed(BaseException):
 class Rig:
     """One state directory; ``restart`` is a new process on it. Jobs run in the caller's thread."""
 
-    def __init__(self, path: Path, world: World, tls: TlsMaterial, *, center: bool = True) -> None:
+    def __init__(
+        self,
+        path: Path,
+        world: World,
+        tls: TlsMaterial,
+        *,
+        center: bool = True,
+        limits: Limits | None = None,
+    ) -> None:
         self.world = world
+        self.limits = limits
         self._path = path
         self._tls = tls
         self._center = center
@@ -64,6 +74,7 @@ class Rig:
             center_address=self.world.addresses["vcenter"] if self._center else "",
             clock=SYSTEM_CLOCK,
             pacing=PACING,
+            limits=self.limits,
             hook=self._hook,
         )
 

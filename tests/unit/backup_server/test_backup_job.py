@@ -22,6 +22,7 @@ from tests.fakes.world_array import SPAN
 CENTER_CALLS = ("GetManagedVm", "PrepareBackup", "CreateGrant", "SendSnapshot", "PublishBackup")
 STEPS = [
     "locate",
+    "turn",
     "snapshot",
     "identify",
     "attributes",

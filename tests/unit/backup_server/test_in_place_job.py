@@ -74,9 +74,9 @@ def test_all_disks_go_back_while_the_vm_is_off(rig: Rig, direct: bool, start: bo
     check_new(rig, backup, ON if start else OFF)
     check_told(rig, view)
     names = [step.name for step in view.steps]
-    assert names[0] == "plan"
-    assert sorted(names[1:3]) == ["send disk0", "send disk1"]
-    assert names[3:] == ["power", "stop", "swap", *(["start"] if start else [])]
+    assert names[:2] == ["plan", "turn"]
+    assert sorted(names[2:4]) == ["send disk0", "send disk1"]
+    assert names[4:] == ["power", "stop", "swap", *(["start"] if start else [])]
     assert (view.spans_done, view.spans_total, view.outcome.result_vm_id) == (7, 7, backup.vm_id)
     assert rig.world.count("CommitRestoreGroup") == 1
 
