@@ -48,19 +48,25 @@ JOB_STATE_FAILED: JobState
 JOB_STATE_CANCELLED: JobState
 
 class JobStep(_message.Message):
-    __slots__ = ("name", "started_at_ns", "ended_at_ns", "detail")
+    __slots__ = ("name", "started_at_ns", "ended_at_ns", "detail", "tries", "trouble", "figures")
     NAME_FIELD_NUMBER: _ClassVar[int]
     STARTED_AT_NS_FIELD_NUMBER: _ClassVar[int]
     ENDED_AT_NS_FIELD_NUMBER: _ClassVar[int]
     DETAIL_FIELD_NUMBER: _ClassVar[int]
+    TRIES_FIELD_NUMBER: _ClassVar[int]
+    TROUBLE_FIELD_NUMBER: _ClassVar[int]
+    FIGURES_FIELD_NUMBER: _ClassVar[int]
     name: str
     started_at_ns: int
     ended_at_ns: int
     detail: str
-    def __init__(self, name: _Optional[str] = ..., started_at_ns: _Optional[int] = ..., ended_at_ns: _Optional[int] = ..., detail: _Optional[str] = ...) -> None: ...
+    tries: int
+    trouble: str
+    figures: _common_pb2.TransferFigures
+    def __init__(self, name: _Optional[str] = ..., started_at_ns: _Optional[int] = ..., ended_at_ns: _Optional[int] = ..., detail: _Optional[str] = ..., tries: _Optional[int] = ..., trouble: _Optional[str] = ..., figures: _Optional[_Union[_common_pb2.TransferFigures, _Mapping]] = ...) -> None: ...
 
 class Job(_message.Message):
-    __slots__ = ("job_id", "kind", "state", "vm_name", "vm_id", "created_at_ns", "ended_at_ns", "steps", "spans_done", "spans_total", "figures", "frozen_ns", "error", "error_text", "backup_id", "result_vm_id", "level", "safeties")
+    __slots__ = ("job_id", "kind", "state", "vm_name", "vm_id", "created_at_ns", "ended_at_ns", "steps", "spans_done", "spans_total", "figures", "frozen_ns", "error", "error_text", "backup_id", "result_vm_id", "level", "safeties", "policy", "retry_of", "retried_by", "retry_number", "not_before_ns")
     JOB_ID_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -79,6 +85,11 @@ class Job(_message.Message):
     RESULT_VM_ID_FIELD_NUMBER: _ClassVar[int]
     LEVEL_FIELD_NUMBER: _ClassVar[int]
     SAFETIES_FIELD_NUMBER: _ClassVar[int]
+    POLICY_FIELD_NUMBER: _ClassVar[int]
+    RETRY_OF_FIELD_NUMBER: _ClassVar[int]
+    RETRIED_BY_FIELD_NUMBER: _ClassVar[int]
+    RETRY_NUMBER_FIELD_NUMBER: _ClassVar[int]
+    NOT_BEFORE_NS_FIELD_NUMBER: _ClassVar[int]
     job_id: str
     kind: JobKind
     state: JobState
@@ -97,7 +108,12 @@ class Job(_message.Message):
     result_vm_id: str
     level: _vm_pb2.ConsistencyLevel
     safeties: _containers.RepeatedCompositeFieldContainer[SafetySnapshot]
-    def __init__(self, job_id: _Optional[str] = ..., kind: _Optional[_Union[JobKind, str]] = ..., state: _Optional[_Union[JobState, str]] = ..., vm_name: _Optional[str] = ..., vm_id: _Optional[str] = ..., created_at_ns: _Optional[int] = ..., ended_at_ns: _Optional[int] = ..., steps: _Optional[_Iterable[_Union[JobStep, _Mapping]]] = ..., spans_done: _Optional[int] = ..., spans_total: _Optional[int] = ..., figures: _Optional[_Union[_common_pb2.TransferFigures, _Mapping]] = ..., frozen_ns: _Optional[int] = ..., error: _Optional[_Union[_common_pb2.ErrorDetail, _Mapping]] = ..., error_text: _Optional[str] = ..., backup_id: _Optional[str] = ..., result_vm_id: _Optional[str] = ..., level: _Optional[_Union[_vm_pb2.ConsistencyLevel, str]] = ..., safeties: _Optional[_Iterable[_Union[SafetySnapshot, _Mapping]]] = ...) -> None: ...
+    policy: str
+    retry_of: str
+    retried_by: str
+    retry_number: int
+    not_before_ns: int
+    def __init__(self, job_id: _Optional[str] = ..., kind: _Optional[_Union[JobKind, str]] = ..., state: _Optional[_Union[JobState, str]] = ..., vm_name: _Optional[str] = ..., vm_id: _Optional[str] = ..., created_at_ns: _Optional[int] = ..., ended_at_ns: _Optional[int] = ..., steps: _Optional[_Iterable[_Union[JobStep, _Mapping]]] = ..., spans_done: _Optional[int] = ..., spans_total: _Optional[int] = ..., figures: _Optional[_Union[_common_pb2.TransferFigures, _Mapping]] = ..., frozen_ns: _Optional[int] = ..., error: _Optional[_Union[_common_pb2.ErrorDetail, _Mapping]] = ..., error_text: _Optional[str] = ..., backup_id: _Optional[str] = ..., result_vm_id: _Optional[str] = ..., level: _Optional[_Union[_vm_pb2.ConsistencyLevel, str]] = ..., safeties: _Optional[_Iterable[_Union[SafetySnapshot, _Mapping]]] = ..., policy: _Optional[str] = ..., retry_of: _Optional[str] = ..., retried_by: _Optional[str] = ..., retry_number: _Optional[int] = ..., not_before_ns: _Optional[int] = ...) -> None: ...
 
 class SafetySnapshot(_message.Message):
     __slots__ = ("disk_name", "array", "volume_name", "snapshot_id", "name")
@@ -164,7 +180,7 @@ class Backup(_message.Message):
     def __init__(self, backup_id: _Optional[str] = ..., vm_id: _Optional[str] = ..., vm_name: _Optional[str] = ..., target: _Optional[str] = ..., snapshot_at_ns: _Optional[int] = ..., level: _Optional[_Union[_vm_pb2.ConsistencyLevel, str]] = ..., frozen_ns: _Optional[int] = ..., disks: _Optional[_Iterable[_Union[BackupDisk, _Mapping]]] = ..., config: _Optional[_Union[_vm_pb2.VmConfig, _Mapping]] = ..., incremental: _Optional[bool] = ..., lock_until_ns: _Optional[int] = ..., firmware_variables: _Optional[bytes] = ..., policy: _Optional[str] = ...) -> None: ...
 
 class StartBackupRequest(_message.Message):
-    __slots__ = ("vms", "all", "full", "direct", "target", "level_min", "exclude_disks", "tag", "gateway", "change_source")
+    __slots__ = ("vms", "all", "full", "direct", "target", "level_min", "exclude_disks", "tag", "gateway", "change_source", "retries_max")
     VMS_FIELD_NUMBER: _ClassVar[int]
     ALL_FIELD_NUMBER: _ClassVar[int]
     FULL_FIELD_NUMBER: _ClassVar[int]
@@ -175,6 +191,7 @@ class StartBackupRequest(_message.Message):
     TAG_FIELD_NUMBER: _ClassVar[int]
     GATEWAY_FIELD_NUMBER: _ClassVar[int]
     CHANGE_SOURCE_FIELD_NUMBER: _ClassVar[int]
+    RETRIES_MAX_FIELD_NUMBER: _ClassVar[int]
     vms: _containers.RepeatedScalarFieldContainer[str]
     all: bool
     full: bool
@@ -185,7 +202,8 @@ class StartBackupRequest(_message.Message):
     tag: str
     gateway: str
     change_source: _backup_logic_pb2.ChangeSource
-    def __init__(self, vms: _Optional[_Iterable[str]] = ..., all: _Optional[bool] = ..., full: _Optional[bool] = ..., direct: _Optional[bool] = ..., target: _Optional[str] = ..., level_min: _Optional[_Union[_vm_pb2.ConsistencyLevel, str]] = ..., exclude_disks: _Optional[_Iterable[str]] = ..., tag: _Optional[str] = ..., gateway: _Optional[str] = ..., change_source: _Optional[_Union[_backup_logic_pb2.ChangeSource, str]] = ...) -> None: ...
+    retries_max: int
+    def __init__(self, vms: _Optional[_Iterable[str]] = ..., all: _Optional[bool] = ..., full: _Optional[bool] = ..., direct: _Optional[bool] = ..., target: _Optional[str] = ..., level_min: _Optional[_Union[_vm_pb2.ConsistencyLevel, str]] = ..., exclude_disks: _Optional[_Iterable[str]] = ..., tag: _Optional[str] = ..., gateway: _Optional[str] = ..., change_source: _Optional[_Union[_backup_logic_pb2.ChangeSource, str]] = ..., retries_max: _Optional[int] = ...) -> None: ...
 
 class StartBackupResponse(_message.Message):
     __slots__ = ("job_ids",)
@@ -234,14 +252,24 @@ class GetJobResponse(_message.Message):
     def __init__(self, job: _Optional[_Union[Job, _Mapping]] = ...) -> None: ...
 
 class ListJobsRequest(_message.Message):
-    __slots__ = ("running_only", "limit", "page_token")
+    __slots__ = ("running_only", "limit", "page_token", "vm", "states", "kind", "since_ns", "policy")
     RUNNING_ONLY_FIELD_NUMBER: _ClassVar[int]
     LIMIT_FIELD_NUMBER: _ClassVar[int]
     PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    VM_FIELD_NUMBER: _ClassVar[int]
+    STATES_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    SINCE_NS_FIELD_NUMBER: _ClassVar[int]
+    POLICY_FIELD_NUMBER: _ClassVar[int]
     running_only: bool
     limit: int
     page_token: str
-    def __init__(self, running_only: _Optional[bool] = ..., limit: _Optional[int] = ..., page_token: _Optional[str] = ...) -> None: ...
+    vm: str
+    states: _containers.RepeatedScalarFieldContainer[JobState]
+    kind: JobKind
+    since_ns: int
+    policy: str
+    def __init__(self, running_only: _Optional[bool] = ..., limit: _Optional[int] = ..., page_token: _Optional[str] = ..., vm: _Optional[str] = ..., states: _Optional[_Iterable[_Union[JobState, str]]] = ..., kind: _Optional[_Union[JobKind, str]] = ..., since_ns: _Optional[int] = ..., policy: _Optional[str] = ...) -> None: ...
 
 class ListJobsResponse(_message.Message):
     __slots__ = ("jobs", "next_page_token")

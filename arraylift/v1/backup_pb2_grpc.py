@@ -147,7 +147,7 @@ class BackupServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListJobs(self, request, context):
-        """Newest first, in pages. Limit: 1,000 a page. Errors: INVALID_ARGUMENT. Idempotent.
+        """Newest first, in pages; those that meet all conditions. Limit: 1,000 a page. Errors: INVALID_ARGUMENT. Idempotent.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -63,7 +63,7 @@ class BackupWindow(_message.Message):
     def __init__(self, weekdays: _Optional[_Iterable[str]] = ..., from_time: _Optional[str] = ..., to_time: _Optional[str] = ...) -> None: ...
 
 class Policy(_message.Message):
-    __slots__ = ("name", "disabled", "selection", "schedule", "target", "exclude_disks", "level_min", "change_source", "retention", "windows", "bytes_per_second_max", "lock_days", "full_every_days", "comment")
+    __slots__ = ("name", "disabled", "selection", "schedule", "target", "exclude_disks", "level_min", "change_source", "retention", "windows", "bytes_per_second_max", "lock_days", "full_every_days", "comment", "retries_max")
     NAME_FIELD_NUMBER: _ClassVar[int]
     DISABLED_FIELD_NUMBER: _ClassVar[int]
     SELECTION_FIELD_NUMBER: _ClassVar[int]
@@ -78,6 +78,7 @@ class Policy(_message.Message):
     LOCK_DAYS_FIELD_NUMBER: _ClassVar[int]
     FULL_EVERY_DAYS_FIELD_NUMBER: _ClassVar[int]
     COMMENT_FIELD_NUMBER: _ClassVar[int]
+    RETRIES_MAX_FIELD_NUMBER: _ClassVar[int]
     name: str
     disabled: bool
     selection: VmSelection
@@ -92,7 +93,8 @@ class Policy(_message.Message):
     lock_days: int
     full_every_days: int
     comment: str
-    def __init__(self, name: _Optional[str] = ..., disabled: _Optional[bool] = ..., selection: _Optional[_Union[VmSelection, _Mapping]] = ..., schedule: _Optional[_Union[Schedule, _Mapping]] = ..., target: _Optional[str] = ..., exclude_disks: _Optional[_Iterable[str]] = ..., level_min: _Optional[_Union[_vm_pb2.ConsistencyLevel, str]] = ..., change_source: _Optional[_Union[_backup_logic_pb2.ChangeSource, str]] = ..., retention: _Optional[_Union[Retention, _Mapping]] = ..., windows: _Optional[_Iterable[_Union[BackupWindow, _Mapping]]] = ..., bytes_per_second_max: _Optional[int] = ..., lock_days: _Optional[int] = ..., full_every_days: _Optional[int] = ..., comment: _Optional[str] = ...) -> None: ...
+    retries_max: int
+    def __init__(self, name: _Optional[str] = ..., disabled: _Optional[bool] = ..., selection: _Optional[_Union[VmSelection, _Mapping]] = ..., schedule: _Optional[_Union[Schedule, _Mapping]] = ..., target: _Optional[str] = ..., exclude_disks: _Optional[_Iterable[str]] = ..., level_min: _Optional[_Union[_vm_pb2.ConsistencyLevel, str]] = ..., change_source: _Optional[_Union[_backup_logic_pb2.ChangeSource, str]] = ..., retention: _Optional[_Union[Retention, _Mapping]] = ..., windows: _Optional[_Iterable[_Union[BackupWindow, _Mapping]]] = ..., bytes_per_second_max: _Optional[int] = ..., lock_days: _Optional[int] = ..., full_every_days: _Optional[int] = ..., comment: _Optional[str] = ..., retries_max: _Optional[int] = ...) -> None: ...
 
 class SetPolicyRequest(_message.Message):
     __slots__ = ("policy",)
