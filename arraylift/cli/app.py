@@ -21,6 +21,7 @@ import typer
 from arraylift import __version__
 from arraylift.cli import (
     array,
+    backup_save,
     backups,
     daemon,
     demo,
@@ -86,7 +87,10 @@ def build() -> typer.Typer:
         help=_HELP, epilog=_EPILOG, no_args_is_help=True, add_completion=False, rich_markup_mode=None
     )
     app.callback()(_root())
-    for noun in (up, vm, backups, files, job, policy, reports, host, array, target, pki, daemon, demo):
+    up.register(app)
+    vm.register(app)
+    backup_save.register(backups.register(app))
+    for noun in (files, job, policy, reports, host, array, target, pki, daemon, demo):
         noun.register(app)
     return app
 

@@ -66,8 +66,8 @@ NoWait = Annotated[bool, typer.Option("--no-wait", help="Start only; see `arrayl
 Direct = Annotated[bool, typer.Option("--direct", help="Ask hosts, not the virtual center.")]
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands to the root."""
+def register(app: typer.Typer) -> typer.Typer:
+    """Add the commands to the root; returns the noun, for commands of other modules."""
     command(
         app,
         "backup",
@@ -93,6 +93,7 @@ def register(app: typer.Typer) -> None:
     )(lock)
     command(noun, "rm", examples="arraylift backups rm 3f2a --dry-run\narraylift backups rm 3f2a")(rm)
     app.add_typer(noun, name="backups")
+    return noun
 
 
 def backup(

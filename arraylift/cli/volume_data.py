@@ -109,7 +109,12 @@ def export(
     on_bytes: OnBytes,
 ) -> None:
     """Write a volume or snapshot into a sparse file and commit it."""
-    for piece in read_pieces(array, request, size_bytes):
+    write_whole(read_pieces(array, request, size_bytes), size_bytes, destination, on_bytes)
+
+
+def write_whole(pieces: Iterable[Piece], size_bytes: int, destination: NewDisk, on_bytes: OnBytes) -> None:
+    """Write all bytes of a disk, which come in order, into a sparse file and commit it."""
+    for piece in pieces:
         if piece.data is not None:
             for start, end in nonzero_runs(piece.data):
                 destination.write(piece.offset + start, piece.data[start:end])
