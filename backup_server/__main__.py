@@ -15,7 +15,8 @@ from arraylift.durable import RealFiles
 from arraylift.errors import InvalidRequest
 from arraylift.pki import TlsMaterial
 from arraylift.rpc.server import service_of
-from arraylift.v1 import backup_pb2_grpc, policy_pb2_grpc
+from arraylift.v1 import backup_pb2_grpc, catalog_pb2_grpc, policy_pb2_grpc
+from backup_server.backup_disks import BackupDisks
 from backup_server.catalog import browse
 from backup_server.config import ServerSettings
 from backup_server.job_rules import Pacing
@@ -23,6 +24,7 @@ from backup_server.job_turns import LIMIT_MAX, Limits
 from backup_server.peers import GrpcPeers
 from backup_server.server import BackupServer
 from backup_server.service.backup import BackupEdge
+from backup_server.service.file_restores import FileRestoreEdge
 from backup_server.service.policies import PolicyEdge
 
 
@@ -54,8 +56,10 @@ def build(settings: ServerSettings, tls: TlsMaterial) -> daemon.Built:
         server.engine, server.orders, server.backups, server.registry, peers=peers, browser=browse
     )
     policies = PolicyEdge(server.policies, server.policy_runs, server.reports, server.registry, SYSTEM_CLOCK)
+    files = FileRestoreEdge(BackupDisks(server.backups, server.registry, peers), browse)
     services = [
         service_of(backup_pb2_grpc.add_BackupServiceServicer_to_server, edge),
+        service_of(catalog_pb2_grpc.add_CatalogServiceServicer_to_server, files),
         service_of(policy_pb2_grpc.add_PolicyServiceServicer_to_server, policies),
     ]
     return daemon.Built(services, lambda: server.close(peers.close))

@@ -1,6 +1,6 @@
 """``arraylift backups save``: a disk of a backup as a disk file of the operator's.
 
-The bytes come from the target, each segment verified there; the backup server is only asked which image it is.
+The bytes come from the target, each segment verified there; the backup server only says which image it is.
 Invariants:
   V1 what appears under the name is the whole disk, byte for byte (disk_files D2); a stream that is cut
      anywhere leaves nothing.

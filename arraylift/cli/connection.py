@@ -25,6 +25,7 @@ from arraylift.rpc.status import AWAY_STEP
 from arraylift.v1 import (
     backup_logic_pb2_grpc,
     backup_pb2_grpc,
+    catalog_pb2_grpc,
     image_pb2_grpc,
     policy_pb2_grpc,
     target_admin_pb2_grpc,
@@ -87,6 +88,10 @@ class Connection:
     @cached_property
     def backups(self) -> backup_pb2_grpc.BackupServiceStub:
         return backup_pb2_grpc.BackupServiceStub(self._channel)
+
+    @cached_property
+    def catalog(self) -> catalog_pb2_grpc.CatalogServiceStub:
+        return catalog_pb2_grpc.CatalogServiceStub(self._channel)
 
     @cached_property
     def policies(self) -> policy_pb2_grpc.PolicyServiceStub:

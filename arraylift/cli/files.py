@@ -10,10 +10,11 @@ from typing import Annotated
 
 import typer
 
-from arraylift.cli import single_files
+from arraylift.cli import files_restore, single_files
 from arraylift.cli.backups import BackupReference, find_backup
 from arraylift.cli.command import command, group
 from arraylift.cli.connection import Connection
+from arraylift.cli.files_restore import VolumeKey
 from arraylift.cli.local_files import NewFile
 from arraylift.cli.session import Session
 from arraylift.cli.show import plain
@@ -21,13 +22,6 @@ from arraylift.sizes import human
 from arraylift.v1 import backup_pb2
 
 DiskName = Annotated[str, typer.Option(metavar="DISK", help="Look at this disk alone, e.g. disk1.")]
-VolumeKey = Annotated[
-    str,
-    typer.Option(
-        metavar="VOLUME",
-        help="E.g. disk0/p1, lvm/vg0/root. [default: the first with /etc or /Windows, else the largest]",
-    ),
-]
 
 
 def register(app: typer.Typer) -> None:
@@ -41,6 +35,7 @@ def register(app: typer.Typer) -> None:
         "get",
         examples="arraylift files get web /etc/hosts\narraylift files get 3f2a /etc/hosts ./hosts --force",
     )(get)
+    files_restore.register(noun)
     app.add_typer(noun, name="files")
 
 

@@ -78,7 +78,7 @@ class Batch:
             name = to_text(names[index])
             yield (
                 FileEntry(
-                    path=directories[index].rstrip("/") + "/" + name,
+                    path=directories[index].rstrip("/") + "/" + name if name else directories[index],
                     name=name,
                     size_bytes=record["size"],
                     mode=record["mode"],
@@ -110,21 +110,22 @@ class Unread:
 class Paths:
     """The directories of a walk by number; hand it each batch in turn."""
 
-    def __init__(self) -> None:
+    def __init__(self, below: str = "/") -> None:
         self.of: list[str] = []
+        self._below = below
 
     def entries(self, batch: Batch) -> Iterator[tuple[FileEntry, list[Piece]]]:
-        """Yield the batch's entries with their true paths; that of the root is '/'."""
+        """Yield the batch's entries with their true paths; that of the first is where the walk began."""
         names = batch.split("name")
         parents = batch.records["parent"].tolist()
         own: list[str] = []
         for index, (parent, number) in enumerate(
             zip(parents, batch.records["directory"].tolist(), strict=True)
         ):
-            own.append("/" if parent == form.NO_DIRECTORY else self.of[parent])
+            own.append(self._below if parent == form.NO_DIRECTORY else self.of[parent])
             if number != form.NO_DIRECTORY:
                 assert number == len(self.of), "W2"
-                self.of.append(own[-1].rstrip("/") + "/" + to_text(names[index]))
+                self.of.append((own[-1].rstrip("/") + "/" + to_text(names[index])).rstrip("/") or "/")
         return batch.entries_in(own)
 
 

@@ -36,17 +36,18 @@ def survey(disks: DiskSet, *, limits: ParserLimits = DEFAULT_LIMITS) -> list[Vol
 
 
 def walk(
-    disks: DiskSet, volume: str = "", *, limits: ParserLimits = WALK_LIMITS
+    disks: DiskSet, volume: str = "", *, below: str = "/", limits: ParserLimits = WALK_LIMITS
 ) -> Iterator[Volume | Batch | Unread]:
     """Yield the volume, then all its entries in batches, and which directories could not be read.
 
-    Nothing starts before the first is asked for. The root comes first, and every directory before what lies
-    in it: ``Paths`` makes paths of their numbers. Memory is bounded whatever the volume holds. NotFound: no
-    such volume. WrongState: it is not readable, the parser crashed or took too long (also on the way: what
-    came until then is true). Corruption: it misbehaved.
+    Nothing starts before the first is asked for. The root, or the directory ``below``, comes first, and every
+    directory before what lies in it: ``Paths`` makes paths of their numbers. Memory is bounded whatever the
+    volume holds. NotFound: no such volume or directory. InvalidRequest: no directory. WrongState: it is not
+    readable, the parser crashed or took too long (also on the way: what came until then is true). Corruption:
+    it misbehaved.
     """
-    key = _checked_key(volume)
-    yield from sandbox.walk(ParserRun(disks, limits=limits), key)
+    key, path = _checked_key(volume), checked_path(below)
+    yield from sandbox.walk(ParserRun(disks, limits=limits), key, path.rstrip("/"))
 
 
 def list_directory(

@@ -153,7 +153,7 @@ def answer(wire: Wire, ask: Ask) -> None:
     volume, system = volumes.open_volume(disks, ask.volume)
     wire.send(frames.encode_volume(volume))
     if ask.operation is Operation.WALK:
-        tree.walk(system, wire.send)
+        tree.walk(system, ask.path, wire.send)
     elif ask.operation is Operation.LIST:
         tree.list_directory(system, ask.path, wire.send)
     else:

@@ -217,11 +217,14 @@ def survey(run: ParserRun) -> list[Volume]:
     return list(volumes.values())
 
 
-def walk(run: ParserRun, volume: str) -> Iterator[Volume | Batch | Unread]:
-    """Yield the volume, then its entries in checked batches. Errors as ``ParserRun.ask``; also on the way."""
+def walk(run: ParserRun, volume: str, path: str = "") -> Iterator[Volume | Batch | Unread]:
+    """Yield the volume, then its entries, or those below a directory, in checked batches.
+
+    Errors as ``ParserRun.ask``; also on the way.
+    """
     checker = BatchChecker(run.disk_sizes)
     with closing(run):
-        answers = run.ask(Operation.WALK, volume)
+        answers = run.ask(Operation.WALK, volume, path)
         yield _first(answers, volume)
         for kind, payload in answers:
             if kind is FrameKind.BATCH:

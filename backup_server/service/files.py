@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import Protocol
 
 import grpc
 
-from arraylift.errors import InvalidRequest, NotFound
-from arraylift.ids import check_id, check_name
+from arraylift.errors import InvalidRequest
 from arraylift.rpc import pages
 from arraylift.sizes import MIB
 from arraylift.v1 import backup_pb2 as pb
 from arraylift.v1 import backup_pb2_grpc as pb_grpc
+from backup_server.backup_disks import BackupDisks
 from backup_server.backups import Backups
-from backup_server.catalog.entry import Disk, DiskSet, FileEntry, Volume
-from backup_server.image_access import RemoteImage
+from backup_server.catalog.entry import DiskSet, FileEntry, Volume
 from backup_server.ports import Peers
 from backup_server.registry import Registry
 
@@ -40,45 +38,27 @@ class FilesEdge(pb_grpc.BackupServiceServicer):
     def __init__(self, backups: Backups, registry: Registry, peers: Peers, browser: Browser) -> None:
         self._backups = backups
         self._registry = registry
-        self._peers = peers
+        self._disks = BackupDisks(backups, registry, peers)
         self._browser = browser
 
     def ListFiles(self, request: pb.ListFilesRequest, context: grpc.ServicerContext) -> pb.ListFilesResponse:
         behind = pages.after(request.page_token, str)
-        with self._disks(request.backup_id, request.disk_name) as disks:
+        with self._disks.opened(request.backup_id, request.disk_name) as disks:
             volume, found = self._browser.list_directory(disks, _path(request.path), request.volume)
         page, token = pages.cut(
-            pages.rest(found, behind, _by_path), request.page_size, key=_by_path, to_pb=_file
+            pages.rest(found, behind, _by_path), request.page_size, key=_by_path, to_pb=file_to_pb
         )
         return pb.ListFilesResponse(files=page, next_page_token=token, volume=volume.key)
 
     def GetFile(
         self, request: pb.GetFileRequest, context: grpc.ServicerContext
     ) -> Iterator[pb.GetFileResponse]:
-        with self._disks(request.backup_id, request.disk_name) as disks:
+        with self._disks.opened(request.backup_id, request.disk_name) as disks:
             volume, entry, pieces = self._browser.read_file(disks, _path(request.path), request.volume)
-            yield pb.GetFileResponse(file=_file(entry), volume=volume.key)
+            yield pb.GetFileResponse(file=file_to_pb(entry), volume=volume.key)
             for piece in pieces:
                 for start in range(0, len(piece), MIB):
                     yield pb.GetFileResponse(data=piece[start : start + MIB])
-
-    @contextmanager
-    def _disks(self, backup_id: str, disk_name: str) -> Iterator[DiskSet]:
-        """The disks of a backup, or the one that is named."""
-        with self._backups.reading(check_id(backup_id, "backup id")) as backup:
-            names = [disk.disk_name for disk in backup.disks]
-            if disk_name and check_name(disk_name, "disk name") not in names:
-                raise NotFound(
-                    f"backup {backup_id} has no disk {disk_name}",
-                    subject=f"disk {disk_name}",
-                    next_step=f"name one of {', '.join(names)}",
-                )
-            target = self._peers.target(self._registry.target(backup.target))
-            yield [
-                Disk(disk.disk_name, RemoteImage(target, disk.image_id, disk.size_bytes))
-                for disk in backup.disks
-                if disk_name in {"", disk.disk_name}
-            ]
 
 
 def _by_path(entry: FileEntry) -> pages.Key:
@@ -94,18 +74,23 @@ def _path(path: str) -> str:
     return path
 
 
-def _file(entry: FileEntry) -> pb.BackupFile:
+def file_to_pb(entry: FileEntry) -> pb.BackupFile:
     return pb.BackupFile(
-        path=_text(entry.path),
+        path=text_of(entry.path),
         size_bytes=entry.size_bytes,
         mode=entry.mode,
         uid=entry.uid,
         gid=entry.gid,
         modified_at_ns=entry.modified_at_ns,
-        link_target=_text(entry.link_target),
+        link_target=text_of(entry.link_target),
     )
 
 
-def _text(name: str) -> str:
+def text_of(name: str) -> str:
     """Names that are not UTF-8 are shown with escapes; a message cannot carry them as they are."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def path_bytes(path: str) -> bytes:
+    """Names as they are in the file system."""
+    return path.encode("utf-8", "surrogateescape")

@@ -26,16 +26,19 @@ CHUNK = 1 << 15
 """Names that are looked at in the order of their nodes, which lie near each other."""
 
 
-def walk(system: FileSystem, send: Callable[[bytes], None]) -> None:
-    """Send every entry of a file system, and which directories could not be read."""
+def walk(system: FileSystem, path: bytes, send: Callable[[bytes], None]) -> None:
+    """Send every entry of a file system, or of a directory of it, and which directories could not be read.
+
+    NotFound, InvalidRequest: there is no such directory.
+    """
     writer = BatchWriter(send)
-    root = system.node(system.root)
+    root = _find(system, path)
     if not stat.S_ISDIR(root.mode) or not is_node_sound(root):
-        raise WrongState("its root is no directory")
+        raise InvalidRequest(_not_directory(path, root)) if path else WrongState("its root is no directory")
     writer.add(parent=NO_DIRECTORY, name=b"", node=root, directory=0)
-    entered = {system.root}
+    entered = {system.root, root.number}
     count = 1
-    todo = [(0, system.root, 0)]
+    todo = [(0, root.number, len(path))]
     while todo:
         number, inode, path_bytes = todo.pop()
         try:

@@ -19,6 +19,7 @@ from arraylift.rpc.server import RpcServer, service_of
 from arraylift.v1 import (
     backup_logic_pb2_grpc,
     backup_pb2_grpc,
+    catalog_pb2_grpc,
     image_pb2_grpc,
     target_admin_pb2_grpc,
     virtual_center_pb2,
@@ -27,7 +28,7 @@ from arraylift.v1 import (
     volume_pb2_grpc,
 )
 from tests.unit.cli.fakes import FakeAdmin, FakeBackupLogic, FakeImages, FakeVolumes
-from tests.unit.cli.vm_fakes import FakeCenter, FakeHost, FakeServer
+from tests.unit.cli.vm_fakes import FakeCatalog, FakeCenter, FakeHost, FakeServer
 
 
 @dataclass
@@ -46,6 +47,7 @@ class Daemons:
     center: FakeCenter = field(default_factory=FakeCenter)
     host: FakeHost = field(default_factory=FakeHost)
     server: FakeServer = field(default_factory=FakeServer)
+    catalog: FakeCatalog = field(default_factory=FakeCatalog)
 
     def options(self) -> list[str]:
         """What leads the command to them."""
@@ -104,7 +106,10 @@ def daemons(pki_directory: Path) -> Iterator[Daemons]:
             service_of(virtual_center_pb2_grpc.add_VirtualCenterServiceServicer_to_server, made.center)
         ],
         "host": [service_of(vm_pb2_grpc.add_VmServiceServicer_to_server, made.host)],
-        "server": [service_of(backup_pb2_grpc.add_BackupServiceServicer_to_server, made.server)],
+        "server": [
+            service_of(backup_pb2_grpc.add_BackupServiceServicer_to_server, made.server),
+            service_of(catalog_pb2_grpc.add_CatalogServiceServicer_to_server, made.catalog),
+        ],
     }
     running = {
         noun: RpcServer("127.0.0.1:0", pki.load(str(pki_directory), noun, NAMES[noun]), served)

@@ -11,7 +11,7 @@ from rich.console import Console
 from arraylift.cli import jobs as cli_jobs
 from arraylift.clock import SystemClock
 from arraylift.errors import ArrayliftError, NotFound
-from arraylift.v1 import backup_logic_pb2, backup_pb2, common_pb2, vm_pb2
+from arraylift.v1 import backup_logic_pb2, backup_pb2, catalog_pb2, common_pb2, vm_pb2
 from tests.unit.cli.conftest import Arraylift, Daemons
 from tests.unit.cli.fakes import hex_id
 
@@ -276,3 +276,32 @@ def test_a_running_job_is_drawn_with_step_spans_bytes_and_rate(monkeypatch: pyte
             view.update(state)
         assert view._bars.tasks[0].completed == 2
         assert len(view._bars.tasks) == 1
+
+
+def test_files_come_back_and_what_does_not_is_told(
+    arraylift: Arraylift, daemons: Daemons, tmp_path: Path
+) -> None:
+    daemons.server.backups = [backup(1, "web")]
+    attributes = backup_pb2.BackupFile(mode=0o100640, size_bytes=6, modified_at_ns=10**18)
+    start = catalog_pb2.FileStart(path=b"/etc/caf\xe9", file=attributes)
+    lost = catalog_pb2.FileStart(path=b"/etc/lost", file=attributes, problem="its inode is damaged")
+    daemons.catalog.files = [
+        catalog_pb2.ReadFilesResponse(start=start),
+        catalog_pb2.ReadFilesResponse(data=catalog_pb2.FileData(offset=2, data=b"file")),
+        catalog_pb2.ReadFilesResponse(done=catalog_pb2.FilesDone(file_count=1)),
+    ]
+    words = ("files", "restore", "web", "/etc", "/srv", "--to", tmp_path / "to", "--volume", "disk0/p1")
+    ended = arraylift(*words, "--no-owner", "--json")
+    assert (ended.code, ended.document["file_count"], ended.document["problem_count"]) == (0, 1, 0)
+    (made,) = (tmp_path / "to" / "etc").iterdir()
+    assert (made.read_bytes(), made.stat().st_mode, made.stat().st_mtime) == (b"\0\0file", 0o100640, 10**9)
+    (asked,) = daemons.catalog.read
+    assert (list(asked.paths), asked.volume, asked.recursive) == (["/etc", "/srv"], "disk0/p1", True)
+    daemons.catalog.files.insert(0, catalog_pb2.ReadFilesResponse(start=lost))
+    ended = arraylift(*words, "--overwrite")
+    assert ended.code == 1
+    assert "/etc/lost: its inode is damaged" in ended.err
+    assert "1 files or directories did not come back" in ended.err
+    assert arraylift(*words, "--json").document["problem_count"] == 2
+    del daemons.catalog.files[-1]
+    assert arraylift(*words).code == 10

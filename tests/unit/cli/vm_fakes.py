@@ -13,6 +13,8 @@ from arraylift.errors import ArrayliftError, Corruption, NotFound
 from arraylift.v1 import (
     backup_pb2,
     backup_pb2_grpc,
+    catalog_pb2,
+    catalog_pb2_grpc,
     virtual_center_pb2,
     virtual_center_pb2_grpc,
     vm_pb2,
@@ -329,3 +331,17 @@ class FakeServer(backup_pb2_grpc.BackupServiceServicer):
             raise NotFound(f"there is no {request.name} here")
         del self.peers[request.kind, request.name]
         return backup_pb2.RemovePeerResponse()
+
+
+@dataclass
+class FakeCatalog(catalog_pb2_grpc.CatalogServiceServicer):
+    """Answers what it is given."""
+
+    read: list[catalog_pb2.ReadFilesRequest] = field(default_factory=list)
+    files: list[catalog_pb2.ReadFilesResponse] = field(default_factory=list)
+
+    def ReadFiles(
+        self, request: catalog_pb2.ReadFilesRequest, context: Context
+    ) -> Iterator[catalog_pb2.ReadFilesResponse]:
+        self.read.append(request)
+        yield from self.files
