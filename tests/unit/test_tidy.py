@@ -27,7 +27,13 @@ HOMES: dict[str, tuple[str, ...]] = {
     "environment": ("arraylift/config.py",),
     # One seam, in several modules; the operator's own files, which belong to no store; and a guest for
     # trials, which is built again if it is lost.
-    "disk": ("arraylift/durable.py", "arraylift/disk/", "arraylift/cli/local_files.py", "arraylift/guest/"),
+    "disk": (
+        "arraylift/durable.py",
+        "arraylift/disk/",
+        "arraylift/cli/local_files.py",
+        "arraylift/cli/restored_tree.py",
+        "arraylift/guest/",
+    ),
 }
 
 _CLOCK = {"time.time", "time.time_ns", "datetime.now", "datetime.utcnow", "datetime.today", "date.today"}
