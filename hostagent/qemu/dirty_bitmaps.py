@@ -28,6 +28,9 @@ from hostagent.marks import Spans
 from hostagent.unix_sockets import listen, short_path
 from hostagent.vm_types import VmRecord
 
+LOOK_SECONDS = 2.0
+"""A QEMU that hangs shall not hold a snapshot up for long: it is not tracked then."""
+
 TRANSACTION_SECONDS = 10.0
 """A transaction waits for writes on their way; an array that is away holds it up."""
 
@@ -65,7 +68,7 @@ class QemuBitmaps:
 
     def look(self, vm: VmRecord) -> Mapping[Place, Mapping[MarkId, bool]]:
         watched = self._find(vm)
-        told = watched.commands.execute("query-named-block-nodes", {"flat": True})
+        told = watched.commands.execute("query-named-block-nodes", {"flat": True}, seconds=LOOK_SECONDS)
         bitmaps = {
             node.get("node-name"): dict(_sound(node.get("dirty-bitmaps")))
             for node in (told if isinstance(told, list) else [])

@@ -5,6 +5,7 @@ Most steps at which the host agent is killed are campaigns; one of each kind run
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pwd
 import signal
@@ -154,7 +155,7 @@ def test_a_qemu_that_hangs_goes_by_force_in_bounded_time(hosts: QemuHosts) -> No
     began = time.monotonic()
     taken = hosts.ask("CreateVmSnapshot", pb.CreateVmSnapshotRequest(vm_id=vm_id, name="job")).snapshot
     assert taken.level == pb.CONSISTENCY_LEVEL_CRASH
-    assert time.monotonic() - began < 12
+    assert time.monotonic() - began < 15
     hosts.ask("DeleteVmSnapshot", pb.DeleteVmSnapshotRequest(vm_snapshot_id=taken.vm_snapshot_id))
     began = time.monotonic()
     hosts.ask("PowerOff", pb.PowerOffRequest(vm_id=vm_id, grace_seconds=1))
@@ -218,7 +219,8 @@ def test_qemu_runs_as_another_user_and_owns_nothing(tmp_path: Path) -> None:
         [pid] = hosts.processes(vm_id)
         assert os.stat(f"/proc/{pid}").st_uid == pwd.getpwnam("nobody").pw_uid
         for path in (hosts.host.state / "qemu").rglob("*"):
-            assert path.stat().st_uid == 0, path
+            with contextlib.suppress(FileNotFoundError):  # a temporary file of a moment ago
+                assert path.stat().st_uid == 0, path
         hosts.host.kill()
         hosts.arm_host("")
         assert hosts.processes(vm_id) == [pid]
