@@ -105,7 +105,7 @@ class InPlaceJob:
         backup, (vm, _) = self._db.backup(order.backup_id), self._look(run)
         if vm.power is not PowerState.OFF and not order.stop:
             raise still_runs(vm)
-        return InPlacePlan(backup.target, matched(backup, vm))
+        return InPlacePlan(backup.target, matched(backup, vm, order.disks))
 
     def _send_all(self, run: JobRun, plan: InPlacePlan) -> None:
         group = restore_group_id(run.job.job_id)
@@ -227,12 +227,16 @@ class InPlaceJob:
 class ByPlace:
     """Runs restores, each by what its order says (engine.Runner)."""
 
-    def __init__(self, anew: Runner, in_place: Runner) -> None:
+    def __init__(self, anew: Runner, in_place: Runner, disks: Runner) -> None:
         self._anew = anew
         self._in_place = in_place
+        self._disks = disks
 
     def _of(self, job: Job) -> Runner:
-        return self._in_place if _order(job).in_place else self._anew
+        order = _order(job)
+        if order.in_place:
+            return self._in_place
+        return self._disks if order.disks else self._anew
 
     def place(self, run: JobRun) -> Demand:
         return self._of(run.job).place(run)
@@ -247,12 +251,14 @@ class ByPlace:
         return self._of(job).view(job, steps)
 
 
-def matched(backup: Backup, vm: Vm) -> tuple[PlannedDisk, ...]:
-    """Pair images with the VM's present disks by name. Raises WrongState where one commit could not swap
-    all of them (Y1)."""
+def matched(backup: Backup, vm: Vm, only: Sequence[str] = ()) -> tuple[PlannedDisk, ...]:
+    """Pair images with the VM's present disks by name, all or ``only`` some. Raises WrongState where one
+    commit could not swap all of them (Y1)."""
     present = {disk.name: disk for disk in vm.config.disks}
     planned: list[PlannedDisk] = []
     for made in backup.disks:
+        if only and made.disk_name not in only:
+            continue
         disk = present.get(made.disk_name)
         if disk is None:
             raise _not_in_place(vm, f"it has no disk {made.disk_name}")

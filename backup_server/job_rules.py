@@ -107,6 +107,22 @@ class RestoreOrder:
     """Onto the disks of the VM that it is a backup of; name, host, array and identity are that VM's."""
     stop: bool = field(default=False, metadata={LATER: True})
     """In place: a running VM is powered off; without, it is refused."""
+    disks: tuple[str, ...] = field(default=(), metadata={LATER: True})
+    """Only these: in place, or as volumes without a VM; empty: all, with a VM."""
+    volume: str = field(default="", metadata={LATER: True})
+    """What the one disk becomes; empty: a name of the job's."""
+    attach: str = field(default="", metadata={LATER: True})
+    """A VM, by name or id, that gets the volumes."""
+    memory_bytes: int = field(default=0, metadata={LATER: True})
+    """Of the new VM; 0: as it was. So are CPUs and networks."""
+    cpus: int = field(default=0, metadata={LATER: True})
+    networks: tuple[str, ...] = field(default=(), metadata={LATER: True})
+    """Of its interfaces, in order, as many as there are to be."""
+
+    @property
+    def edits(self) -> bool:
+        """The new VM is to have other attributes than the old one."""
+        return bool(self.memory_bytes or self.cpus or self.networks)
 
 
 @dataclass(frozen=True, slots=True)
@@ -300,6 +316,22 @@ def check_snapshot(snapshot: VmSnapshot, order: BackupOrder) -> None:
                 subject=subject,
                 next_step="look at the host's log",
             )
+
+
+def edited_config(config: VmConfig, order: RestoreOrder) -> VmConfig:
+    """Attributes of a VM as the order wants them; an interface keeps its MAC, a further one gets none."""
+    networks = config.networks
+    if order.networks:
+        macs = [one.mac for one in networks] + [""] * len(order.networks)
+        networks = tuple(
+            NetworkInterface(mac=mac, network=name) for mac, name in zip(macs, order.networks, strict=False)
+        )
+    return replace(
+        config,
+        memory_bytes=order.memory_bytes or config.memory_bytes,
+        cpus=order.cpus or config.cpus,
+        networks=networks,
+    )
 
 
 def restored_config(config: VmConfig, *, name: str, job_id: str, keep_identity: bool) -> VmConfig:

@@ -151,7 +151,13 @@ class Orders:
             )
         with self._backups.reading(order.backup_id) as backup:
             self._registry.target(backup.target)
-            name = self._in_place(order, backup, side) if order.in_place else self._anew(order, backup, side)
+            _check_disks(order, backup)
+            if order.in_place:
+                name = self._in_place(order, backup, side)
+            elif order.disks:
+                name = self._disks(order, backup, side)
+            else:
+                name = self._anew(order, backup, side)
             job = Job(
                 job_id=random_id(),
                 kind=JobKind.RESTORE,
@@ -159,7 +165,7 @@ class Orders:
                 vm_id=backup.vm_id,
                 vm_name=name,
                 created_at_ns=self._clock.wall_ns(),
-                restore=replace(order, as_name=name, direct=direct),
+                restore=replace(order, as_name="" if order.disks else name, direct=direct),
             )
             self._engine.submit([job])
         return job.job_id
@@ -172,15 +178,48 @@ class Orders:
         check_name_is_free(side, name)
         return name
 
+    def _disks(self, order: RestoreOrder, backup: Backup, side: VmSide) -> str:
+        """The name of the VM that the disks are of. No VM is made."""
+        if order.as_name or order.host or order.keep_identity or order.start or order.edits:
+            raise InvalidRequest(
+                "single disks become volumes, and no VM is made of them",
+                next_step="give no name, host, identity or attributes of a VM; or restore all disks",
+            )
+        if order.array:
+            self._registry.find(PeerKind.ARRAY, order.array)
+        if order.attach:
+            side.find(order.attach)
+        return backup.vm_name
+
     def _in_place(self, order: RestoreOrder, backup: Backup, side: VmSide) -> str:
         """The name of the VM that it is a backup of, as it is called now."""
-        if order.as_name or order.host or order.array or order.keep_identity:
+        if order.as_name or order.host or order.array or order.keep_identity or order.edits:
             raise InvalidRequest(
                 "a restore in place changes what is on the VM's disks, and nothing else of it",
-                next_step="give no name, host, array or identity; or restore it as a new VM",
+                next_step="give no name, host, array, identity or attributes; or restore it as a new VM",
             )
         vm = self._inventory.look(side, backup.vm_id).vm
         if vm.power is not PowerState.OFF and not order.stop:
             raise still_runs(vm)
-        matched(backup, vm)
+        matched(backup, vm, order.disks)
         return vm.config.name
+
+
+def _check_disks(order: RestoreOrder, backup: Backup) -> None:
+    """Raise unless the disks that are named are there, and the rest of the order goes with them."""
+    names = [disk.disk_name for disk in backup.disks]
+    for name in order.disks:
+        if name not in names:
+            raise NotFound(
+                f"backup {backup.backup_id} has no disk {name}",
+                subject=f"disk {name}",
+                next_step=f"name one of {', '.join(names)}",
+            )
+    if len(set(order.disks)) != len(order.disks):
+        raise InvalidRequest("a disk is named twice", next_step="name each once")
+    if (order.volume or order.attach) and (order.in_place or not order.disks):
+        raise InvalidRequest(
+            "only single disks become volumes of a name, or of a VM", next_step="name the disks"
+        )
+    if order.volume and len(order.disks) > 1:
+        raise InvalidRequest("one volume cannot hold several disks", next_step="name one disk, or no volume")

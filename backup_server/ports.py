@@ -136,6 +136,10 @@ class Array(Protocol):
         """Give up what was prepared; one that has committed, or is unknown, is no error."""
         ...
 
+    def has_restored(self, transfer_id: str, volume_name: str) -> bool:
+        """There is a volume of that name, and this restore made it."""
+        ...
+
     def volume_size(self, name: str) -> int | None:
         """None: there is no such volume."""
         ...

@@ -25,6 +25,7 @@ from backup_server.job_rules import (
     Job,
     RestoreOrder,
     Step,
+    edited_config,
     new_vm_id,
     restored_config,
     restored_volume_name,
@@ -36,7 +37,7 @@ from backup_server.job_turns import Demand, distinct
 from backup_server.model import Backup, Receipt
 from backup_server.ports import HostRef, Peers
 from backup_server.registry import Registry
-from backup_server.restore_sends import SEND, PlannedDisk, RestoreSends
+from backup_server.restore_sends import SEND, PlannedDisk, RestoreSends, planned_array
 from backup_server.server_db import ServerDb
 
 PLAN, PROVISION, START = "plan", "provision", "start"
@@ -100,7 +101,10 @@ class RestoreJob:
         backup = self._db.backup(order.backup_id)
         check_name_is_free(side, job.vm_name)
         config = restored_config(
-            backup.config, name=job.vm_name, job_id=job.job_id, keep_identity=order.keep_identity
+            edited_config(backup.config, order),
+            name=job.vm_name,
+            job_id=job.job_id,
+            keep_identity=order.keep_identity,
         )
         disks = tuple(self._planned(job, backup, index) for index in range(len(backup.disks)))
         for planned in disks:
@@ -123,10 +127,7 @@ class RestoreJob:
 
     def _planned(self, job: Job, backup: Backup, index: int) -> PlannedDisk:
         made, order = backup.disks[index], _order(job)
-        was = next((disk for disk in backup.config.disks if disk.name == made.disk_name), None)
-        # A foreign disk becomes a volume of the array that read it, unless told otherwise.
-        address = was.array_address if was is not None and not order.array else ""
-        array = self._registry.array(order.array or made.array, address)
+        array = planned_array(self._registry, backup, made, order.array)
         disk = Disk(
             name=made.disk_name,
             array=array.name,

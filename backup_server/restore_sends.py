@@ -16,7 +16,7 @@ from arraylift.sizes import spans_of
 from arraylift.vm.types import Disk
 from backup_server.job_rules import step_name, transfer_id
 from backup_server.job_run import JobRun
-from backup_server.model import Receipt, RegisteredPeer
+from backup_server.model import Backup, BackupDisk, Receipt, RegisteredPeer
 from backup_server.ports import Array, Peers
 from backup_server.registry import Registry
 
@@ -30,6 +30,15 @@ class PlannedDisk:
 
     image_id: str
     disk: Disk
+
+
+def planned_array(registry: Registry, backup: Backup, made: BackupDisk, asked: str) -> RegisteredPeer:
+    """The array that a disk of a backup is restored to: the one asked for, or its own.
+
+    A foreign disk becomes a volume of the array that read it. Raises NotFound.
+    """
+    was = next((disk for disk in backup.config.disks if disk.name == made.disk_name), None)
+    return registry.array(asked or made.array, was.array_address if was is not None and not asked else "")
 
 
 class RestoreSends:
@@ -62,7 +71,7 @@ class RestoreSends:
             except AlreadyExists:
                 # Ours, whole (a volume appears at its commit): its receipt was lost with the answer.
                 # In place the volume was there before, and tells nothing.
-                if group_id or array.volume_size(disk.volume_name) is None:
+                if group_id or not array.has_restored(transfer, disk.volume_name):
                     raise
                 return Receipt("", b"", Figures(spans_total=spans_of(disk.size_bytes)))
             running = target.send_image(

@@ -16,6 +16,7 @@ from arraylift.durable import Files
 from arraylift.failpoints import FAILPOINTS
 from backup_server.backup_job import BackupJob
 from backup_server.backups import Backups
+from backup_server.disk_restore_job import DiskRestoreJob
 from backup_server.engine import Engine
 from backup_server.in_place_job import ByPlace, InPlaceJob
 from backup_server.inventory import Inventory
@@ -65,7 +66,9 @@ class BackupServer:
             self.db,
             {
                 JobKind.BACKUP: BackupJob(*parts),
-                JobKind.RESTORE: ByPlace(anew=RestoreJob(*parts), in_place=InPlaceJob(*parts)),
+                JobKind.RESTORE: ByPlace(
+                    anew=RestoreJob(*parts), in_place=InPlaceJob(*parts), disks=DiskRestoreJob(*parts)
+                ),
             },
             clock=clock,
             pacing=pacing,

@@ -18,7 +18,7 @@ from arraylift.cli import jobs, peers
 from arraylift.cli.command import command, group
 from arraylift.cli.connection import Connection
 from arraylift.cli.session import Session
-from arraylift.cli.show import moment, pairs, plain, row, short_name, table
+from arraylift.cli.show import moment, pairs, plain, row, short_name, size_bytes, table
 from arraylift.cli.times import For, MaxAge, Until, duration_seconds, lock_end_ns
 from arraylift.errors import Corruption, InvalidRequest, NotFound
 from arraylift.rpc.channel import LONG_CALL_SECONDS
@@ -78,7 +78,8 @@ def register(app: typer.Typer) -> typer.Typer:
         app,
         "restore",
         examples="arraylift restore web --as web-restored --start\narraylift restore 3f2a --host host2\n"
-        "arraylift restore web --in-place --stop --start",
+        "arraylift restore web --in-place --stop --start\n"
+        "arraylift restore web --disk disk1 --attach web\narraylift restore web --memory 8G --network lab",
     )(restore)
     noun = group("Backups that exist.")
     command(noun, "ls", examples="arraylift backups ls\narraylift backups ls web --json")(ls)
@@ -164,10 +165,26 @@ def restore(
     stop: Annotated[
         bool, typer.Option("--stop", help="With --in-place: power the VM off when all has arrived.")
     ] = False,
+    disk: Annotated[
+        list[str] | None,
+        typer.Option("--disk", metavar="DISK", help="Only it, as a new volume or in place; repeatable."),
+    ] = None,
+    volume: Annotated[
+        str, typer.Option(metavar="NAME", help="With --disk: of the new volume. [default: made up]")
+    ] = "",
+    attach: Annotated[
+        str, typer.Option(metavar="VM", help="With --disk: give the new volume to this VM.")
+    ] = "",
+    memory: Annotated[str, typer.Option(help="Of the new VM, e.g. 8G. [default: as it was]")] = "",
+    cpus: Annotated[int, typer.Option(min=0, help="Likewise.", show_default=False)] = 0,
+    network: Annotated[
+        list[str] | None,
+        typer.Option("--network", metavar="NETWORK", help="An interface in it; repeatable. [as they were]"),
+    ] = None,
     direct: Direct = False,
     no_wait: NoWait = False,
 ) -> None:
-    """Restore a backup: as a new VM with new volumes, or in place, all disks at one instant."""
+    """Restore a backup, or disks of it: as a new VM with new volumes, or in place, all at one instant."""
     server = session.server
     request = backup_pb2.StartRestoreRequest(
         backup_id=find_backup(server, backup).backup_id,
@@ -179,6 +196,12 @@ def restore(
         keep_identity=keep_identity,
         in_place=in_place,
         stop=stop,
+        disks=disk or [],
+        volume=volume,
+        attach=attach,
+        memory_bytes=size_bytes(memory) if memory else 0,
+        cpus=cpus,
+        networks=network or [],
     )
     answer = server.call(server.backups.StartRestore, request, timeout_seconds=LONG_CALL_SECONDS)
     wait(session, [answer.job_id], no_wait=no_wait)

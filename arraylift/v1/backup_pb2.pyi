@@ -212,7 +212,7 @@ class StartBackupResponse(_message.Message):
     def __init__(self, job_ids: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class StartRestoreRequest(_message.Message):
-    __slots__ = ("backup_id", "as_name", "host", "array", "start", "direct", "keep_identity", "in_place", "stop")
+    __slots__ = ("backup_id", "as_name", "host", "array", "start", "direct", "keep_identity", "in_place", "stop", "disks", "volume", "attach", "memory_bytes", "cpus", "networks")
     BACKUP_ID_FIELD_NUMBER: _ClassVar[int]
     AS_NAME_FIELD_NUMBER: _ClassVar[int]
     HOST_FIELD_NUMBER: _ClassVar[int]
@@ -222,6 +222,12 @@ class StartRestoreRequest(_message.Message):
     KEEP_IDENTITY_FIELD_NUMBER: _ClassVar[int]
     IN_PLACE_FIELD_NUMBER: _ClassVar[int]
     STOP_FIELD_NUMBER: _ClassVar[int]
+    DISKS_FIELD_NUMBER: _ClassVar[int]
+    VOLUME_FIELD_NUMBER: _ClassVar[int]
+    ATTACH_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    CPUS_FIELD_NUMBER: _ClassVar[int]
+    NETWORKS_FIELD_NUMBER: _ClassVar[int]
     backup_id: str
     as_name: str
     host: str
@@ -231,7 +237,13 @@ class StartRestoreRequest(_message.Message):
     keep_identity: bool
     in_place: bool
     stop: bool
-    def __init__(self, backup_id: _Optional[str] = ..., as_name: _Optional[str] = ..., host: _Optional[str] = ..., array: _Optional[str] = ..., start: _Optional[bool] = ..., direct: _Optional[bool] = ..., keep_identity: _Optional[bool] = ..., in_place: _Optional[bool] = ..., stop: _Optional[bool] = ...) -> None: ...
+    disks: _containers.RepeatedScalarFieldContainer[str]
+    volume: str
+    attach: str
+    memory_bytes: int
+    cpus: int
+    networks: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, backup_id: _Optional[str] = ..., as_name: _Optional[str] = ..., host: _Optional[str] = ..., array: _Optional[str] = ..., start: _Optional[bool] = ..., direct: _Optional[bool] = ..., keep_identity: _Optional[bool] = ..., in_place: _Optional[bool] = ..., stop: _Optional[bool] = ..., disks: _Optional[_Iterable[str]] = ..., volume: _Optional[str] = ..., attach: _Optional[str] = ..., memory_bytes: _Optional[int] = ..., cpus: _Optional[int] = ..., networks: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class StartRestoreResponse(_message.Message):
     __slots__ = ("job_id",)

@@ -104,6 +104,11 @@ class GrpcArray(Caller):
     def revoke_restore(self, transfer_id: str) -> None:
         self._ask("RevokeRestore", volume_pb2.RevokeRestoreRequest(transfer_id=transfer_id), slow=True)
 
+    def has_restored(self, transfer_id: str, volume_name: str) -> bool:
+        found = self._ask("ListVolumes", volume_pb2.ListVolumesRequest(name=volume_name)).volumes
+        # A volume that a restore makes bears its transfer's id.
+        return bool(found) and found[0].volume_id == transfer_id
+
     def volume_size(self, name: str) -> int | None:
         found = self._ask("ListVolumes", volume_pb2.ListVolumesRequest(name=name)).volumes
         return found[0].size_bytes if found else None

@@ -15,7 +15,7 @@ from arraylift.rpc.address import split_address
 from arraylift.rpc.identity import checked_peer
 from arraylift.v1 import backup_pb2 as pb
 from arraylift.vm import convert as shared
-from arraylift.vm.types import DISKS_MAX
+from arraylift.vm.types import DISKS_MAX, NETWORKS_MAX
 from backup_server import convert
 from backup_server.backups import Backups
 from backup_server.engine import Engine
@@ -73,6 +73,8 @@ class BackupEdge(FilesEdge):
     def StartRestore(
         self, request: pb.StartRestoreRequest, context: grpc.ServicerContext
     ) -> pb.StartRestoreResponse:
+        if len(request.disks) > DISKS_MAX or len(request.networks) > NETWORKS_MAX:
+            raise InvalidRequest(f"at most {DISKS_MAX} disks and {NETWORKS_MAX} networks")
         order = RestoreOrder(
             backup_id=check_id(request.backup_id, "backup id"),
             as_name=check_name(request.as_name, "VM name") if request.as_name else "",
@@ -83,6 +85,12 @@ class BackupEdge(FilesEdge):
             keep_identity=request.keep_identity,
             in_place=request.in_place,
             stop=request.stop,
+            disks=tuple(check_name(name, "disk name") for name in request.disks),
+            volume=check_name(request.volume, "volume name") if request.volume else "",
+            attach=check_name(request.attach, "VM name") if request.attach else "",
+            memory_bytes=request.memory_bytes,
+            cpus=request.cpus,
+            networks=tuple(check_name(name, "network name") for name in request.networks),
         )
         return pb.StartRestoreResponse(job_id=self._orders.start_restore(order))
 

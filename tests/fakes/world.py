@@ -73,6 +73,7 @@ class World(ArraySide):
             """Images that have arrived for a restore in place, by transfer."""
             self.held: dict[str, str] = {}
             """The image that a volume holds since such a restore."""
+            self.made_by = {}
             self.lineages: dict[str, str] = {}
             self.safeties: dict[str, volume_pb2.Snapshot] = {}
             """By ``VOLUME@CONTENT``."""

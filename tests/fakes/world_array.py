@@ -35,6 +35,8 @@ class ArraySide:
     whole: dict[str, str]
     held: dict[str, str]
     lineages: dict[str, str]
+    made_by: dict[str, str]
+    """Volumes that restores made, to their transfers."""
     safeties: dict[str, volume_pb2.Snapshot]
     swapped_under_a_guest: list[str]
     gateways: dict[str, str]
@@ -146,6 +148,7 @@ class ArraySide:
         return volume_pb2.ListVolumesResponse(
             volumes=[
                 volume_pb2.Volume(
+                    volume_id=self.made_by.get(name, ""),
                     name=name,
                     size_bytes=size,
                     state=common_pb2.SourceState(lineage_id=self.lineages.get(name, "")),
@@ -186,6 +189,7 @@ class ArraySide:
                 self.whole[request.transfer_id] = request.image_id
             else:
                 self.volumes.setdefault(prepared.volume_name, size)
+                self.made_by.setdefault(prepared.volume_name, request.transfer_id)
         yield image_pb2.SendImageResponse(
             spans_done=spans, figures=_figures(spans, spans), receipt_id="e" * 32, root=b"r" * 32
         )

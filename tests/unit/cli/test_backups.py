@@ -305,3 +305,16 @@ def test_files_come_back_and_what_does_not_is_told(
     assert arraylift(*words, "--json").document["problem_count"] == 2
     del daemons.catalog.files[-1]
     assert arraylift(*words).code == 10
+
+
+def test_single_disks_and_other_attributes_are_asked_for(arraylift: Arraylift, daemons: Daemons) -> None:
+    daemons.server.jobs = {hex_id(1): [job(1, SUCCEEDED)]}
+    daemons.server.backups = [backup(1, "web")]
+    words = ("--disk", "disk1", "--volume", "mine", "--attach", "db")
+    assert arraylift("restore", "web", *words).code == 0
+    words = ("--memory", "8G", "--cpus", "6", "--network", "lab", "--network", "dmz")
+    assert arraylift("restore", "web", *words).code == 0
+    disks, edited = daemons.server.restored
+    assert (list(disks.disks), disks.volume, disks.attach) == (["disk1"], "mine", "db")
+    assert (edited.memory_bytes, edited.cpus, list(edited.networks)) == (8 << 30, 6, ["lab", "dmz"])
+    assert not edited.disks
