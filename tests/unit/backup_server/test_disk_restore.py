@@ -16,7 +16,8 @@ from tests.fakes.world_array import SPAN
 
 
 def order(backup_id: str, **more: Any) -> RestoreOrder:
-    plain = {"as_name": "", "host": "", "array": "", "start": False, "direct": False, "keep_identity": False}
+    plain: dict[str, Any] = dict.fromkeys(("as_name", "host", "array"), "")
+    plain |= dict.fromkeys(("start", "direct", "keep_identity"), False)
     return RestoreOrder(backup_id, **(plain | more))
 
 

@@ -312,8 +312,8 @@ def test_single_disks_and_other_attributes_are_asked_for(arraylift: Arraylift, d
     daemons.server.backups = [backup(1, "web")]
     words = ("--disk", "disk1", "--volume", "mine", "--attach", "db")
     assert arraylift("restore", "web", *words).code == 0
-    words = ("--memory", "8G", "--cpus", "6", "--network", "lab", "--network", "dmz")
-    assert arraylift("restore", "web", *words).code == 0
+    attributes = ("--memory", "8G", "--cpus", "6", "--network", "lab", "--network", "dmz")
+    assert arraylift("restore", "web", *attributes).code == 0
     disks, edited = daemons.server.restored
     assert (list(disks.disks), disks.volume, disks.attach) == (["disk1"], "mine", "db")
     assert (edited.memory_bytes, edited.cpus, list(edited.networks)) == (8 << 30, 6, ["lab", "dmz"])
