@@ -1,4 +1,6 @@
-"""VMs of this machine's host that run in processes of their own: they outlive their host agent and the array.
+"""VMs that outlive their host agent and the array: they run in processes of their own, on disks of the array.
+
+Guests that a host has adopted, with disks of its own only, are nobody's here.
 
 Callers: up, demo; main thread.
 """
@@ -42,7 +44,8 @@ def end_all(layout: Layout, *, force: bool) -> list[str]:
 
 def _running(host: Connection) -> list[vm_pb2.Vm]:
     listed = host.call(host.vms.ListVms, vm_pb2.ListVmsRequest()).vms
-    return [vm for vm in listed if vm.power == vm_pb2.POWER_STATE_ON]
+    on = [vm for vm in listed if vm.power == vm_pb2.POWER_STATE_ON]
+    return [vm for vm in on if any(disk.array for disk in vm.config.disks)]
 
 
 @contextlib.contextmanager

@@ -113,13 +113,17 @@ def _open_files(pid: int, file_name: str) -> Iterator[tuple[int, int]]:
                     yield found.st_dev, found.st_ino
 
 
+_children: dict[int, subprocess.Popen[bytes]] = {}
+"""What this process has started: let go when it has ended, not when who started it is forgotten."""
+_children_lock = threading.Lock()
+
+
 class Processes:
     """Starts, finds and ends processes; takes note of the end of its own children."""
 
     def __init__(self, account: Account | None = None) -> None:
         self._account = account
         self._lock = threading.Lock()
-        self._children: dict[int, subprocess.Popen[bytes]] = {}
         self._seen: dict[tuple[int, int], Process] = {}
         """Holders of locks, of one look at all processes: a start asks for each VM's."""
 
@@ -149,8 +153,8 @@ class Processes:
                 subject=argv[0],
                 next_step="install QEMU, or name its program in the host's settings",
             ) from error
-        with self._lock:
-            self._children[child.pid] = child
+        with _children_lock:
+            _children[child.pid] = child
         found = _look(child.pid)
         assert found is not None, "a child is there until we collect it"
         with contextlib.suppress(OSError):  # ended already
@@ -174,13 +178,14 @@ class Processes:
 
     def collect(self) -> None:
         """Let children go that have ended."""
-        with self._lock:
-            self._children = {pid: child for pid, child in self._children.items() if child.poll() is None}
+        with _children_lock:
+            for pid in [pid for pid, child in _children.items() if child.poll() is not None]:
+                del _children[pid]
 
     def exit_code(self, process: Process) -> int | None:
         """Of a child that has ended; None: it lives, or is nobody's child of ours."""
-        with self._lock:
-            child = self._children.get(process.pid)
+        with _children_lock:
+            child = _children.get(process.pid)
             return None if child is None else child.poll()
 
     def wait(self, process: Process, *, seconds: float) -> bool:
