@@ -29,8 +29,9 @@ CONNECT_SECONDS_MAX = 2.0
 FRESH_SECONDS = 1.0
 """An agent that answered so recently is asked without another sync: files come in many pieces."""
 
-SYNC_SECONDS_MAX = 3.0
-"""An agent that runs answers a sync at once; waiting longer would only hold up a snapshot."""
+SYNC_SECONDS_MAX = 5.0
+"""An agent that runs answers a sync at once, but where its guest has just come from another host; waiting
+longer would only hold up a snapshot."""
 
 _TICK_SECONDS = 0.05
 _READ_BYTES = 64 << 10
