@@ -16,7 +16,6 @@ from arraylift.errors import InvalidRequest
 from arraylift.pki import TlsMaterial
 from arraylift.rpc.server import service_of
 from arraylift.v1 import backup_pb2_grpc, catalog_pb2_grpc, policy_pb2_grpc
-from backup_server.backup_disks import BackupDisks
 from backup_server.catalog import browse
 from backup_server.config import ServerSettings
 from backup_server.job_rules import Pacing
@@ -56,7 +55,7 @@ def build(settings: ServerSettings, tls: TlsMaterial) -> daemon.Built:
         server.engine, server.orders, server.backups, server.registry, peers=peers, browser=browse
     )
     policies = PolicyEdge(server.policies, server.policy_runs, server.reports, server.registry, SYSTEM_CLOCK)
-    files = FileRestoreEdge(BackupDisks(server.backups, server.registry, peers), browse)
+    files = FileRestoreEdge(server.disks, browse, server.orders)
     services = [
         service_of(backup_pb2_grpc.add_BackupServiceServicer_to_server, edge),
         service_of(catalog_pb2_grpc.add_CatalogServiceServicer_to_server, files),

@@ -88,7 +88,9 @@ def checked_paths(paths: Sequence[str], *, recursive: bool) -> list[str]:
 class FileReads:
     """One stream. Iterate once; close the iterator to end it early."""
 
-    def __init__(self, browser: Browser, disks: DiskSet, volume: str) -> None:
+    def __init__(self, browser: Browser, disks: DiskSet, volume: str, *, hard_links: bool = True) -> None:
+        """Without ``hard_links`` each name comes as a file of its own."""
+        self._hard_links = hard_links
         self._browser, self._disks, self._volume = browser, disks, volume
         self._first_of: dict[int, str] = {}
         self._files = self._bytes = self._problems = 0
@@ -137,7 +139,7 @@ class FileReads:
         if entry.flaw and not pieces and not entry.is_directory:
             yield self._problem(entry, entry.flaw)
             return
-        if entry.link_count > 1 and not entry.is_directory:
+        if self._hard_links and entry.link_count > 1 and not entry.is_directory:
             first = self._first_of.get(entry.inode)
             if first is not None:
                 self._files += 1

@@ -227,13 +227,16 @@ class InPlaceJob:
 class ByPlace:
     """Runs restores, each by what its order says (engine.Runner)."""
 
-    def __init__(self, anew: Runner, in_place: Runner, disks: Runner) -> None:
+    def __init__(self, anew: Runner, in_place: Runner, disks: Runner, guest: Runner) -> None:
         self._anew = anew
         self._in_place = in_place
         self._disks = disks
+        self._guest = guest
 
     def _of(self, job: Job) -> Runner:
         order = _order(job)
+        if order.files is not None:
+            return self._guest
         if order.in_place:
             return self._in_place
         return self._disks if order.disks else self._anew

@@ -93,6 +93,19 @@ class BackupOrder:
 
 
 @dataclass(frozen=True, slots=True)
+class FileOrder:
+    """Which files a restore brings back into a VM, and how."""
+
+    volume: str
+    paths: tuple[str, ...]
+    on_disk: bool
+    """On a disk that is made of them; else through the agent of the guest."""
+    directory: str
+    """In the guest; empty: where they were."""
+    overwrite: bool
+
+
+@dataclass(frozen=True, slots=True)
 class RestoreOrder:
     """What a restore job was asked for; empty where the job chooses."""
 
@@ -118,6 +131,9 @@ class RestoreOrder:
     cpus: int = field(default=0, metadata={LATER: True})
     networks: tuple[str, ...] = field(default=(), metadata={LATER: True})
     """Of its interfaces, in order, as many as there are to be."""
+
+    files: FileOrder | None = field(default=None, metadata={LATER: True})
+    """Only these, into the job's VM."""
 
     @property
     def edits(self) -> bool:

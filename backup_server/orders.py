@@ -9,14 +9,14 @@ import contextlib
 from dataclasses import dataclass, replace
 
 from arraylift.clock import Clock
-from arraylift.errors import ArrayliftError, Conflict, InvalidRequest, NotFound
+from arraylift.errors import ArrayliftError, Conflict, InvalidRequest, NotFound, WrongState
 from arraylift.ids import check_name, random_id
 from arraylift.vm.types import PowerState, Vm
 from backup_server.backups import Backups
 from backup_server.engine import Engine
 from backup_server.in_place_job import matched, still_runs
 from backup_server.inventory import Inventory, VmSide
-from backup_server.job_rules import BackupOrder, Job, JobKind, JobState, RestoreOrder
+from backup_server.job_rules import BackupOrder, FileOrder, Job, JobKind, JobState, RestoreOrder
 from backup_server.model import Backup, ChangeSource, PeerKind
 from backup_server.policies.policy import Policy, excluded_disks
 from backup_server.registry import Registry
@@ -166,6 +166,35 @@ class Orders:
                 vm_name=name,
                 created_at_ns=self._clock.wall_ns(),
                 restore=replace(order, as_name="" if order.disks else name, direct=direct),
+            )
+            self._engine.submit([job])
+        return job.job_id
+
+    def start_file_restore(self, backup_id: str, files: FileOrder, *, vm: str, direct: bool) -> str:
+        """Start a restore of files into a VM, empty: the backup's own; returns the job's id.
+
+        Raises NotFound, WrongState (it does not run), Overloaded.
+        """
+        direct = self._inventory.is_direct(asked=direct)
+        side = self._inventory.side(direct=direct)
+        with self._backups.reading(backup_id) as backup:
+            found = self._inventory.look(side, side.find(vm or backup.vm_id).vm.vm_id).vm
+            if not files.on_disk and found.power is not PowerState.ON:
+                raise WrongState(
+                    f"VM {found.config.name} does not run",
+                    subject=f"VM {found.config.name}",
+                    next_step="start it, or restore the files on a disk",
+                )
+            job = Job(
+                job_id=random_id(),
+                kind=JobKind.RESTORE,
+                state=JobState.QUEUED,
+                vm_id=found.vm_id,
+                vm_name=found.config.name,
+                created_at_ns=self._clock.wall_ns(),
+                restore=RestoreOrder(
+                    *(backup_id, "", "", ""), start=False, direct=direct, keep_identity=False, files=files
+                ),
             )
             self._engine.submit([job])
         return job.job_id

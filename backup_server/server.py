@@ -14,10 +14,13 @@ from collections.abc import Callable
 from arraylift.clock import Clock
 from arraylift.durable import Files
 from arraylift.failpoints import FAILPOINTS
+from backup_server.backup_disks import BackupDisks
 from backup_server.backup_job import BackupJob
 from backup_server.backups import Backups
+from backup_server.catalog import browse
 from backup_server.disk_restore_job import DiskRestoreJob
 from backup_server.engine import Engine
+from backup_server.guest_restore_job import GuestRestoreJob
 from backup_server.in_place_job import ByPlace, InPlaceJob
 from backup_server.inventory import Inventory
 from backup_server.job_rules import JobKind, Pacing
@@ -61,13 +64,18 @@ class BackupServer:
         self.peers = peers
         self.registry = Registry(self.db, peers, center_address=center_address)
         self.inventory = Inventory(self.registry, peers)
+        self.backups = Backups(self.db, self.registry, peers, clock)
+        self.disks = BackupDisks(self.backups, self.registry, peers)
         parts = (self.db, self.registry, self.inventory, peers)
         self.engine = Engine(
             self.db,
             {
                 JobKind.BACKUP: BackupJob(*parts),
                 JobKind.RESTORE: ByPlace(
-                    anew=RestoreJob(*parts), in_place=InPlaceJob(*parts), disks=DiskRestoreJob(*parts)
+                    anew=RestoreJob(*parts),
+                    in_place=InPlaceJob(*parts),
+                    disks=DiskRestoreJob(*parts),
+                    guest=GuestRestoreJob(self.disks, browse, self.inventory, peers),
                 ),
             },
             clock=clock,
@@ -75,7 +83,6 @@ class BackupServer:
             limits=limits,
             hook=hook,
         )
-        self.backups = Backups(self.db, self.registry, peers, clock)
         self.orders = Orders(self.engine, self.registry, self.inventory, self.backups, clock)
         self.policies = PolicyStore(self.db)
         self.policy_runs = PolicyRuns(self.policies, self.orders, self.inventory, self.backups, clock)

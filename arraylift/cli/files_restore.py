@@ -13,13 +13,14 @@ from typing import Annotated
 
 import typer
 
-from arraylift.cli.backups import BackupReference, find_backup
+from arraylift.cli.backups import BackupReference, Direct, NoWait, find_backup, wait
 from arraylift.cli.command import command
 from arraylift.cli.restored_tree import Facts, RestoredTree
 from arraylift.cli.session import Session
-from arraylift.errors import ArrayliftError, Corruption
+from arraylift.errors import ArrayliftError, Corruption, InvalidRequest
+from arraylift.rpc.channel import LONG_CALL_SECONDS
 from arraylift.sizes import human
-from arraylift.v1 import catalog_pb2
+from arraylift.v1 import backup_pb2, catalog_pb2
 
 PROBLEMS_TOLD_MAX = 100
 
@@ -49,7 +50,8 @@ def register(noun: typer.Typer) -> None:
         noun,
         "restore",
         examples="arraylift files restore web /etc /home/ann --to ./back\n"
-        "arraylift files restore 3f2a /srv/data --volume lvm/vg0/data --to /mnt --overwrite",
+        "arraylift files restore 3f2a /srv/data --volume lvm/vg0/data --to /mnt --overwrite\n"
+        "arraylift files restore web /etc/hosts --guest --overwrite",
     )(restore)
 
 
@@ -57,16 +59,57 @@ def restore(
     session: Session,
     backup: BackupReference,
     paths: Annotated[list[str], typer.Argument(metavar="PATH...", help="Files, directories with all below.")],
-    to: Annotated[Path, typer.Option("--to", metavar="DIR", help="Below it they keep their whole paths.")],
+    to: Annotated[
+        Path | None, typer.Option("--to", metavar="DIR", help="Here; below it they keep their whole paths.")
+    ] = None,
+    guest: Annotated[
+        bool, typer.Option("--guest", help="Into the running guest instead, through its agent.")
+    ] = False,
+    vm: Annotated[str, typer.Option(metavar="VM", help="With --guest. [default: the backup's own]")] = "",
+    directory: Annotated[
+        str, typer.Option(metavar="PATH", help="With --guest: of the guest. [default: where they were]")
+    ] = "",
     volume: VolumeKey = "",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")] = False,
     no_owner: Annotated[
         bool, typer.Option("--no-owner", help="They become yours. [default: unless root restores]")
     ] = False,
+    direct: Direct = False,
+    no_wait: NoWait = False,
 ) -> None:
     """Bring files and directories back: owner, mode, times, attributes, links and holes as they were."""
+    if guest == (to is not None) or ((vm or directory or direct or no_wait) and not guest):
+        raise InvalidRequest("say --to DIR, or --guest", next_step="see `arraylift files restore --help`")
     server = session.server
     found = find_backup(server, backup)
+    if to is None:
+        order = catalog_pb2.StartFileRestoreRequest(
+            backup_id=found.backup_id,
+            volume=volume,
+            paths=paths,
+            destination=catalog_pb2.FILE_DESTINATION_GUEST,
+            vm=vm,
+            directory=directory,
+            overwrite=overwrite,
+            direct=direct,
+        )
+        started = server.call(server.catalog.StartFileRestore, order, timeout_seconds=LONG_CALL_SECONDS)
+        wait(session, [started.job_id], no_wait=no_wait)
+        return
+    _restore_here(session, found, to, paths, volume=volume, overwrite=overwrite, owned=not no_owner)
+
+
+def _restore_here(
+    session: Session,
+    found: backup_pb2.Backup,
+    to: Path,
+    paths: list[str],
+    *,
+    volume: str,
+    overwrite: bool,
+    owned: bool,
+) -> None:
+    server = session.server
     request = catalog_pb2.ReadFilesRequest(
         backup_id=found.backup_id, volume=volume, paths=paths, recursive=True
     )
@@ -79,7 +122,7 @@ def restore(
         if len(problems) < PROBLEMS_TOLD_MAX:
             problems.append((path.decode("utf-8", "backslashreplace"), why))
 
-    owners = os.geteuid() == 0 and not no_owner
+    owners = os.geteuid() == 0 and owned
     with (
         session.progress(f"restore files of {found.vm_name}", 0) as bar,
         server.stream(server.catalog.ReadFiles, request) as answers,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from arraylift.rpc import pages
@@ -129,3 +130,22 @@ class GrpcHost(Caller):
     def remove_vm(self, vm_id: str) -> None:
         request = vm_pb2.DeleteVmRequest(vm_id=vm_id, keep_volumes=True, missing_ok=True)
         self._ask("DeleteVm", request, slow=True)
+
+    def list_files(self, vm_id: str, disk_name: str, path: str) -> list[str]:
+        place = vm_pb2.GuestPath(vm_id=vm_id, disk_name=disk_name, path=path)
+        answers = pages.follow(
+            lambda asked: self._ask("ListGuestFiles", asked, slow=True),
+            vm_pb2.ListGuestFilesRequest(directory=place),
+        )
+        return [file.path for answer in answers for file in answer.files]
+
+    def put_file(self, vm_id: str, disk_name: str, path: str, *, mode: int, pieces: Iterator[bytes]) -> None:
+        def requests() -> Iterator[vm_pb2.PutGuestFileRequest]:
+            place = vm_pb2.GuestPath(vm_id=vm_id, disk_name=disk_name, path=path)
+            yield vm_pb2.PutGuestFileRequest(header=place, mode=mode)
+            for data in pieces:
+                yield vm_pb2.PutGuestFileRequest(data=data)
+            yield vm_pb2.PutGuestFileRequest(last=True)
+
+        seconds = self._deadlines.transfer_seconds
+        self.call(vm_pb2_grpc.VmServiceStub, "PutGuestFile", requests(), seconds=seconds)

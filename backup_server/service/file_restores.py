@@ -7,19 +7,25 @@ from contextlib import closing
 
 import grpc
 
+from arraylift.errors import InvalidRequest
+from arraylift.ids import check_id
 from arraylift.v1 import catalog_pb2 as pb
 from arraylift.v1 import catalog_pb2_grpc as pb_grpc
 from backup_server.backup_disks import BackupDisks
+from backup_server.catalog.browse import checked_path
 from backup_server.file_reads import Browser, Data, FileReads, Start, checked_paths
+from backup_server.job_rules import FileOrder
+from backup_server.orders import Orders
 from backup_server.service.files import file_to_pb, path_bytes
 
 
 class FileRestoreEdge(pb_grpc.CatalogServiceServicer):
     """The half of CatalogService that restores files."""
 
-    def __init__(self, disks: BackupDisks, browser: Browser) -> None:
+    def __init__(self, disks: BackupDisks, browser: Browser, orders: Orders) -> None:
         self._disks = disks
         self._browser = browser
+        self._orders = orders
 
     def ReadFiles(
         self, request: pb.ReadFilesRequest, context: grpc.ServicerContext
@@ -41,6 +47,23 @@ class FileRestoreEdge(pb_grpc.CatalogServiceServicer):
                             problem_count=one.problem_count,
                         )
                         yield pb.ReadFilesResponse(done=done)
+
+    def StartFileRestore(
+        self, request: pb.StartFileRestoreRequest, context: grpc.ServicerContext
+    ) -> pb.StartFileRestoreResponse:
+        if request.destination != pb.FILE_DESTINATION_GUEST:
+            raise InvalidRequest("no place is named where the files go", next_step="name the guest")
+        order = FileOrder(
+            volume=request.volume,
+            paths=tuple(checked_paths(request.paths, recursive=True)),
+            on_disk=False,
+            directory=checked_path(request.directory) if request.directory else "",
+            overwrite=request.overwrite,
+        )
+        job_id = self._orders.start_file_restore(
+            check_id(request.backup_id, "backup id"), order, vm=request.vm, direct=request.direct
+        )
+        return pb.StartFileRestoreResponse(job_id=job_id)
 
 
 def _start(one: Start) -> pb.FileStart:

@@ -135,6 +135,8 @@ def vm_handlers(world: World, host: str) -> list[Any]:
             ),
             handler("CreateVm", lambda r: pb.CreateVmResponse(vm=world.create_vm(r))),
             handler("DeleteVm", lambda r: (world.remove_vm(r), pb.DeleteVmResponse())[1]),
+            handler("ListGuestFiles", world.list_guest_files),
+            handler("PutGuestFile", world.put_guest_file),
             handler("AttachVolume", lambda r: pb.AttachVolumeResponse(vm=world.attach(r))),
             handler("PowerOn", lambda r: pb.PowerOnResponse(vm=world.power(r.vm_id, pb.POWER_STATE_ON))),
             handler("PowerOff", lambda r: pb.PowerOffResponse(vm=world.power(r.vm_id, pb.POWER_STATE_OFF))),

@@ -14,7 +14,7 @@ from typing import Any
 
 import grpc
 
-from arraylift.errors import AlreadyExists, Corruption, NotFound, PeerUnavailable, WrongState
+from arraylift.errors import AlreadyExists, Conflict, Corruption, NotFound, PeerUnavailable, WrongState
 from arraylift.ids import random_id
 from arraylift.v1 import (
     common_pb2,
@@ -73,6 +73,8 @@ class World(ArraySide):
             """Images that have arrived for a restore in place, by transfer."""
             self.held: dict[str, str] = {}
             """The image that a volume holds since such a restore."""
+            self.guest_files: dict[str, tuple[str, int, bytes]] = {}
+            self.guest_folders = {"", "/etc"}
             self.made_by = {}
             self.lineages: dict[str, str] = {}
             self.safeties: dict[str, volume_pb2.Snapshot] = {}
@@ -315,6 +317,29 @@ class World(ArraySide):
         if request.disk.name not in [disk.name for disk in vm.config.disks]:
             vm.config.disks.append(request.disk)
         return vm
+
+    def list_guest_files(self, request: Any) -> vm_pb2.ListGuestFilesResponse:
+        folder = request.directory.path.rstrip("/")
+        if folder not in self.guest_folders:
+            raise NotFound(f"there is no {folder or '/'}")
+        files = [
+            vm_pb2.GuestFile(path=path) for path in self.guest_files if path.rpartition("/")[0] == folder
+        ]
+        return vm_pb2.ListGuestFilesResponse(files=files)
+
+    def put_guest_file(self, requests: Any) -> vm_pb2.PutGuestFileResponse:
+        """Holds the lock to its end."""
+        content, header, mode = b"", vm_pb2.GuestPath(), 0
+        for request in requests:
+            content += request.data
+            if request.HasField("header"):
+                header, mode = request.header, request.mode
+            if request.last:
+                if header.path.rpartition("/")[0] not in self.guest_folders:
+                    raise NotFound(f"there is no directory for {header.path}")
+                self.guest_files[header.path] = (header.disk_name, mode, content)
+                return vm_pb2.PutGuestFileResponse()
+        raise Conflict("it was cut")
 
     def power(self, vm_id: str, power: int) -> vm_pb2.Vm:
         vm = self._vm(vm_id)

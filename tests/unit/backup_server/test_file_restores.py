@@ -48,7 +48,7 @@ class Told:
 
 
 def answers(image: browse.ImageAccess, *paths: str, recursive: bool = True) -> list[pb.ReadFilesResponse]:
-    edge = FileRestoreEdge(OpenDisks(image), browse)  # type: ignore[arg-type]
+    edge = FileRestoreEdge(OpenDisks(image), browse, None)  # type: ignore[arg-type]
     context: Any = None
     return list(edge.ReadFiles(pb.ReadFilesRequest(paths=paths, recursive=recursive), context))
 

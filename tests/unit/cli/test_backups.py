@@ -318,3 +318,19 @@ def test_single_disks_and_other_attributes_are_asked_for(arraylift: Arraylift, d
     assert (list(disks.disks), disks.volume, disks.attach) == (["disk1"], "mine", "db")
     assert (edited.memory_bytes, edited.cpus, list(edited.networks)) == (8 << 30, 6, ["lab", "dmz"])
     assert not edited.disks
+
+
+def test_files_are_put_back_into_a_guest(arraylift: Arraylift, daemons: Daemons, tmp_path: Path) -> None:
+    daemons.server.jobs = {hex_id(1): [job(1, SUCCEEDED)]}
+    daemons.server.backups = [backup(1, "web")]
+    words = ("files", "restore", "web", "/etc/hosts")
+    assert arraylift(*words, "--guest", "--vm", "db", "--directory", "/tmp", "--overwrite").code == 0
+    (asked,) = daemons.catalog.started
+    assert (asked.destination, asked.vm, asked.directory) == (
+        catalog_pb2.FILE_DESTINATION_GUEST,
+        "db",
+        "/tmp",
+    )
+    assert (list(asked.paths), asked.overwrite) == (["/etc/hosts"], True)
+    for wrong in ((), ("--guest", "--to", tmp_path), ("--to", tmp_path, "--vm", "db")):
+        assert arraylift(*words, *wrong).code == 2

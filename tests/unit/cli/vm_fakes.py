@@ -339,9 +339,16 @@ class FakeCatalog(catalog_pb2_grpc.CatalogServiceServicer):
 
     read: list[catalog_pb2.ReadFilesRequest] = field(default_factory=list)
     files: list[catalog_pb2.ReadFilesResponse] = field(default_factory=list)
+    started: list[catalog_pb2.StartFileRestoreRequest] = field(default_factory=list)
 
     def ReadFiles(
         self, request: catalog_pb2.ReadFilesRequest, context: Context
     ) -> Iterator[catalog_pb2.ReadFilesResponse]:
         self.read.append(request)
         yield from self.files
+
+    def StartFileRestore(
+        self, request: catalog_pb2.StartFileRestoreRequest, context: Context
+    ) -> catalog_pb2.StartFileRestoreResponse:
+        self.started.append(request)
+        return catalog_pb2.StartFileRestoreResponse(job_id=f"{1:032x}")
