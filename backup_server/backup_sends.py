@@ -51,7 +51,7 @@ class BackupSends:
         order = backup_order(run.job)
         if order.full:
             return ()
-        last = next((one for one in self._db.backups(vm=run.job.vm_id) if one.target == order.target), None)
+        last = self._db.last_backup(run.job.vm_id, target=order.target)
         if last is None:
             return ()
         foreign = {disk.name for disk in last.config.disks if disk.foreign}

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import threading
 from collections import Counter
 from collections.abc import Generator, Iterator
@@ -20,7 +21,7 @@ from dataclasses import dataclass
 from arraylift.clock import Clock
 from arraylift.errors import ArrayliftError, Corruption, NotFound, WrongState
 from arraylift.logs import get_logger
-from backup_server.job_rules import JOBS_UNFINISHED_MAX, JobState
+from backup_server.backup_index import BackupIndex
 from backup_server.model import Backup, BackupDisk, PeerKind, RegisteredPeer, Verdict
 from backup_server.ports import Peers
 from backup_server.registry import Registry
@@ -30,7 +31,7 @@ SPANS_TOLD_MAX = 8
 """Damaged spans that an error names."""
 
 CHUNK_BACKUPS = 200
-"""Backups that are read from the database at once."""
+"""Backups that are read from the database, or written there, at once."""
 
 _log = get_logger("backups")
 
@@ -53,6 +54,7 @@ class Backups:
 
     def __init__(self, db: ServerDb, registry: Registry, peers: Peers, clock: Clock) -> None:
         self._db = db
+        self.index = BackupIndex(db)
         self._clock = clock
         self._registry = registry
         self._peers = peers
@@ -64,10 +66,6 @@ class Backups:
     def all(self, vm: str = "") -> list[Backup]:
         """Newest first; ``vm`` is a name or an id."""
         return self._db.backups(vm=vm)
-
-    def made_by(self, policy: str) -> list[Backup]:
-        """Those that the policy's runs made, newest first."""
-        return self._db.backups_of_policy(policy)
 
     def newest_first(self, vm: str = "", *, behind: tuple[int, str] | None = None) -> Iterator[Backup]:
         """Likewise, older than one of that time and id; read as they are taken."""
@@ -104,11 +102,8 @@ class Backups:
         then the deletion goes on when the target is back (Y2)."""
         backup = self.get(backup_id)
         with self.guard:
-            users = [
-                f"job {job.job_id}"
-                for job in self._db.jobs(unfinished=True, limit=JOBS_UNFINISHED_MAX)
-                if job.backup_id == backup_id
-            ]
+            user = self._db.user_of_backup(backup_id)
+            users = [f"job {user}"] * bool(user)
             users += ["a verification or a restore of files"] * bool(self._readers[backup_id])
             if users:
                 raise WrongState(
@@ -154,23 +149,16 @@ class Backups:
     def sync_target(self, peer: RegisteredPeer) -> None:
         """Likewise, for one. Raises PeerUnavailable."""
         with self._syncing:
-            before = {one.backup_id for one in self._db.backups() if one.target == peer.name}
+            before = self.index.on_target(peer.name)
             seen: set[str] = set()
-            for backup in self._peers.target(peer).backups():
-                seen.add(backup.backup_id)
-                if self._is_whole(backup.backup_id):
-                    self._db.save_backup(backup)
+            listing = self._peers.target(peer).backups()
+            while chunk := list(itertools.islice(listing, CHUNK_BACKUPS)):
+                seen.update(backup.backup_id for backup in chunk)
+                self._db.save_backups(chunk, found=True)
             # Only rows that were there before the listing began: it may have missed a newer one.
             for gone in before - seen:
                 _log.warning("backup_gone", backup=gone, target=peer.name)
                 self._db.forget_backup(gone)
-
-    def _is_whole(self, backup_id: str) -> bool:
-        """A job of ours that did not succeed has yet to publish it, or to take it away."""
-        try:
-            return self._db.job(backup_id).state is JobState.SUCCEEDED
-        except NotFound:
-            return True
 
     # -- locks ------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ Invariants:
 A field's type is str, int, bool, bytes, an enum, another dataclass, Figures, tuple[X, ...],
 dict[str, str], Tags, or one of these ``| None``. Bytes are hex; enums are their numbers or strings;
 tags are an object.
-Callers: any thread. Format: docs/formats/server-db-v2.md
+Callers: any thread. Format: docs/formats/server-db-v3.md
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from __future__ import annotations
 import dataclasses
 import enum
 import json
+from collections.abc import Callable
 from functools import cache
 from types import NoneType, UnionType
-from typing import Any, NewType, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, NewType, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from arraylift.errors import Corruption
 from arraylift.vm.types import LATER, Tags
@@ -34,7 +35,7 @@ def dump(value: object) -> str:
 def load(kind: type[T], text: str, *, what: str) -> T:
     """Return the value again. Raises Corruption naming ``what`` (J2)."""
     try:
-        value: T = _from_plain(kind, json.loads(text))
+        value: T = _reader(cast("Any", kind))(json.loads(text))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise Corruption(
             f"{what} in the database makes no sense: {error}",
@@ -79,32 +80,47 @@ def _to_plain(kind: Any, value: Any) -> Any:
     return value
 
 
-def _from_plain(kind: Any, plain: Any) -> Any:
-    if plain is None and NoneType in get_args(kind):
-        return None
+Reader = Callable[[Any], Any]
+
+
+@cache
+def _reader(kind: Any) -> Reader:
+    """What makes a value of that type out of JSON: found once, for documents come by thousands."""
+    if NoneType in get_args(kind):
+        inner = _reader(_bare(kind))
+        return lambda plain: None if plain is None else inner(plain)
     kind = _bare(kind)
     origin, arguments = get_origin(kind), get_args(kind)
     if kind == Tags:
-        return tuple(sorted((_of(str, key), _of(str, tag)) for key, tag in _of(dict, plain).items()))
+        return lambda plain: tuple(
+            sorted((_of(str, key), _of(str, tag)) for key, tag in _of(dict, plain).items())
+        )
     if origin is tuple:
-        return tuple(_from_plain(arguments[0], item) for item in _of(list, plain))
+        item = _reader(arguments[0])
+        return lambda plain: tuple([item(one) for one in _of(list, plain)])
     if origin is dict:
-        return {name: _from_plain(arguments[1], item) for name, item in _of(dict, plain).items()}
+        value = _reader(arguments[1])
+        return lambda plain: {name: value(one) for name, one in _of(dict, plain).items()}
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-        return _object(kind, _of(dict, plain))
+        return _object_reader(kind)
     if kind is bytes:
-        return bytes.fromhex(_of(str, plain))
+        return lambda plain: bytes.fromhex(_of(str, plain))
     if issubclass(kind, enum.Enum):
-        return kind(plain)
-    return _of(kind, plain)
+        return cast("Reader", kind)
+    return lambda plain: plain if type(plain) is kind else _of(kind, plain)
 
 
-def _object(kind: Any, plain: dict[str, Any]) -> Any:
+def _object_reader(kind: Any) -> Reader:
     hints = _hints(kind)
+    readers = {one.name: _reader(hints[one.name]) for one in dataclasses.fields(kind)}
     needed = {one.name for one in dataclasses.fields(kind) if not _has_default(one)}
-    if not needed <= plain.keys() <= hints.keys():  # J2
-        raise ValueError(f"{kind} has the fields {sorted(hints)}, not {sorted(plain)}")
-    return kind(**{name: _from_plain(hints[name], plain[name]) for name in plain})
+
+    def read(plain: Any) -> Any:
+        if not needed <= _of(dict, plain).keys() <= readers.keys():  # J2
+            raise ValueError(f"{kind} has the fields {sorted(readers)}, not {sorted(plain)}")
+        return kind(**{name: readers[name](value) for name, value in plain.items()})
+
+    return read
 
 
 def _has_default(one: dataclasses.Field[Any]) -> bool:

@@ -41,7 +41,7 @@ from backup_server.job_rules import (
 from backup_server.job_run import JobRun, Stopped
 from backup_server.job_turns import Demand, Limits, Turns
 from backup_server.model import Safety
-from backup_server.server_db import ServerDb
+from backup_server.server_db import JobFilter, ServerDb
 
 JOIN_SECONDS = 30.0
 PLACERS = 4
@@ -347,10 +347,12 @@ class Engine:
             return self._view(self._db.job(job_id), self._db.steps(job_id), None)
         return self._view(run.job, run.steps(), run)
 
-    def views(self, *, unfinished: bool, limit: int, behind: str = "") -> list[JobView]:
+    def views(
+        self, *, unfinished: bool, limit: int, behind: str = "", only: JobFilter | None = None
+    ) -> list[JobView]:
         """Newest first; ``behind``: only those older than this job."""
         found = []
-        for job in self._db.jobs(unfinished=unfinished, limit=limit, behind=behind):
+        for job in self._db.jobs(unfinished=unfinished, limit=limit, behind=behind, only=only):
             try:
                 found.append(self.view(job.job_id))
             except NotFound:

@@ -135,10 +135,7 @@ class Orders:
         if not policy.full_every_days:
             return False
         limit_ns = self._clock.wall_ns() - policy.full_every_days * 86_400 * 10**9
-        return not any(
-            backup.target == target and not backup.incremental and backup.snapshot_at_ns >= limit_ns
-            for backup in self._backups.all(vm.vm_id)
-        )
+        return not self._backups.index.was_read_whole(vm.vm_id, target=target, since_ns=limit_ns)
 
     def start_restore(self, order: RestoreOrder) -> str:
         """Start a restore; returns the job's id. Raises NotFound, AlreadyExists, Conflict, WrongState,

@@ -5,13 +5,14 @@ Callers: edges, any thread. Nothing is cached; the inventory is asked each time.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from arraylift.clock import Clock
 from arraylift.vm.types import Vm
+from backup_server.backup_index import Sums
 from backup_server.backups import Backups
-from backup_server.model import Backup
 from backup_server.policies import schedule
 from backup_server.policies.policy import meant
 from backup_server.policy_runs import NS, PolicyRuns, jitter_of
@@ -34,17 +35,6 @@ class Gap:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Space:
-    """What the backups of one VM, or on one target, amount to. Bytes."""
-
-    name: str
-    backup_count: int
-    bytes_protected: int
-    bytes_sent: int
-    bytes_stored: int
-
-
 class Reports:
     """See the module."""
 
@@ -65,12 +55,15 @@ class Reports:
                     disabled[one.vm.vm_id] = kept.policy.name
                 elif one.chosen:
                     chosen.add(one.vm.vm_id)
-        newest = _newest(self._backups.all(), by_policy=False)
+        newest = self._backups.index.newest()
+        last: dict[str, int] = {}
+        for (vm_id, _), at_ns in newest.items():
+            last[vm_id] = max(last.get(vm_id, 0), at_ns)
         return [
             Gap(
                 vm,
                 "",
-                newest.get((vm.vm_id, ""), 0),
+                last.get(vm.vm_id, 0),
                 0,
                 f"policy {disabled[vm.vm_id]} is disabled"
                 if vm.vm_id in disabled
@@ -86,27 +79,27 @@ class Reports:
         Raises PeerUnavailable.
         """
         vms = self._runs.vms()
-        newest = _newest(self._backups.all(), by_policy=True)
+        newest, now_ns = self._backups.index.newest(), self._clock.wall_ns()
         found = []
         for kept in self._store.all():
             if kept.policy.disabled:
                 continue
+            due_at = functools.cache(functools.partial(schedule.due, kept.policy.schedule, kept.since_ns))
             for one in meant(kept.policy.selection, vms):
                 if not one.chosen:
                     continue
-                due = self._due(kept, one.vm)
+                due = self._due(kept, one.vm, due_at, now_ns)
                 last = newest.get((one.vm.vm_id, kept.policy.name), 0)
                 if due and last < due:
                     found.append(Gap(one.vm, kept.policy.name, last, due, self._why(kept, one.vm)))
         return sorted(found, key=lambda gap: (gap.due_at_ns, gap.vm.config.name, gap.vm.vm_id))
 
-    def _due(self, kept: KeptPolicy, vm: Vm) -> int:
+    def _due(self, kept: KeptPolicy, vm: Vm, due_at: Callable[[int], int | None], now_ns: int) -> int:
         """The instant of the last run whose backup of the VM should be there by now; 0: none."""
-        policy, now = kept.policy, self._clock.wall_ns()
-        late = now - OVERDUE_SECONDS * NS
+        policy, late = kept.policy, now_ns - OVERDUE_SECONDS * NS
         at = late
         for _ in range(STEPS_BACK_MAX):
-            due = schedule.due(policy.schedule, kept.since_ns, at)
+            due = due_at(at)
             if due is None:
                 return 0
             opens = schedule.open_from(
@@ -125,33 +118,7 @@ class Reports:
             return f"job {job.job_id[:12]} is {job.state.name.lower()}"
         return kept.problem or "no backup was made"
 
-    def space(self) -> tuple[list[Space], list[Space]]:
+    def space(self) -> tuple[list[Sums], list[Sums]]:
         """(by VM, by target), largest first."""
-        by_vm: dict[str, list[int]] = {}
-        by_target: dict[str, list[int]] = {}
-        for backup in self._backups.all():
-            sums = (
-                1,
-                sum(disk.size_bytes for disk in backup.disks),
-                sum(disk.figures.bytes_sent for disk in backup.disks),
-                sum(disk.figures.bytes_stored for disk in backup.disks),
-            )
-            for groups, name in ((by_vm, backup.vm_name), (by_target, backup.target)):
-                group = groups.setdefault(name, [0, 0, 0, 0])
-                for index, value in enumerate(sums):
-                    group[index] += value
-        return _largest(by_vm), _largest(by_target)
-
-
-def _largest(groups: dict[str, list[int]]) -> list[Space]:
-    found = [Space(name, *sums) for name, sums in groups.items()]
-    return sorted(found, key=lambda one: (-one.bytes_stored, one.name))
-
-
-def _newest(backups: Iterable[Backup], *, by_policy: bool) -> dict[tuple[str, str], int]:
-    """Instant of the newest backup by (VM, policy)."""
-    newest: dict[tuple[str, str], int] = {}
-    for backup in backups:
-        key = (backup.vm_id, backup.policy if by_policy else "")
-        newest[key] = max(newest.get(key, 0), backup.snapshot_at_ns)
-    return newest
+        index = self._backups.index
+        return index.space("vm_name"), index.space("target")

@@ -25,11 +25,10 @@ from arraylift.outcome import attempt
 from arraylift.vm.types import Vm
 from backup_server.backups import Backups
 from backup_server.inventory import Inventory
-from backup_server.model import Backup
 from backup_server.orders import Orders
 from backup_server.policies import retention, schedule
 from backup_server.policies.policy import Policy, meant
-from backup_server.policies.retention import Candidate, Decision
+from backup_server.policies.retention import Decision
 from backup_server.policy_store import KeptPolicy, PolicyStore, Start
 
 NS = 1_000_000_000
@@ -214,10 +213,12 @@ class PolicyRuns:
 
     def _keep(self, policy: Policy) -> None:
         if policy.lock_days:
-            for backup in self._made_by(policy.name):
-                until_ns = backup.snapshot_at_ns + policy.lock_days * 86_400 * NS
-                if backup.lock_until_ns < until_ns and until_ns > self._clock.wall_ns():
-                    self._backups.lock(backup.backup_id, until_ns)
+            seconds = policy.lock_days * 86_400
+            now_ns = self._clock.wall_ns()
+            for backup_id, until_ns in self._backups.index.to_lock(
+                policy.name, seconds=seconds, now_ns=now_ns
+            ):
+                self._backups.lock(backup_id, until_ns)
         now = self._clock.monotonic()
         last = self._retained_at.get(policy.name)
         if policy.retention.keeps_all or (last is not None and now - last < RETENTION_SECONDS):
@@ -227,22 +228,9 @@ class PolicyRuns:
         if applied.problems:
             self._store.note(policy.name, "; ".join(applied.problems))
 
-    def _made_by(self, name: str) -> list[Backup]:
-        return self._backups.made_by(name)
-
     def plan_retention(self, policy: Policy) -> list[Decision]:
         """What would be kept and what would go, by VM, newest first (G3)."""
-        now = self._clock.wall_ns()
-        candidates = [
-            Candidate(
-                backup.backup_id,
-                backup.vm_id,
-                backup.vm_name,
-                backup.snapshot_at_ns,
-                held="locked" if backup.lock_until_ns > now else "",
-            )
-            for backup in self._made_by(policy.name)
-        ]
+        candidates = self._backups.index.made_by(policy.name, now_ns=self._clock.wall_ns())
         return retention.plan(candidates, policy.retention, zone=policy.schedule.zone)
 
     def apply_retention(self, name: str, digest: bytes) -> Applied:

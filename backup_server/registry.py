@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from arraylift.errors import ArrayliftError, InvalidRequest, NotFound, Overloaded, WrongState
+from backup_server.backup_index import BackupIndex
 from backup_server.job_rules import JOBS_UNFINISHED_MAX, Job
 from backup_server.model import PeerKind, RegisteredPeer
 from backup_server.ports import HostRef, Peers
@@ -59,7 +60,7 @@ class Registry:
             peer = self.find(kind, name)
             users = [f"job {job.job_id}" for job in self._unfinished() if _needs(job, peer)]
             if kind is PeerKind.TARGET:
-                users += [f"backup {one.backup_id}" for one in self._db.backups() if one.target == name]
+                users += [f"backup {one}" for one in sorted(BackupIndex(self._db).on_target(name))]
             if users:
                 raise WrongState(
                     f"{len(users)} jobs and backups need {peer}, {users[0]} among them",

@@ -10,7 +10,7 @@ Invariants:
   D4 a database of another application or a later version is refused; an earlier one becomes this one in
      one transaction.
   D5 at most one unfinished restore in place a VM.
-Callers: any thread; one lock. Format: docs/formats/server-db-v2.md
+Callers: any thread; one lock. Format: docs/formats/server-db-v3.md
 Decision: docs/decisions/0028-sqlite-for-the-server.md
 """
 
@@ -19,8 +19,8 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 import threading
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from arraylift.errors import (
     ArrayliftError,
@@ -38,70 +38,44 @@ from backup_server.job_rules import (
     JOBS_UNFINISHED_MAX,
     Job,
     JobKind,
+    JobState,
     Step,
 )
 from backup_server.model import Backup, PeerKind, RegisteredPeer
+from backup_server.server_schema import APPLICATION_ID, SCHEMA, UPGRADES, VERSION
 
-APPLICATION_ID = 0x414C5344  # "ALSD"
-VERSION = 2
 BUSY_SECONDS = 10.0
 
-_SCHEMA = """
-CREATE TABLE jobs (
-    serial INTEGER PRIMARY KEY AUTOINCREMENT,
-    job_id TEXT NOT NULL UNIQUE,
-    kind INTEGER NOT NULL,
-    state INTEGER NOT NULL,
-    vm_id TEXT NOT NULL,
-    document TEXT NOT NULL
-) STRICT;
-CREATE UNIQUE INDEX one_backup_per_vm ON jobs (vm_id) WHERE kind = 1 AND state < 3;
-CREATE INDEX unfinished_jobs ON jobs (serial) WHERE state < 3;
-CREATE TABLE steps (
-    job_id TEXT NOT NULL REFERENCES jobs (job_id) ON DELETE CASCADE,
-    name TEXT NOT NULL,
-    position INTEGER NOT NULL,
-    document TEXT NOT NULL,
-    PRIMARY KEY (job_id, name)
-) STRICT, WITHOUT ROWID;
-CREATE TABLE backups (
-    backup_id TEXT PRIMARY KEY,
-    vm_id TEXT NOT NULL,
-    vm_name TEXT NOT NULL,
-    target TEXT NOT NULL,
-    snapshot_at_ns INTEGER NOT NULL,
-    deleting INTEGER NOT NULL DEFAULT 0,
-    document TEXT NOT NULL
-) STRICT, WITHOUT ROWID;
-CREATE INDEX backups_by_time ON backups (snapshot_at_ns, backup_id);
-CREATE TABLE peers (
-    kind INTEGER NOT NULL,
-    name TEXT NOT NULL,
-    address TEXT NOT NULL,
-    PRIMARY KEY (kind, name)
-) STRICT, WITHOUT ROWID;
-"""
-_UPGRADES = {
-    1: """
-CREATE TABLE policies (
-    name TEXT PRIMARY KEY,
-    since_ns INTEGER NOT NULL,
-    last_due_ns INTEGER NOT NULL DEFAULT 0,
-    problem TEXT NOT NULL DEFAULT '',
-    document TEXT NOT NULL
-) STRICT, WITHOUT ROWID;
-CREATE TABLE policy_starts (
-    policy TEXT NOT NULL REFERENCES policies (name) ON DELETE CASCADE,
-    vm_id TEXT NOT NULL,
-    vm_name TEXT NOT NULL,
-    due_ns INTEGER NOT NULL,
-    start_ns INTEGER NOT NULL,
-    PRIMARY KEY (policy, vm_id)
-) STRICT, WITHOUT ROWID;
-CREATE INDEX policy_starts_by_time ON policy_starts (start_ns);
-""",
-}
-"""From each earlier version to the next."""
+
+@dataclass(frozen=True, slots=True)
+class JobFilter:
+    """Which jobs a listing is of; what is empty asks for nothing."""
+
+    vm: str = ""
+    """Name or id."""
+    states: tuple[JobState, ...] = ()
+    kind: JobKind | None = None
+    since_ns: int = 0
+    policy: str = ""
+
+    def sql(self) -> tuple[list[str], list[str | int]]:
+        """Conditions, and their values."""
+        conditions, values = list[str](), list[str | int]()
+        if self.vm:
+            conditions.append("(vm_id = ? OR vm_name = ?)")
+            values += [self.vm, self.vm]
+        if self.states:
+            conditions.append(f"state IN ({', '.join('?' * len(self.states))})")
+            values += self.states
+        for name, comparison, value in (
+            ("kind", "=", self.kind or 0),
+            ("created_at_ns", ">=", self.since_ns),
+            ("policy", "=", self.policy),
+        ):
+            if value:
+                conditions.append(f"{name} {comparison} ?")
+                values.append(value)
+        return conditions, values
 
 
 class ServerDb:
@@ -137,9 +111,9 @@ class ServerDb:
         self._db.execute("PRAGMA foreign_keys=ON")
         if not empty and (problem := self._db.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
             raise _damaged(self._path, problem)
-        missing = [_UPGRADES[version] for version in range(found[1] or 1, VERSION)]
+        missing = [UPGRADES[version] for version in range(found[1] or 1, VERSION)]
         if empty:
-            missing.insert(0, f"{_SCHEMA} PRAGMA application_id={APPLICATION_ID};")
+            missing.insert(0, f"{SCHEMA} PRAGMA application_id={APPLICATION_ID};")
         if missing:
             steps = " ".join(missing)
             self._db.executescript(f"BEGIN IMMEDIATE; {steps} PRAGMA user_version={VERSION}; COMMIT;")
@@ -175,7 +149,7 @@ class ServerDb:
                 )
             db.execute(
                 "DELETE FROM jobs WHERE state >= 3 AND serial <= (SELECT max(serial) FROM jobs) - ?"
-                " AND json_extract(document, '$.sweeps_left') = 0",
+                " AND sweeps_left = 0",
                 (JOBS_KEPT_MAX,),
             )
 
@@ -220,23 +194,36 @@ class ServerDb:
             ).fetchone()
         return documents.load(Job, row[0], what="a job") if row is not None else None
 
-    def jobs(self, *, unfinished: bool, limit: int, behind: str = "") -> list[Job]:
+    def jobs(
+        self, *, unfinished: bool = False, limit: int, behind: str = "", only: JobFilter | None = None
+    ) -> list[Job]:
         """Newest first; ``behind``: only those older than this job, none if it is forgotten."""
-        where = "state < 3" if unfinished else "1"
+        conditions, values = (only or JobFilter()).sql()
+        if unfinished:
+            conditions.append("state < 3")
+        if behind:
+            conditions.append("serial < (SELECT serial FROM jobs WHERE job_id = ?)")
+            values.append(behind)
+        where = " AND ".join(conditions) or "1"
         with self.read() as db:
             rows = db.execute(
-                f"SELECT document FROM jobs WHERE {where} AND (?1 = '' OR serial <"  # noqa: S608 - constants
-                " (SELECT serial FROM jobs WHERE job_id = ?1)) ORDER BY serial DESC LIMIT ?2",
-                (behind, limit),
+                f"SELECT document FROM jobs WHERE {where} ORDER BY serial DESC LIMIT ?",  # noqa: S608 - constants
+                (*values, limit),
             ).fetchall()
         return [documents.load(Job, row[0], what="a job") for row in rows]
+
+    def user_of_backup(self, backup_id: str) -> str:
+        """An unfinished job that makes the backup, or restores it; empty: there is none."""
+        with self.read() as db:
+            row = db.execute(
+                "SELECT job_id FROM jobs WHERE backup_id = ? AND state < 3 LIMIT 1", (backup_id,)
+            ).fetchone()
+        return row[0] if row is not None else ""
 
     def jobs_to_sweep(self) -> list[Job]:
         """Jobs that ended badly and are to be cleaned up after again."""
         with self.read() as db:
-            rows = db.execute(
-                "SELECT document FROM jobs WHERE state >= 3 AND json_extract(document, '$.sweeps_left') > 0"
-            ).fetchall()
+            rows = db.execute("SELECT document FROM jobs WHERE state >= 3 AND sweeps_left > 0").fetchall()
         return [documents.load(Job, row[0], what="a job") for row in rows]
 
     def save_job(self, job: Job) -> None:
@@ -281,16 +268,48 @@ class ServerDb:
     def save_backup(self, backup: Backup) -> None:
         """Keep what a target's manifest says, without firmware variables; a backup that is being deleted
         stays so."""
-        backup = replace(backup, firmware_variables=b"")
-        row = (backup.backup_id, backup.vm_id, backup.vm_name, backup.target, backup.snapshot_at_ns)
+        self.save_backups([backup])
+
+    def save_backups(self, backups: Iterable[Backup], *, found: bool = False) -> None:
+        """Likewise, all of them in one transaction. ``found``: on a target, where a job of ours that has not
+        succeeded may have put it and may take it away: such are left to their jobs."""
         with self.change() as db:
-            db.execute(
-                "INSERT INTO backups (backup_id, vm_id, vm_name, target, snapshot_at_ns, document)"
-                " VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (backup_id) DO UPDATE SET vm_id = excluded.vm_id,"
-                " vm_name = excluded.vm_name, target = excluded.target,"
-                " snapshot_at_ns = excluded.snapshot_at_ns, document = excluded.document",
-                (*row, documents.dump(backup)),
-            )
+            for backup in backups:
+                if (
+                    found
+                    and db.execute(
+                        "SELECT 1 FROM jobs WHERE job_id = ? AND state <> ?",
+                        (backup.backup_id, JobState.SUCCEEDED),
+                    ).fetchone()
+                ):
+                    continue
+                document = documents.dump(replace(backup, firmware_variables=b""))
+                row = db.execute("SELECT document FROM backups WHERE backup_id = ?", (backup.backup_id,))
+                if (row.fetchone() or [None])[0] != document:
+                    self._write_backup(db, backup, document)
+
+    def _write_backup(self, db: sqlite3.Connection, backup: Backup, document: str) -> None:
+        columns = {
+            "backup_id": backup.backup_id,
+            "vm_id": backup.vm_id,
+            "vm_name": backup.vm_name,
+            "target": backup.target,
+            "snapshot_at_ns": backup.snapshot_at_ns,
+            "document": document,
+            "policy": backup.policy,
+            "lock_until_ns": backup.lock_until_ns,
+            "incremental": backup.incremental,
+            "bytes_protected": sum(disk.size_bytes for disk in backup.disks),
+            "bytes_sent": sum(disk.figures.bytes_sent for disk in backup.disks),
+            "bytes_stored": sum(disk.figures.bytes_stored for disk in backup.disks),
+        }
+        names, marks = ", ".join(columns), ", ".join("?" * len(columns))
+        changes = ", ".join(f"{name} = excluded.{name}" for name in columns)
+        db.execute(
+            f"INSERT INTO backups ({names}) VALUES ({marks})"  # noqa: S608 - constants
+            f" ON CONFLICT (backup_id) DO UPDATE SET {changes}",
+            tuple(columns.values()),
+        )
 
     def backup(self, backup_id: str) -> Backup:
         """Raises NotFound, also for one that is being deleted."""
@@ -306,34 +325,37 @@ class ServerDb:
 
     def backups(self, *, vm: str = "", deleting: bool = False) -> list[Backup]:
         """Newest first; ``vm`` is a name or an id, empty: all."""
+        return self.backups_behind(None, vm=vm, deleting=deleting, count_max=-1)
+
+    def backups_behind(
+        self, behind: tuple[int, str] | None, *, vm: str = "", deleting: bool = False, count_max: int
+    ) -> list[Backup]:
+        """At most so many of ``backups`` (-1: all), older than one of that time and id."""
+        conditions, values = ["deleting"] if deleting else ["NOT deleting"], list[str | int]()
+        if vm:
+            conditions.append("(vm_id = ? OR vm_name = ?)")
+            values += [vm, vm]
+        if behind is not None:
+            conditions.append("(snapshot_at_ns, backup_id) < (?, ?)")
+            values += behind
+        where = " AND ".join(conditions)
         with self.read() as db:
             rows = db.execute(
-                "SELECT document FROM backups WHERE deleting = ?1 AND (?2 = '' OR vm_id = ?2 OR vm_name = ?2)"
-                " ORDER BY snapshot_at_ns DESC, backup_id DESC",
-                (deleting, vm),
+                f"SELECT document FROM backups WHERE {where}"  # noqa: S608 - constants
+                " ORDER BY snapshot_at_ns DESC, backup_id DESC LIMIT ?",
+                (*values, count_max),
             ).fetchall()
         return [documents.load(Backup, row[0], what="a backup") for row in rows]
 
-    def backups_of_policy(self, name: str) -> list[Backup]:
-        """Newest first."""
+    def last_backup(self, vm_id: str, *, target: str) -> Backup | None:
+        """The VM's newest on that target."""
         with self.read() as db:
-            rows = db.execute(
-                "SELECT document FROM backups WHERE NOT deleting AND json_extract(document, '$.policy') = ?"
-                " ORDER BY snapshot_at_ns DESC, backup_id DESC",
-                (name,),
-            ).fetchall()
-        return [documents.load(Backup, row[0], what="a backup") for row in rows]
-
-    def backups_behind(self, behind: tuple[int, str] | None, *, vm: str = "", count_max: int) -> list[Backup]:
-        """At most so many of ``backups``, older than one of that time and id."""
-        with self.read() as db:
-            rows = db.execute(
-                "SELECT document FROM backups WHERE NOT deleting AND (?1 = '' OR vm_id = ?1 OR vm_name = ?1)"
-                " AND (?2 IS NULL OR (snapshot_at_ns, backup_id) < (?2, ?3))"
-                " ORDER BY snapshot_at_ns DESC, backup_id DESC LIMIT ?4",
-                (vm, *(behind or (None, None)), count_max),
-            ).fetchall()
-        return [documents.load(Backup, row[0], what="a backup") for row in rows]
+            row = db.execute(
+                "SELECT document FROM backups WHERE vm_id = ? AND target = ? AND NOT deleting"
+                " ORDER BY snapshot_at_ns DESC, backup_id DESC LIMIT 1",
+                (vm_id, target),
+            ).fetchone()
+        return documents.load(Backup, row[0], what="a backup") if row is not None else None
 
     def begin_delete(self, backup_id: str) -> None:
         """From now on the backup is not listed; its deletion is finished even after a crash."""

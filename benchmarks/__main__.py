@@ -22,6 +22,7 @@ from arraylift.exit_codes import exit_code
 from arraylift.exit_codes import report as report_error
 from arraylift.sizes import MIB, human, parse_size
 from benchmarks import (
+    backup_server,
     catalog,
     disks,
     index_memory,
@@ -50,6 +51,7 @@ WHAT = {
     "nbd": "fio through NBD, beside qemu-nbd",
     "catalog": "how fast the files of an image come out of a parser, and its memory",
     "pool": "snapshots, tracker and writes of a large volume",
+    "server": "a backup server with a month of backups of a thousand VMs",
     "restore": "reading an image, beside cat, lz4 and b3sum",
 }
 ROOM = 14
@@ -90,7 +92,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--segments", type=int, default=mark_speed.SEGMENTS, help="mark: records of the unit: %(default)s"
     )
-    parser.add_argument("--vms", type=int, default=inventory.VMS, help="inventory: how many: %(default)s")
+    parser.add_argument(
+        "--vms",
+        type=int,
+        default=inventory.VMS,
+        help="inventory: how many: %(default)s",
+    )
     parser.add_argument(
         "--logical",
         type=_gibibytes,
@@ -143,6 +150,10 @@ def _run_by_itself(parsed: argparse.Namespace, console: Console) -> int | None:
     if parsed.what == "inventory":
         rounds = inventory.ROUNDS // (10 if parsed.quick else 1)
         return inventory.run(console, parsed.work, vms=parsed.vms, rounds=rounds, json_path=parsed.json)
+    if parsed.what == "server":
+        vms = min(parsed.vms, backup_server.VMS)
+        rounds = backup_server.ROUNDS // (10 if parsed.quick else 1)
+        return backup_server.run(console, parsed.work, vms=vms, rounds=rounds, json_path=parsed.json)
     if parsed.what == "mark":
         return mark_speed.run(console, parsed.work, segments=parsed.segments, json_path=parsed.json)
     if parsed.what == "nbd":

@@ -16,7 +16,9 @@ from arraylift.cli import jobs
 from arraylift.cli.command import command, group
 from arraylift.cli.connection import Connection
 from arraylift.cli.session import Session
-from arraylift.cli.show import moment, pairs, plain, row, short_name, table
+from arraylift.cli.show import moment, pairs, plain, row, short_name, table, value_of
+from arraylift.cli.times import duration_seconds
+from arraylift.clock import SYSTEM_CLOCK
 from arraylift.errors import InvalidRequest, NotFound
 from arraylift.v1 import backup_pb2
 
@@ -29,7 +31,11 @@ JobReference = Annotated[str, typer.Argument(metavar="JOB", help="Its id, or how
 def register(app: typer.Typer) -> None:
     """Add the noun to the root."""
     noun = group("Backups and restores that run or ran.")
-    command(noun, "ls", examples="arraylift job ls --running")(ls)
+    command(
+        noun,
+        "ls",
+        examples="arraylift job ls --running\n\narraylift job ls --state failed --since 24h --policy nightly",
+    )(ls)
     command(noun, "show", examples="arraylift job show 3f2a")(show)
     command(noun, "watch", examples="arraylift job watch 3f2a")(watch)
     command(noun, "cancel", examples="arraylift job cancel 3f2a")(cancel)
@@ -60,10 +66,28 @@ def ls(
     session: Session,
     running: Annotated[bool, typer.Option("--running", help="Only those that have not ended.")] = False,
     limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 100,
+    vm: Annotated[str, typer.Option(metavar="VM", help="Only those of this VM, by name or id.")] = "",
+    state: Annotated[
+        list[str] | None,
+        typer.Option(help="Only queued, running, succeeded, failed or cancelled ones; again for more."),
+    ] = None,
+    kind: Annotated[str, typer.Option(help="Only backup, or restore.")] = "",
+    since: Annotated[
+        str, typer.Option(metavar="AGE", help="Only those created in the last so long, e.g. 12h, 7d.")
+    ] = "",
+    policy: Annotated[str, typer.Option(help="Only those that runs of this policy started.")] = "",
 ) -> None:
-    """List jobs, newest first."""
+    """List jobs, newest first; those that meet all conditions."""
     server = session.server
-    request = backup_pb2.ListJobsRequest(running_only=running, limit=min(limit, PAGE_MAX))
+    request = backup_pb2.ListJobsRequest(
+        running_only=running,
+        limit=min(limit, PAGE_MAX),
+        vm=vm,
+        states=[value_of(backup_pb2.JobState, one) for one in state or []],  # type: ignore[misc]
+        kind=value_of(backup_pb2.JobKind, kind) if kind else 0,  # type: ignore[arg-type]
+        since_ns=SYSTEM_CLOCK.wall_ns() - duration_seconds(since) * 10**9 if since else 0,
+        policy=policy,
+    )
     found = list(islice(server.listing(server.backups.ListJobs, request, "jobs"), limit))
     shown = table("vm", "job", "state", "created", ">seconds", "error", "id")
     for job in found:

@@ -141,3 +141,13 @@ def short_name(enum: Any, value: int) -> str:
     prefix = names[0].removesuffix("UNSPECIFIED")
     text = str(known.name).removeprefix(prefix)
     return "" if text == "UNSPECIFIED" else text.lower().replace("_", " ")
+
+
+def value_of(enum: Any, text: str) -> int:
+    """Return the number of an enum's value as people write it. Raises InvalidRequest, naming all."""
+    known: dict[str, int] = {
+        short_name(enum, number): number for number in enum.DESCRIPTOR.values_by_number if number
+    }
+    if text.lower() not in known:
+        raise InvalidRequest(f"{text!r} is none of {', '.join(known)}", next_step="write one of these")
+    return known[text.lower()]

@@ -12,7 +12,7 @@ Callers: any thread.
 from __future__ import annotations
 
 import zoneinfo
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from hashlib import blake2b
@@ -21,6 +21,7 @@ from itertools import groupby
 NS = 1_000_000_000
 COUNT_MAX = 100_000
 """Of each rule."""
+GOES = ("no rule keeps it",)
 WITHIN_SECONDS_MAX = 100 * 366 * 86_400
 
 
@@ -89,51 +90,46 @@ def _plan_vm(
 ) -> list[Decision]:
     if retention.keeps_all:
         return [Decision(one, True, ("no rule",)) for one in newest_first]
-    reasons: dict[str, list[str]] = {one.backup_id: [] for one in newest_first}
-    for one in newest_first[: retention.keep_last]:
-        reasons[one.backup_id].append(f"last {retention.keep_last}")
-    for rule, count, period in _periods(retention):
-        for name, one in _newest_of_each(newest_first, count, period, zone).items():
-            reasons[one.backup_id].append(f"{rule} {name}")
+    reasons: list[list[str]] = [[] for _ in newest_first]
+    for why in reasons[: retention.keep_last]:
+        why.append(f"last {retention.keep_last}")
+    times = [datetime.fromtimestamp(one.taken_at_ns // NS, zone) for one in newest_first]
+    for rule, count, period, name in _periods(retention):
+        for index in _newest_of_each(times, count, period):
+            reasons[index].append(f"{rule} {times[index]:{name}}")
     oldest_ns = newest_first[0].taken_at_ns - retention.keep_within_seconds * NS
     good = next((one for one in newest_first if not one.damaged), None)
-    for one in newest_first:
+    for one, why in zip(newest_first, reasons, strict=True):
         if retention.keep_within_seconds and one.taken_at_ns >= oldest_ns:
-            reasons[one.backup_id].append(f"within {retention.keep_within_seconds} s of the newest")
+            why.append(f"within {retention.keep_within_seconds} s of the newest")
         if one.held:
-            reasons[one.backup_id].append(one.held)  # T2
-        if one is good and not reasons[one.backup_id]:
-            reasons[one.backup_id].append("newest good one")  # T2
+            why.append(one.held)  # T2
+        if one is good and not why:
+            why.append("newest good one")  # T2
     return [
-        Decision(one, bool(reasons[one.backup_id]), tuple(reasons[one.backup_id]) or ("no rule keeps it",))
-        for one in newest_first
+        Decision(one, bool(why), tuple(why) or GOES) for one, why in zip(newest_first, reasons, strict=True)
     ]
 
 
-def _periods(retention: Retention) -> list[tuple[str, int, Callable[[datetime], str]]]:
-    """(rule, count, name of the period that a local time lies in)."""
+def _periods(retention: Retention) -> list[tuple[str, int, Callable[[datetime], Hashable], str]]:
+    """(rule, count, what is the same for all local times of a period, how the period is written)."""
     return [
         # An hour that a clock set back shows twice is two hours.
-        ("hourly", retention.keep_hourly, lambda at: f"{at:%Y-%m-%d %H}h{at:%z}"),
-        ("daily", retention.keep_daily, lambda at: f"{at:%Y-%m-%d}"),
-        ("weekly", retention.keep_weekly, lambda at: f"{at:%G-W%V}"),
-        ("monthly", retention.keep_monthly, lambda at: f"{at:%Y-%m}"),
-        ("yearly", retention.keep_yearly, lambda at: f"{at:%Y}"),
+        ("hourly", retention.keep_hourly, lambda at: (at.date(), at.hour, at.utcoffset()), "%Y-%m-%d %Hh%z"),
+        ("daily", retention.keep_daily, datetime.toordinal, "%Y-%m-%d"),
+        ("weekly", retention.keep_weekly, lambda at: at.isocalendar()[:2], "%G-W%V"),
+        ("monthly", retention.keep_monthly, lambda at: (at.year, at.month), "%Y-%m"),
+        ("yearly", retention.keep_yearly, lambda at: at.year, "%Y"),
     ]
 
 
 def _newest_of_each(
-    newest_first: Sequence[Candidate],
-    count: int,
-    period: Callable[[datetime], str],
-    zone: zoneinfo.ZoneInfo,
-) -> dict[str, Candidate]:
-    """The newest backup of each of the ``count`` newest periods that have one (T4)."""
-    found: dict[str, Candidate] = {}
-    for one in newest_first:
-        name = period(datetime.fromtimestamp(one.taken_at_ns // NS, zone))
-        if name not in found:
-            if len(found) == count:
-                break
-            found[name] = one
-    return found
+    times: Sequence[datetime], count: int, period: Callable[[datetime], Hashable]
+) -> list[int]:
+    """Where the newest backup of each of the ``count`` newest periods is that have one (T4)."""
+    found: dict[Hashable, int] = {}
+    for index, at in enumerate(times):
+        if len(found) == count:
+            break
+        found.setdefault(period(at), index)
+    return list(found.values())

@@ -19,14 +19,17 @@ from arraylift.vm.types import DISKS_MAX, NETWORKS_MAX
 from backup_server import convert
 from backup_server.backups import Backups
 from backup_server.engine import Engine
-from backup_server.job_rules import BackupOrder, RestoreOrder
+from backup_server.job_rules import BackupOrder, JobKind, JobState, RestoreOrder
 from backup_server.model import ChangeSource, PeerKind, RegisteredPeer
 from backup_server.orders import VMS_MAX, Choice, Orders
 from backup_server.ports import Peers
 from backup_server.registry import Registry
+from backup_server.server_db import JobFilter
 from backup_server.service.files import Browser, FilesEdge
 
 JOBS_PER_PAGE, JOBS_PER_PAGE_MAX = 100, 1000
+BACKUPS_PER_PAGE_MAX = 500
+"""So that no request holds the server for long."""
 WATCH_SECONDS = 0.5
 
 
@@ -106,7 +109,10 @@ class BackupEdge(FilesEdge):
         behind = pages.after(request.page_token, str)
         size = request.limit or JOBS_PER_PAGE
         views = self._engine.views(
-            unfinished=request.running_only, limit=size + 1, behind=str(behind[0]) if behind else ""
+            unfinished=request.running_only,
+            limit=size + 1,
+            behind=str(behind[0]) if behind else "",
+            only=_filter(request),
         )
         page, token = pages.cut(views, size, key=lambda view: (view.job.job_id,), to_pb=convert.job_to_pb)
         return pb.ListJobsResponse(jobs=page, next_page_token=token)
@@ -140,7 +146,7 @@ class BackupEdge(FilesEdge):
         )
         page, token = pages.cut(
             found,
-            request.page_size,
+            min(request.page_size or BACKUPS_PER_PAGE_MAX, BACKUPS_PER_PAGE_MAX),
             key=lambda backup: (backup.snapshot_at_ns, backup.backup_id),
             to_pb=convert.backup_to_pb,
         )
@@ -199,6 +205,15 @@ class BackupEdge(FilesEdge):
     ) -> pb.RemovePeerResponse:
         self._registry.remove(_kind(request.kind), request.name)
         return pb.RemovePeerResponse()
+
+
+def _filter(request: pb.ListJobsRequest) -> JobFilter:
+    try:
+        states = tuple(map(JobState, request.states[: len(JobState) + 1]))
+        kind = JobKind(request.kind) if request.kind else None
+    except ValueError:
+        raise InvalidRequest("that state or kind of jobs does not exist") from None
+    return JobFilter(request.vm, states, kind, request.since_ns, request.policy)
 
 
 def _source_demanded(source: int) -> ChangeSource:

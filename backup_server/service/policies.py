@@ -12,10 +12,11 @@ from arraylift.ids import check_name
 from arraylift.rpc import pages
 from arraylift.v1 import policy_pb2 as pb
 from arraylift.v1 import policy_pb2_grpc as pb_grpc
+from backup_server.backup_index import Sums
 from backup_server.policies import retention, schedule
 from backup_server.policies.policy import Policy, check_policy, meant
 from backup_server.policies.retention import Decision
-from backup_server.policy_reports import Gap, Reports, Space
+from backup_server.policy_reports import Gap, Reports
 from backup_server.policy_runs import PolicyRuns
 from backup_server.policy_store import KeptPolicy, PolicyStore
 from backup_server.registry import Registry
@@ -190,7 +191,7 @@ def _gap(gap: Gap) -> pb.ProtectionGap:
     )
 
 
-def _space(one: Space) -> pb.ProtectedSpace:
+def _space(one: Sums) -> pb.ProtectedSpace:
     return pb.ProtectedSpace(
         name=one.name,
         backup_count=one.backup_count,

@@ -11,18 +11,19 @@ import pytest
 
 from arraylift import errors
 from arraylift.vm.types import VmSnapshot
-from backup_server import documents, job_rules, server_db
-from backup_server.job_rules import Job, JobState, Step
+from backup_server import documents, job_rules, server_db, server_schema
+from backup_server.backup_index import BackupIndex
+from backup_server.job_rules import Job, JobKind, JobState, Step, backup_order
 from backup_server.model import Backup, PeerKind, RegisteredPeer
 from backup_server.policies.policy import Policy, Selection, WindowText
 from backup_server.policies.retention import Retention
 from backup_server.policies.schedule import Schedule
 from backup_server.policy_store import PolicyStore, Start
-from backup_server.server_db import ServerDb
-from tests.unit.backup_server.material import SNAPSHOT, backup, job, located, restore_job
+from backup_server.server_db import JobFilter, ServerDb
+from tests.unit.backup_server.material import SNAPSHOT, VM_ID, backup, job, located, restore_job
 
-GOLDEN = Path(__file__).parents[2] / "golden" / "server-db-v2.sql"
-GOLDEN_V1 = GOLDEN.with_name("server-db-v1.sql")
+GOLDEN = Path(__file__).parents[2] / "golden" / "server-db-v3.sql"
+GOLDEN_V1, GOLDEN_V2 = GOLDEN.with_name("server-db-v1.sql"), GOLDEN.with_name("server-db-v2.sql")
 POLICY = Policy(
     "nightly",
     selection=Selection(all=True, exclude_vms=("test-*",)),
@@ -81,7 +82,7 @@ def test_what_is_kept_is_there_after_a_restart(path: str) -> None:
     db.close()
 
 
-def test_version_2_is_written(path: str) -> None:
+def test_version_3_is_written(path: str) -> None:
     db = ServerDb(path)
     fill(db)
     db.close()
@@ -91,12 +92,12 @@ def test_version_2_is_written(path: str) -> None:
 def load_golden(path: str, golden: Path, version: int) -> None:
     with sqlite3.connect(path) as plain:
         plain.executescript(golden.read_text(encoding="utf-8"))
-        plain.execute(f"PRAGMA application_id={server_db.APPLICATION_ID}")
+        plain.execute(f"PRAGMA application_id={server_schema.APPLICATION_ID}")
         plain.execute(f"PRAGMA user_version={version}")
     plain.close()
 
 
-@pytest.mark.parametrize(("golden", "version"), [(GOLDEN_V1, 1), (GOLDEN, 2)])
+@pytest.mark.parametrize(("golden", "version"), [(GOLDEN_V1, 1), (GOLDEN_V2, 2), (GOLDEN, 3)])
 def test_the_golden_databases_read(path: str, golden: Path, version: int) -> None:
     load_golden(path, golden, version)
     for _ in range(2):  # the second time it is of this version
@@ -104,15 +105,17 @@ def test_the_golden_databases_read(path: str, golden: Path, version: int) -> Non
         assert db.steps(job(1).job_id) == [located()]
         assert db.backups() == [backup(9)]
         kept = PolicyStore(db).all()
-        assert [one.policy for one in kept] == ([POLICY] if version == 2 else [])
-        assert PolicyStore(db).starts(count_max=9) == ([START] if version == 2 else [])
+        assert [one.policy for one in kept] == ([POLICY] if version >= 2 else [])
+        assert PolicyStore(db).starts(count_max=9) == ([START] if version >= 2 else [])
         db.close()
 
 
-def test_version_1_becomes_what_is_made_anew(path: str, tmp_path: Path) -> None:
-    load_golden(path, GOLDEN_V1, 1)
+@pytest.mark.parametrize(("golden", "version"), [(GOLDEN_V1, 1), (GOLDEN_V2, 2)])
+def test_an_earlier_version_becomes_what_is_made_anew(path: str, golden: Path, version: int) -> None:
+    load_golden(path, golden, version)
     db = ServerDb(path)
-    fill_policies(db)
+    if version == 1:
+        fill_policies(db)
     db.close()
     assert dump(path) == GOLDEN.read_text(encoding="utf-8")
 
@@ -144,6 +147,74 @@ def test_jobs_are_bounded(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert kept == [10, 9, 8, 2], "what is to be swept is not forgotten"
     assert db.steps(restore_job(1, "").job_id) == []
     assert [one.job_id for one in db.jobs_to_sweep()] == [restore_job(2, "").job_id]
+    db.close()
+
+
+def test_jobs_are_listed_by_what_is_asked(path: str) -> None:
+    db = ServerDb(path)
+    db.add_jobs([job(1)])
+    db.update_job(job(1).job_id, state=JobState.FAILED)
+    db.add_jobs([replace(job(2), backup=replace(backup_order(job(2)), policy="nightly"))])
+    db.add_jobs([restore_job(3, backup(9).backup_id), replace(job(4, vm_id="f" * 32), vm_name="db1")])
+
+    def found(**only: object) -> list[int]:
+        return [int(one.job_id, 16) for one in db.jobs(limit=9, only=JobFilter(**only))]  # type: ignore[arg-type]
+
+    assert found() == [4, 3, 2, 1]
+    assert found(vm="e" * 32) == [3, 2, 1]
+    assert found(vm="web2") == [3]
+    assert found(vm="nobody") == []
+    assert found(states=(JobState.FAILED,)) == [1]
+    assert found(states=(JobState.QUEUED, JobState.FAILED), kind=JobKind.BACKUP) == [4, 2, 1]
+    assert found(since_ns=3) == [4, 3]
+    assert found(policy="nightly") == [2]
+    assert found(policy="night") == []
+    assert [int(one.job_id, 16) for one in db.jobs(limit=9, behind=job(4).job_id, unfinished=True)] == [3, 2]
+    assert db.user_of_backup(backup(9).backup_id) == restore_job(3, "").job_id
+    assert db.user_of_backup(job(2).job_id) == job(2).job_id, "it makes it"
+    assert db.user_of_backup(job(1).job_id) == "", "it has ended"
+    db.close()
+
+
+def test_the_index_of_backups_says_what_their_documents_say(path: str) -> None:
+    db, index = ServerDb(path), BackupIndex(ServerDb(path))
+    made = [
+        replace(backup(number, at_ns=number * 10), policy="p" * (number % 2), incremental=number != 3)
+        for number in range(1, 6)
+    ]
+    db.save_backups(made)
+    db.save_backup(replace(made[4], lock_until_ns=99))  # a later word counts
+    db.save_backup(backup(6, target="target2", vm="db1"))
+    db.save_backup(made[1])
+    db.begin_delete(made[0].backup_id)
+    assert [(one.backup_id, one.held) for one in index.made_by("p", now_ns=98)] == [
+        (made[4].backup_id, "locked"),
+        (made[2].backup_id, ""),
+    ]
+    assert index.made_by("p", now_ns=99)[0].held == ""
+    assert index.to_lock("p", seconds=0, now_ns=0) == [(made[2].backup_id, 30)]
+    assert index.to_lock("p", seconds=0, now_ns=30) == []
+    assert index.newest() == {(VM_ID, "p"): 50, (VM_ID, ""): 40}
+    assert index.was_read_whole(VM_ID, target="target1", since_ns=30)
+    assert not index.was_read_whole(VM_ID, target="target1", since_ns=31)
+    assert not index.was_read_whole(VM_ID, target="target2", since_ns=0)
+    assert index.on_target("target1") == {one.backup_id for one in made[1:]}
+    size = made[0].disks[0].size_bytes
+    assert [one[:3] for one in index.space("target")] == [("target1", 4, 4 * size), ("target2", 1, size)]
+    assert [one.name for one in index.space("vm_name")] == ["db1", "web1"]
+    assert db.last_backup(VM_ID, target="target1") == replace(made[4], lock_until_ns=99)
+    assert db.last_backup(VM_ID, target="target3") is None
+    db.close()
+
+
+def test_what_is_found_on_a_target_is_left_to_a_job_that_has_not_succeeded(path: str) -> None:
+    db = ServerDb(path)
+    db.add_jobs([job(1)])
+    db.save_backups([backup(1), backup(2)], found=True)
+    assert [int(one.backup_id, 16) for one in db.backups()] == [2]
+    db.update_job(job(1).job_id, state=JobState.SUCCEEDED)
+    db.save_backups([backup(1)], found=True)
+    assert len(db.backups()) == 2
     db.close()
 
 
@@ -230,7 +301,7 @@ def test_damage_is_told(path: str) -> None:
 def test_another_version_is_refused(path: str) -> None:
     ServerDb(path).close()
     with sqlite3.connect(path) as plain:
-        plain.execute(f"PRAGMA user_version={server_db.VERSION + 1}")
+        plain.execute(f"PRAGMA user_version={server_schema.VERSION + 1}")
     plain.close()
     with pytest.raises(errors.WrongState, match="version"):
         ServerDb(path)

@@ -334,3 +334,16 @@ def test_files_are_put_back_into_a_guest(arraylift: Arraylift, daemons: Daemons,
     assert (list(asked.paths), asked.overwrite) == (["/etc/hosts"], True)
     for wrong in ((), ("--guest", "--to", tmp_path), ("--to", tmp_path, "--vm", "db")):
         assert arraylift(*words, *wrong).code == 2
+
+
+def test_jobs_are_asked_for_by_conditions(arraylift: Arraylift, daemons: Daemons) -> None:
+    states = ("--state", "failed", "--state", "queued")
+    assert arraylift("job", "ls", *states, "--kind", "backup", "--vm", "web").code == 0
+    request = daemons.server.requests[-1]
+    assert list(request.states) == [FAILED, backup_pb2.JOB_STATE_QUEUED]
+    assert (request.kind, request.vm, request.since_ns) == (backup_pb2.JOB_KIND_BACKUP, "web", 0)
+    assert arraylift("job", "ls", "--since", "1h", "--policy", "nightly").code == 0
+    assert daemons.server.requests[-1].since_ns > 0
+    refused = arraylift("job", "ls", "--state", "lost")
+    assert refused.code != 0
+    assert "queued, running, succeeded" in refused.err

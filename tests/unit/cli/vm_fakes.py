@@ -204,6 +204,7 @@ class FakeServer(backup_pb2_grpc.BackupServiceServicer):
     jobs: dict[str, list[backup_pb2.Job]] = field(default_factory=dict)
     backups: list[backup_pb2.Backup] = field(default_factory=list)
     started: list[backup_pb2.StartBackupRequest] = field(default_factory=list)
+    requests: list[backup_pb2.ListJobsRequest] = field(default_factory=list)
     restored: list[backup_pb2.StartRestoreRequest] = field(default_factory=list)
     cancelled: list[str] = field(default_factory=list)
     deleted: list[str] = field(default_factory=list)
@@ -239,6 +240,7 @@ class FakeServer(backup_pb2_grpc.BackupServiceServicer):
             yield backup_pb2.WatchJobResponse(job=job)
 
     def ListJobs(self, request: backup_pb2.ListJobsRequest, context: Context) -> backup_pb2.ListJobsResponse:
+        self.requests.append(request)
         page, token = paged([states[-1] for states in self.jobs.values()], request.page_token)
         return backup_pb2.ListJobsResponse(jobs=page, next_page_token=token)
 
