@@ -125,8 +125,12 @@ class PolicyRuns:
             self._store.note(policy.name, str(error))
 
     def _begin_due(self, kept: KeptPolicy) -> None:
-        since = max(kept.since_ns, kept.last_due_ns)
-        due = schedule.due(kept.policy.schedule, since, self._clock.wall_ns())
+        since, now = max(kept.since_ns, kept.last_due_ns), self._clock.wall_ns()
+        if since > now:
+            self._store.set_back(kept.policy.name, now)
+            _log.warning("policy_clock_set_back", policy=kept.policy.name, seconds=(since - now) // NS)
+            return
+        due = schedule.due(kept.policy.schedule, since, now)
         if due is not None:
             self._begin(kept.policy, due, spread=True)
 

@@ -5,6 +5,8 @@ Invariants:
   O1 a run is begun in one transaction: its instant is noted and its starts are listed, or neither.
   O2 a VM has one start of a policy at most: a later run takes the place of one that never came to start.
   O3 a policy that is set anew, enabled or given another schedule owes nothing of the time before.
+  O4 no instant of the future keeps a policy from running: a clock that ran ahead is not believed once it
+     was set back. What is begun again bears the same instant, and so is the same job.
 Callers: any thread.
 """
 
@@ -114,6 +116,15 @@ class PolicyStore:
                 "INSERT OR REPLACE INTO policy_starts (policy, vm_id, vm_name, due_ns, start_ns)"
                 " VALUES (?, ?, ?, ?, ?)",
                 [(one.policy, one.vm_id, one.vm_name, one.due_ns, one.start_ns) for one in starts],
+            )
+
+    def set_back(self, name: str, now_ns: int) -> None:
+        """The clock was set back to ``now_ns``: nothing was due later than that (O4)."""
+        with self._db.change() as db:
+            db.execute(
+                "UPDATE policies SET since_ns = min(since_ns, ?1), last_due_ns = min(last_due_ns, ?1)"
+                " WHERE name = ?2",
+                (now_ns, name),
             )
 
     def starts(self, *, until_ns: int | None = None, count_max: int) -> list[Start]:

@@ -113,6 +113,19 @@ def test_a_policy_owes_nothing_of_the_time_before_it_was_set(desk: Desk) -> None
     assert desk.round_at("2026-11-26T02:00"), "a word more is no new schedule"
 
 
+def test_a_clock_that_ran_ahead_stops_no_policy(desk: Desk) -> None:
+    desk.store.set(NIGHTLY, now_ns=desk.clock.now_ns)
+    assert desk.round_at("2036-11-26T02:00"), "the clock is ten years ahead"
+    desk.finish()
+    desk.round_at("2026-11-25T12:10")
+    assert names(desk.round_at("2026-11-26T02:00")) == ["db1", "web1"]
+    desk.finish()
+    # Set back over a run that has begun: it is begun again, as the same jobs.
+    assert not desk.round_at("2026-11-26T01:59")
+    assert not desk.round_at("2026-11-26T02:00")
+    assert names(desk.round_at("2026-11-27T02:00")) == ["db1", "web1"]
+
+
 def test_a_start_that_a_crash_repeats_is_the_same_job(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     desk.store.set(NIGHTLY, now_ns=desk.clock.now_ns)
     forget = desk.store.finish_start
