@@ -3,8 +3,8 @@
 plan, then send for each disk, and attach for each where a VM was named.
 Invariants:
   D1 before ``plan`` is recorded nothing is made; a volume's name that is taken is refused there.
-  D2 a failure removes the volumes that this job made, by their ids: their names are the operator's. None goes
-     that a VM has by then: an attachment whose answer was lost stays, with its volume.
+  D2 a failure removes the volumes that this job made; an attachment whose answer was lost stays, with its
+     volume (restore_sends I2).
   D3 from the first attachment on nobody cancels.
 Callers: the engine's thread of the job.
 """
@@ -26,14 +26,13 @@ from backup_server.job_rules import (
     Step,
     restored_volume_name,
     step_name,
-    transfer_id,
 )
 from backup_server.job_run import JobRun
 from backup_server.job_turns import Demand, distinct
 from backup_server.model import Receipt
 from backup_server.ports import HostRef, Peers
 from backup_server.registry import Registry
-from backup_server.restore_sends import SEND, PlannedDisk, RestoreSends, planned_array
+from backup_server.restore_sends import SEND, PlannedDisk, RestoreSends, attached_disk, planned_array
 from backup_server.server_db import ServerDb
 
 PLAN, ATTACH = "plan", "attach"
@@ -70,7 +69,7 @@ class DiskRestoreJob:
             return
         run.begin_commit()
         for planned in plan.disks:
-            disk = attached(planned.disk, run.job)
+            disk = attached_disk(planned.disk, run.job.job_id)
             run.step(step_name(ATTACH, planned.disk.name), str, self._attaching(run, plan, disk))
 
     def _attaching(self, run: JobRun, plan: DiskPlan, disk: Disk) -> Callable[[], str]:
@@ -126,17 +125,10 @@ class DiskRestoreJob:
         run.tidy(chores)
 
     def _removal(self, run: JobRun, plan: DiskPlan, planned: PlannedDisk) -> Callable[[], None]:
+        vm_id = plan.vm_id if run.began(step_name(ATTACH, planned.disk.name)) else ""
+
         def remove() -> None:
-            disk = planned.disk
-            array = self._sends.array(disk)
-            transfer = transfer_id(run.job.job_id, disk.name)
-            array.revoke_restore(transfer)
-            if run.began(step_name(ATTACH, disk.name)):
-                has = self._side(run.job).find(plan.vm_id).vm.config.disks
-                if (disk.array, disk.volume_name) in {(one.array, one.volume_name) for one in has}:
-                    return
-            if array.has_restored(transfer, disk.volume_name):
-                array.delete_volume(disk.volume_name)
+            self._sends.remove(run.job, planned.disk, self._side(run.job), vm_id)
 
         return remove
 
@@ -152,12 +144,6 @@ class DiskRestoreJob:
                 one = documents.load(Receipt, step.result, what="a receipt")
                 figures[step.name.removeprefix(SEND)] = (one.figures.spans_total, one.figures)
         return Outcome(job.vm_id, job.vm_name, figures, result_vm_id=attached_to)
-
-
-def attached(disk: Disk, job: Job) -> Disk:
-    """As the VM that gets it calls it: it may have one of that name."""
-    name = f"{disk.name[:63]}-{job.job_id[:12]}"
-    return Disk(name, disk.array, disk.array_address, disk.volume_name, disk.size_bytes)
 
 
 def _order(job: Job) -> RestoreOrder:

@@ -14,7 +14,7 @@ Callers: edges and jobs, one thread a stream.
 from __future__ import annotations
 
 import stat
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -64,12 +64,22 @@ class Data:
 
 
 @dataclass(frozen=True, slots=True)
+class Layout:
+    """Instead of data, for whoever asks: where all bytes of the file are."""
+
+    pieces: Sequence[Piece]
+
+
+@dataclass(frozen=True, slots=True)
 class Done:
     """The end of a stream that was not cut."""
 
     file_count: int
     bytes_read: int
     problem_count: int
+
+
+Content = Callable[[DiskSet, Sequence[Piece]], Iterator[Data | Layout]]
 
 
 def checked_paths(paths: Sequence[str], *, recursive: bool) -> list[str]:
@@ -88,14 +98,24 @@ def checked_paths(paths: Sequence[str], *, recursive: bool) -> list[str]:
 class FileReads:
     """One stream. Iterate once; close the iterator to end it early."""
 
-    def __init__(self, browser: Browser, disks: DiskSet, volume: str, *, hard_links: bool = True) -> None:
-        """Without ``hard_links`` each name comes as a file of its own."""
-        self._hard_links = hard_links
+    def __init__(
+        self,
+        browser: Browser,
+        disks: DiskSet,
+        volume: str,
+        *,
+        hard_links: bool = True,
+        content: Content | None = None,
+    ) -> None:
+        """Without ``hard_links`` each name comes as a file of its own. ``content``: for ``data_of``."""
+        self._hard_links, self._content = hard_links, content or data_of
         self._browser, self._disks, self._volume = browser, disks, volume
         self._first_of: dict[int, str] = {}
         self._files = self._bytes = self._problems = 0
 
-    def read(self, paths: Sequence[str], *, recursive: bool) -> Generator[Start | Data | Done, None, None]:
+    def read(
+        self, paths: Sequence[str], *, recursive: bool
+    ) -> Generator[Start | Data | Layout | Done, None, None]:
         """Yield what the paths are, with all below them if ``recursive``.
 
         NotFound (of FINDS_MAX paths or fewer, before anything else comes; of more, at the end),
@@ -119,7 +139,7 @@ class FileReads:
         self._volume = volume.key
         return entry, pieces
 
-    def _walked(self, below: str, selection: _Selection | None) -> Iterator[Start | Data]:
+    def _walked(self, below: str, selection: _Selection | None) -> Iterator[Start | Data | Layout]:
         paths = Paths(below)
         for told in self._browser.walk(self._disks, self._volume, below=below, limits=LIMITS):
             if isinstance(told, Volume):
@@ -135,7 +155,7 @@ class FileReads:
         if selection is not None:
             selection.check_complete()
 
-    def _file(self, entry: FileEntry, pieces: Sequence[Piece]) -> Iterator[Start | Data]:
+    def _file(self, entry: FileEntry, pieces: Sequence[Piece]) -> Iterator[Start | Data | Layout]:
         if entry.flaw and not pieces and not entry.is_directory:
             yield self._problem(entry, entry.flaw)
             return
@@ -150,8 +170,8 @@ class FileReads:
         self._files += 1
         yield Start(entry)
         try:
-            for one in data_of(self._disks, pieces):
-                self._bytes += len(one.data)
+            for one in self._content(self._disks, pieces):
+                self._bytes += len(one.data) if isinstance(one, Data) else 0
                 yield one
         except (Corruption, WrongState) as error:  # F3
             self._first_of.pop(entry.inode, None)

@@ -23,7 +23,7 @@ from arraylift.vm.types import PowerState
 from backup_server.backup_disks import BackupDisks
 from backup_server.catalog.entry import DiskSet
 from backup_server.engine import Outcome
-from backup_server.file_reads import Browser, Data, Done, FileReads, Start
+from backup_server.file_reads import Browser, Data, Done, FileReads, Layout, Start
 from backup_server.inventory import Inventory
 from backup_server.job_rules import FileOrder, Job, Step
 from backup_server.job_run import JobRun
@@ -141,13 +141,13 @@ class GuestRestoreJob:
 class _Stream:
     """Files one by one out of a stream of starts and data."""
 
-    def __init__(self, parts: Iterator[Start | Data | Done]) -> None:
+    def __init__(self, parts: Iterator[Start | Data | Layout | Done]) -> None:
         self._parts = parts
         self._next: Start | Done | None = None
 
     def start(self) -> Start | None:
         """The next file; what was not taken of the last one's data is passed over."""
-        one: Start | Data | Done = self._next or next(self._parts)
+        one: Start | Data | Layout | Done = self._next or next(self._parts)
         self._next = None
         while isinstance(one, Data):
             one = next(self._parts)
@@ -165,6 +165,7 @@ class _Stream:
                 continue
             if isinstance(one, Start) and one.problem and one.entry.path == start.entry.path:
                 raise WrongState(one.problem)
+            assert not isinstance(one, Layout), "data were asked for"
             self._next = one
             yield from _zeros(start.entry.size_bytes - at)
             return

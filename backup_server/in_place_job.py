@@ -227,16 +227,16 @@ class InPlaceJob:
 class ByPlace:
     """Runs restores, each by what its order says (engine.Runner)."""
 
-    def __init__(self, anew: Runner, in_place: Runner, disks: Runner, guest: Runner) -> None:
+    def __init__(self, anew: Runner, in_place: Runner, disks: Runner, guest: Runner, on_disk: Runner) -> None:
         self._anew = anew
         self._in_place = in_place
         self._disks = disks
-        self._guest = guest
+        self._guest, self._on_disk = guest, on_disk
 
     def _of(self, job: Job) -> Runner:
         order = _order(job)
         if order.files is not None:
-            return self._guest
+            return self._on_disk if order.files.on_disk else self._guest
         if order.in_place:
             return self._in_place
         return self._disks if order.disks else self._anew

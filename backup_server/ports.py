@@ -7,7 +7,7 @@ Callers: use cases, any thread.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
@@ -157,6 +157,17 @@ class Array(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class ComposedExtent:
+    """Bytes of a composed image: of another image, or a literal."""
+
+    offset: int
+    length: int
+    image_id: str
+    image_offset: int
+    literal: bytes
+
+
 class Target(Protocol):
     """ImageService and TargetAdminService of one target."""
 
@@ -171,6 +182,13 @@ class Target(Protocol):
 
     def revoke_grant(self, transfer_id: str) -> None:
         """Raises NotFound, WrongState (committed)."""
+        ...
+
+    def compose_image(
+        self, transfer_id: str, *, name: str, size_bytes: int, extents: Iterable[ComposedExtent]
+    ) -> str:
+        """Make an image out of extents of others, which ascend; its id is the transfer's. The same again is
+        no error. Raises NotFound (an image), OutOfSpace, Corruption."""
         ...
 
     def delete_image(self, image_id: str) -> None:

@@ -2,19 +2,21 @@
 
 Invariants:
   I1 a replay is the same transfer: its id follows from the job's and the disk's.
+  I2 a volume of a chosen name goes only if this restore made it, and no VM has it.
 Callers: jobs, on the threads that ``JobRun.in_parallel`` makes.
 """
 
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from arraylift.errors import AlreadyExists, Conflict, NotFound
 from arraylift.exchange.messages import Figures
 from arraylift.sizes import spans_of
 from arraylift.vm.types import Disk
-from backup_server.job_rules import step_name, transfer_id
+from backup_server.inventory import VmSide
+from backup_server.job_rules import Job, step_name, transfer_id
 from backup_server.job_run import JobRun
 from backup_server.model import Backup, BackupDisk, Receipt, RegisteredPeer
 from backup_server.ports import Array, Peers
@@ -41,6 +43,11 @@ def planned_array(registry: Registry, backup: Backup, made: BackupDisk, asked: s
     return registry.array(asked or made.array, was.array_address if was is not None and not asked else "")
 
 
+def attached_disk(disk: Disk, job_id: str) -> Disk:
+    """As a VM calls what it gets besides its own: it may have one of that name."""
+    return replace(disk, name=f"{disk.name[:63]}-{job_id[:12]}")
+
+
 class RestoreSends:
     """For one server."""
 
@@ -54,6 +61,17 @@ class RestoreSends:
 
     def _peer(self, disk: Disk) -> RegisteredPeer:
         return self._registry.array(disk.array, disk.array_address)
+
+    def remove(self, job: Job, disk: Disk, side: VmSide, vm_id: str) -> None:
+        """Take back what was restored, on its way or there, unless the VM has it by now (I2)."""
+        array, transfer = self.array(disk), transfer_id(job.job_id, disk.name)
+        array.revoke_restore(transfer)
+        if vm_id:
+            has = side.find(vm_id).vm.config.disks
+            if (disk.array, disk.volume_name) in {(one.array, one.volume_name) for one in has}:
+                return
+        if array.has_restored(transfer, disk.volume_name):
+            array.delete_volume(disk.volume_name)
 
     def send(self, run: JobRun, target_name: str, planned: PlannedDisk, *, group_id: str = "") -> Receipt:
         """Do the step that brings one image into its volume, or, with a group, beside it (I1)."""

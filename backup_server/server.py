@@ -32,6 +32,7 @@ from backup_server.policy_store import PolicyStore
 from backup_server.ports import Peers
 from backup_server.reaper import Reaper
 from backup_server.registry import Registry
+from backup_server.restore_disk_job import RestoreDiskJob
 from backup_server.restore_job import RestoreJob
 from backup_server.server_db import ServerDb
 
@@ -76,6 +77,7 @@ class BackupServer:
                     in_place=InPlaceJob(*parts),
                     disks=DiskRestoreJob(*parts),
                     guest=GuestRestoreJob(self.disks, browse, self.inventory, peers),
+                    on_disk=RestoreDiskJob(*parts, self.disks, browse),
                 ),
             },
             clock=clock,

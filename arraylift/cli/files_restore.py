@@ -51,7 +51,8 @@ def register(noun: typer.Typer) -> None:
         "restore",
         examples="arraylift files restore web /etc /home/ann --to ./back\n"
         "arraylift files restore 3f2a /srv/data --volume lvm/vg0/data --to /mnt --overwrite\n"
-        "arraylift files restore web /etc/hosts --guest --overwrite",
+        "arraylift files restore web /etc/hosts --guest --overwrite\n"
+        "arraylift files restore web /home/ann --as-disk",
     )(restore)
 
 
@@ -65,7 +66,12 @@ def restore(
     guest: Annotated[
         bool, typer.Option("--guest", help="Into the running guest instead, through its agent.")
     ] = False,
-    vm: Annotated[str, typer.Option(metavar="VM", help="With --guest. [default: the backup's own]")] = "",
+    as_disk: Annotated[
+        bool, typer.Option("--as-disk", help="On a new disk of the VM instead, with owners and times.")
+    ] = False,
+    vm: Annotated[
+        str, typer.Option(metavar="VM", help="With --guest, --as-disk. [default: the backup's own]")
+    ] = "",
     directory: Annotated[
         str, typer.Option(metavar="PATH", help="With --guest: of the guest. [default: where they were]")
     ] = "",
@@ -78,8 +84,11 @@ def restore(
     no_wait: NoWait = False,
 ) -> None:
     """Bring files and directories back: owner, mode, times, attributes, links and holes as they were."""
-    if guest == (to is not None) or ((vm or directory or direct or no_wait) and not guest):
-        raise InvalidRequest("say --to DIR, or --guest", next_step="see `arraylift files restore --help`")
+    by_job = guest or as_disk
+    if guest + as_disk + (to is not None) != 1 or ((vm or directory or direct or no_wait) and not by_job):
+        raise InvalidRequest(
+            "say --to DIR, --guest or --as-disk", next_step="see `arraylift files restore --help`"
+        )
     server = session.server
     found = find_backup(server, backup)
     if to is None:
@@ -87,7 +96,9 @@ def restore(
             backup_id=found.backup_id,
             volume=volume,
             paths=paths,
-            destination=catalog_pb2.FILE_DESTINATION_GUEST,
+            destination=(
+                catalog_pb2.FILE_DESTINATION_RESTORE_DISK if as_disk else catalog_pb2.FILE_DESTINATION_GUEST
+            ),
             vm=vm,
             directory=directory,
             overwrite=overwrite,

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
-from arraylift.errors import Corruption
+from arraylift.errors import Corruption, PeerUnavailable
 from arraylift.logs import get_logger
 from arraylift.rpc import pages
-from arraylift.sizes import MIB
+from arraylift.sizes import EXTENT_BYTES_MAX, MIB
 from arraylift.v1 import image_pb2, image_pb2_grpc, target_admin_pb2, target_admin_pb2_grpc
 from backup_server import convert
 from backup_server.model import Backup, Verdict
 from backup_server.peers.caller import Caller
 from backup_server.peers.transfer import GrpcTransfer
+from backup_server.ports import ComposedExtent
 
 MANIFESTS_PER_PAGE = 200
+EXTENTS_PER_MESSAGE = 4096
 
 _log = get_logger("peers")
 
@@ -44,6 +46,20 @@ class GrpcTarget(Caller):
     def _ask(self, method: str, request: object, *, slow: bool = False) -> Any:
         seconds = self._deadlines.long_seconds if slow else self._deadlines.call_seconds
         return self.call(image_pb2_grpc.ImageServiceStub, method, request, seconds=seconds)
+
+    def compose_image(
+        self, transfer_id: str, *, name: str, size_bytes: int, extents: Iterable[ComposedExtent]
+    ) -> str:
+        header = image_pb2.FileHeader(transfer_id=transfer_id, name=name, size_bytes=size_bytes)
+        requests = _composition(header, extents)
+        stream = self.stream(image_pb2_grpc.ImageServiceStub, "ComposeImage", requests)
+        try:
+            for news in stream:
+                if news.image.image_id:
+                    return str(news.image.image_id)
+        finally:
+            stream.cancel()
+        raise PeerUnavailable(f"{self._what} ended the composition of {name} without an image")
 
     def delete_image(self, image_id: str) -> None:
         self._ask("DeleteImage", image_pb2.DeleteImageRequest(image_id=image_id, missing_ok=True), slow=True)
@@ -117,6 +133,31 @@ class GrpcTarget(Caller):
             yield _in_order(stream, request.offset, self._what)
         finally:
             stream.cancel()
+
+
+def _composition(
+    header: image_pb2.FileHeader, extents: Iterable[ComposedExtent]
+) -> Iterator[image_pb2.ComposeImageRequest]:
+    """A whole stream, of messages within their limits."""
+    yield image_pb2.ComposeImageRequest(header=header)
+    message, literal_bytes, count, covered = image_pb2.ComposeExtents(), 0, 0, 0
+    for one in extents:
+        full = len(message.extents) == EXTENTS_PER_MESSAGE
+        if full or literal_bytes + len(one.literal) > EXTENT_BYTES_MAX:
+            yield image_pb2.ComposeImageRequest(extents=message)
+            message, literal_bytes = image_pb2.ComposeExtents(), 0
+        message.extents.add(
+            offset=one.offset,
+            length=one.length,
+            image_id=one.image_id,
+            image_offset=one.image_offset,
+            literal=one.literal,
+        )
+        literal_bytes += len(one.literal)
+        count, covered = count + 1, covered + one.length
+    yield image_pb2.ComposeImageRequest(extents=message)
+    end = image_pb2.FileEnd(extent_count=count, bytes_written=covered)
+    yield image_pb2.ComposeImageRequest(end=end)
 
 
 def _in_order(pieces: Iterator[Any], at: int, what: str) -> Iterator[tuple[bytes, int]]:

@@ -13,7 +13,7 @@ from arraylift.v1 import catalog_pb2 as pb
 from arraylift.v1 import catalog_pb2_grpc as pb_grpc
 from backup_server.backup_disks import BackupDisks
 from backup_server.catalog.browse import checked_path
-from backup_server.file_reads import Browser, Data, FileReads, Start, checked_paths
+from backup_server.file_reads import Browser, Data, Done, FileReads, Start, checked_paths
 from backup_server.job_rules import FileOrder
 from backup_server.orders import Orders
 from backup_server.service.files import file_to_pb, path_bytes
@@ -40,7 +40,7 @@ class FileRestoreEdge(pb_grpc.CatalogServiceServicer):
                         yield pb.ReadFilesResponse(data=data)
                     elif isinstance(one, Start):
                         yield pb.ReadFilesResponse(start=_start(one))
-                    else:
+                    elif isinstance(one, Done):
                         done = pb.FilesDone(
                             file_count=one.file_count,
                             bytes_read=one.bytes_read,
@@ -51,12 +51,15 @@ class FileRestoreEdge(pb_grpc.CatalogServiceServicer):
     def StartFileRestore(
         self, request: pb.StartFileRestoreRequest, context: grpc.ServicerContext
     ) -> pb.StartFileRestoreResponse:
-        if request.destination != pb.FILE_DESTINATION_GUEST:
-            raise InvalidRequest("no place is named where the files go", next_step="name the guest")
+        on_disk = request.destination == pb.FILE_DESTINATION_RESTORE_DISK
+        if not on_disk and request.destination != pb.FILE_DESTINATION_GUEST:
+            raise InvalidRequest("no place is named where the files go", next_step="name guest or disk")
+        if on_disk and (request.directory or request.overwrite):
+            raise InvalidRequest("a new disk has no files yet", next_step="name no directory")
         order = FileOrder(
             volume=request.volume,
             paths=tuple(checked_paths(request.paths, recursive=True)),
-            on_disk=False,
+            on_disk=on_disk,
             directory=checked_path(request.directory) if request.directory else "",
             overwrite=request.overwrite,
         )

@@ -85,6 +85,7 @@ class FakePeers:
             DeleteBackupManifest=world.one("DeleteBackupManifest", world.delete_manifest),
             LockImage=world.one("LockImage", world.lock_image),
             VerifyImage=world.many("VerifyImage", world.verify_image),
+            ComposeImage=world.many("ComposeImage", world.compose_image),
             ReadRange=world.many("ReadRange", world.read_range),
             SendImage=world.many("SendImage", world.send_image),
         )

@@ -450,6 +450,22 @@ class World(ArraySide):
         self.clock_lags = False
         return target_admin_pb2.ConfirmTimeResponse(lock_clock_ns=request.wall_ns)
 
+    def compose_image(self, requests: Any) -> Iterator[image_pb2.ComposeImageResponse]:
+        asked = list(requests)
+        header, end, content = asked[0].header, asked[-1].end, bytearray(asked[0].header.size_bytes)
+        extents = [one for request in asked[1:-1] for one in request.extents.extents]
+        assert (end.extent_count, end.bytes_written) == (len(extents), sum(one.length for one in extents))
+        yield image_pb2.ComposeImageResponse(spans_done=0)
+        with self.lock:
+            for one in extents:
+                data = one.literal
+                if not data:
+                    data = self.image_content[one.image_id][one.image_offset :][: one.length]
+                content[one.offset : one.offset + one.length] = data.ljust(one.length, b"\0")
+            self.images[header.transfer_id] = (header.name, header.size_bytes)
+            self.image_content[header.transfer_id] = bytes(content)
+        yield image_pb2.ComposeImageResponse(image=image_pb2.Image(image_id=header.transfer_id))
+
     def read_range(self, request: Any) -> Iterator[image_pb2.ReadRangeResponse]:
         with self.lock:
             if request.image_id not in self.images:

@@ -14,7 +14,7 @@ from backup_server import file_reads
 from backup_server.engine import JobView
 from backup_server.file_reads import Data
 from backup_server.job_rules import FileOrder, JobState
-from tests.fakes.backup_server import Rig
+from tests.fakes.backup_server import Killed, Rig
 from tests.fakes.world import Fault
 from tests.fakes.world_array import SPAN
 from tests.unit.backup_server.catalog.images import make_image
@@ -125,3 +125,62 @@ def test_what_makes_no_sense(rig: Rig, backup_id: str) -> None:
     with pytest.raises(errors.WrongState, match="does not run"):
         restore(rig, backup_id, "/etc/hosts")
     assert rig.world.guest_files == {}
+
+
+# -- on a disk ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("power", [vm_pb2.POWER_STATE_ON, vm_pb2.POWER_STATE_OFF])
+def test_files_come_on_a_disk_of_their_own(rig: Rig, backup_id: str, power: vm_pb2.PowerState) -> None:
+    rig.world.vm_named("web1").power = power
+    composed: list[bytes] = []
+    rig.on_boundary = lambda name: composed.extend(
+        rig.world.image_content[one]
+        for one in rig.world.images
+        if name == "job.compose.after" and one not in old
+    )
+    old = set(rig.world.images)
+    view = restore(rig, backup_id, "/etc", "/srv", on_disk=True)
+    assert view.job.state is JobState.SUCCEEDED, view.job.failure
+    (iso,) = composed
+    for name, content in TREE.items():
+        assert content in iso, name
+    assert iso[32769:32774] == b"CD001"
+    disk = rig.world.vm_named("web1").config.disks[-1]
+    assert disk.name == f"files-{view.job.job_id[:12]}"
+    assert disk.size_bytes == len(iso)
+    assert set(rig.world.images) == old, "the volume stays, and not the image"
+    assert rig.world.leftovers() == []
+    (sent,) = [request for method, request in rig.world.calls if method == "ComposeImage"]
+    assert sent is not None
+
+
+def test_killed_anywhere_a_disk_of_files_is_made_once(rig: Rig, backup_id: str) -> None:
+    order = FileOrder("", ("/etc",), on_disk=True, directory="", overwrite=False)
+    rig.boundaries.clear()
+    start = rig.server.orders.start_file_restore
+    assert rig.run(start(backup_id, order, vm="", direct=False)).job.state is JobState.SUCCEEDED
+    for at in range(1, len(rig.boundaries)):
+        rig.boundaries.clear()
+        before = len(rig.world.vm_named("web1").config.disks)
+        job_id = rig.server.orders.start_file_restore(backup_id, order, vm="", direct=False)
+        rig.kill_at = at
+        with pytest.raises(Killed):
+            rig.run(job_id)
+        rig.restart()
+        view = rig.run(job_id)
+        assert view.job.state is JobState.SUCCEEDED, (at, view.job.failure)
+        assert len(rig.world.vm_named("web1").config.disks) == before + 1, at
+        assert rig.world.leftovers() == []
+
+
+@pytest.mark.parametrize("method", ["ComposeImage", "SendImage", "AttachVmVolume"])
+def test_a_failure_leaves_nothing(rig: Rig, backup_id: str, method: str) -> None:
+    rig.world.fault(method, Fault("fail", errors.OutOfSpace("it is full")))
+    volumes = set(rig.world.volumes)
+    view = restore(rig, backup_id, "/etc", on_disk=True)
+    assert view.job.failure is not None
+    assert view.job.failure.message == "it is full"
+    rig.sweep()
+    assert set(rig.world.volumes) == volumes
+    assert rig.world.leftovers() == []

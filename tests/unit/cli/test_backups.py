@@ -325,14 +325,21 @@ def test_files_are_put_back_into_a_guest(arraylift: Arraylift, daemons: Daemons,
     daemons.server.backups = [backup(1, "web")]
     words = ("files", "restore", "web", "/etc/hosts")
     assert arraylift(*words, "--guest", "--vm", "db", "--directory", "/tmp", "--overwrite").code == 0
-    (asked,) = daemons.catalog.started
+    asked = daemons.catalog.started[0]
     assert (asked.destination, asked.vm, asked.directory) == (
         catalog_pb2.FILE_DESTINATION_GUEST,
         "db",
         "/tmp",
     )
     assert (list(asked.paths), asked.overwrite) == (["/etc/hosts"], True)
-    for wrong in ((), ("--guest", "--to", tmp_path), ("--to", tmp_path, "--vm", "db")):
+    assert arraylift(*words, "--as-disk").code == 0
+    assert daemons.catalog.started[-1].destination == catalog_pb2.FILE_DESTINATION_RESTORE_DISK
+    for wrong in (
+        (),
+        ("--guest", "--as-disk"),
+        ("--guest", "--to", tmp_path),
+        ("--to", tmp_path, "--vm", "db"),
+    ):
         assert arraylift(*words, *wrong).code == 2
 
 
