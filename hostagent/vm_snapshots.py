@@ -140,8 +140,7 @@ class VmSnapshots:
         with self._vm_locks.hold(vm_id):
             vm = usable(self._store.vms.get(vm_id))
             for known in self._of(vm_id):
-                if known.name == name and known.state is SnapshotState.READY:
-                    self._restart_lease(known)
+                if known.name == name and self._renewed(known.vm_snapshot_id):
                     return with_changes(self._driver, vm, known, changes_since)
             intent = self._intent(vm, name, lease_seconds, exclude_disks)
             self._store.snapshots.put(intent)  # N1
@@ -152,11 +151,11 @@ class VmSnapshots:
                     ready = self._taken(vm, intent, level_min, since)
                     settle(ready.disks)
                 self._store.firmware.put(ready.vm_snapshot_id, self._driver.firmware_variables(vm))
+                self._restart_lease(ready)  # before the reaper can see it
                 self._store.snapshots.put(ready)  # N3
             except BaseException as error:
                 self._abandon(intent, at_once=isinstance(error, _REFUSED))
                 raise
-            self._restart_lease(ready)
             FAILPOINTS.hit("vm-snapshot.recorded")
             told = with_changes(self._driver, vm, ready, changes_since)
         _log.info(
@@ -191,6 +190,11 @@ class VmSnapshots:
         """Restart the lease. Raises NotFound."""
         with self._locks.hold(vm_snapshot_id):
             self._restart_lease(self.get(vm_snapshot_id))
+
+    def _renewed(self, vm_snapshot_id: VmSnapshotId) -> bool:
+        """Restart the lease of one that is READY still."""
+        _, error = attempt(lambda: self.renew(vm_snapshot_id), "a lease's renewal")
+        return error is None
 
     def delete(self, vm_snapshot_id: VmSnapshotId) -> None:
         """Delete it on every array; a missing one is no error.

@@ -17,9 +17,10 @@ from arraylift.errors import (
     PeerUnavailable,
     WrongState,
 )
+from arraylift.ids import VmId
 from arraylift.vm.types import ConsistencyLevel
 from hostagent import vm_snapshots
-from hostagent.vm_types import FREEZE_SECONDS_MAX, SnapshotState
+from hostagent.vm_types import FREEZE_SECONDS_MAX, SnapshotRecord, SnapshotState
 from tests.e2e.daemon import wait_until
 from tests.unit.hostagent.stage import Stage
 
@@ -153,6 +154,43 @@ def test_leases_lapse_by_the_monotonic_clock_and_are_fenced_first(stage: Stage) 
     pinned.clear()
     settle(stage, lambda: stage.records() == 0)
     assert stage.labels() == []
+
+
+def test_a_reaper_that_looks_as_one_is_recorded_leaves_it(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vm, put = stage.vm(), stage.store.snapshots.put
+
+    def put_and_reap(snapshot: SnapshotRecord) -> None:
+        put(snapshot)
+        if snapshot.state is SnapshotState.READY:
+            stage.snapshots._reap_locked(
+                snapshot.vm_snapshot_id, stage.snapshots._care_of(snapshot.vm_snapshot_id)
+            )
+
+    monkeypatch.setattr(stage.store.snapshots, "put", put_and_reap)
+    made = stage.snapshots.create(vm.vm_id, "job")
+    assert stage.snapshots.get(made.vm_snapshot_id) == made
+    assert len(stage.labels()) == 2
+
+
+def test_one_that_lapses_while_it_is_asked_for_again_is_taken_anew(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vm = stage.vm()
+    made = stage.snapshots.create(vm.vm_id, "job", lease_seconds=60)
+    of = stage.snapshots._of
+
+    def lapses(vm_id: VmId) -> list[SnapshotRecord]:
+        found = of(vm_id)
+        stage.clock.now += 61
+        stage.snapshots._reap_locked(made.vm_snapshot_id, stage.snapshots._care_of(made.vm_snapshot_id))
+        return found
+
+    monkeypatch.setattr(stage.snapshots, "_of", lapses)
+    again = stage.snapshots.create(vm.vm_id, "job", lease_seconds=60)
+    assert stage.labels() == [again.vm_snapshot_id] * 2
+    assert stage.snapshots.get(again.vm_snapshot_id) == again != made
 
 
 def test_a_restart_restarts_leases_and_undoes_what_was_half_made(stage: Stage) -> None:
