@@ -168,18 +168,27 @@ class Migrations:
             downtime_ms_max=asked.downtime_ms_max or DOWNTIME_MS,
             seconds_max=asked.seconds_max or SEND_SECONDS,
         )
-        for progress in sending:
-            report(progress)
-        FAILPOINTS.hit("migration.sent")
+        try:
+            for progress in sending:
+                report(progress)
+            FAILPOINTS.hit("migration.sent")
+        finally:
+            self._end_late_sending(vm, asked.migration_id)
         with self._locks.hold(asked.vm_id):
-            if asked.migration_id in self._ended:  # abandoned, just before the sending ended
-                self._mover(vm).take_back(vm, asked.migration_id)
             vm = self._leaving(asked)
             if not vm.in_move.handed_over:
                 if not self._mover(vm).is_sent(vm, asked.migration_id):
                     raise PeerUnavailable(f"{vm.subject} did not reach the new host", subject=vm.subject)
                 vm = self._give_up(vm)
             return self._handed_over(vm)
+
+    def _end_late_sending(self, vm: VmRecord, migration_id: MigrationId) -> None:
+        """Abandoned just before it began, or just before it ended, it has left a guest to be let run."""
+        with self._locks.hold(vm.vm_id):
+            abandoned = migration_id in self._ended and self._vms.find(vm.vm_id) is not None
+            # A finish that was cut has ended it as well, and keeps the VM in it: that guest runs elsewhere.
+            if abandoned and self._moving(vm.vm_id, migration_id) is None:
+                self._mover(vm).take_back(vm, migration_id)
 
     def _leaving(self, asked: HandOver) -> VmRecord:
         """Return the VM of this migration, from now on nobody else's (M2). Under the VM's lock."""

@@ -7,11 +7,20 @@ from dataclasses import replace
 
 import pytest
 
-from arraylift.errors import AlreadyExists, InvalidRequest, NotFound, PeerUnavailable, WrongState
+from arraylift.errors import (
+    AlreadyExists,
+    DeadlineExceeded,
+    InvalidRequest,
+    NotFound,
+    PeerUnavailable,
+    WrongState,
+)
 from arraylift.ids import MigrationId, VmId, random_id
 from arraylift.vm.types import PowerState
 from hostagent.ended_migrations import ENDED_MAX, EndedMigrations
 from hostagent.firmware_store import pack_variables
+from hostagent.live_move import MoveProgress
+from hostagent.migration import HandOver
 from hostagent.vm_types import VmRecord, VmState
 from tests.fakes.disk import FakeFiles, PowerCut
 from tests.fakes.hosts import FakeHost
@@ -256,6 +265,48 @@ def test_an_abandoned_move_ends_while_the_guest_is_sent() -> None:
         pair.hand_over()
     pair.abandon()  # the cut came too late to stop the sending: the guest is let run all the same
     assert pair.is_as_before()
+
+
+def test_an_abandoned_move_whose_sending_fails_late_leaves_no_guest_in_it() -> None:
+    pair = Pair(live=True)
+    address = pair.expect()
+    pair.old.driver.during_send = lambda: pair.old.migrations.abandon(VM, M1)
+
+    def fails(progress: MoveProgress) -> None:
+        if not progress.bytes_left:
+            raise PeerUnavailable("QEMU does not say how far it is")
+
+    with pytest.raises(PeerUnavailable):
+        pair.old.migrations.hand_over(HandOver(VM, M1, pair.vm.revision, live=True, address=address), fails)
+    assert pair.vmms.running == {("old", VM)}
+    pair.abandon()
+    assert pair.is_as_before()
+
+
+def test_a_second_hand_over_that_outlasts_a_cut_finish_does_not_let_the_guest_run_here(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pair = Pair(live=True)
+    pair.expect()
+
+    def all_the_rest() -> None:
+        pair.old.driver.during_send = lambda: None
+        pair.hand_over()
+        pair.accept()
+
+        def hangs(vm: VmRecord, migration_id: MigrationId) -> None:
+            raise DeadlineExceeded("its QEMU waits in the kernel")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(pair.old.driver, "let_go", hangs)
+            with pytest.raises(DeadlineExceeded):
+                pair.finish()
+
+    pair.old.driver.during_send = all_the_rest
+    with pytest.raises(WrongState, match="has ended"):
+        pair.hand_over()
+    pair.finish()
+    assert pair.is_moved()
 
 
 def test_a_guest_that_is_lost_at_the_new_host_begins_anew_there() -> None:
