@@ -25,6 +25,7 @@ from benchmarks import (
     backup_server,
     catalog,
     disks,
+    file_restore,
     index_memory,
     inventory,
     kernels,
@@ -50,6 +51,7 @@ WHAT = {
     "memory": "the target's memory while images pass",
     "nbd": "fio through NBD, beside qemu-nbd",
     "catalog": "how fast the files of an image come out of a parser, and its memory",
+    "file": "one file of 1 MiB out of an image of 20 GiB",
     "pool": "snapshots, tracker and writes of a large volume",
     "server": "a backup server with a month of backups of a thousand VMs",
     "restore": "reading an image, beside cat, lz4 and b3sum",
@@ -165,6 +167,9 @@ def _run_by_itself(parsed: argparse.Namespace, console: Console) -> int | None:
         )
     if parsed.what == "catalog":
         return catalog.run(console, parsed.work, files=parsed.files, json_path=parsed.json)
+    if parsed.what == "file":
+        image_bytes = file_restore.IMAGE_BYTES // (20 if parsed.quick else 1)
+        return file_restore.run(console, parsed.work, image_bytes=image_bytes, json_path=parsed.json)
     if parsed.what == "pool":
         return pool.run(console, parsed.work, seed=parsed.seed, json_path=parsed.json)
     return None
