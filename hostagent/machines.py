@@ -270,9 +270,9 @@ class Machines:
                 )
             if vm.state is not VmState.DELETING:
                 usable(vm)
-            if vm.state is VmState.ON:
-                raise WrongState(f"{vm.subject} runs", subject=vm.subject, next_step="power it off first")
-            if vm.state is not VmState.DELETING:
+                # Also one that only the VMM knows of: an admin may start what we defined.
+                if vm.state is VmState.ON or self._driver.is_running(vm_id):
+                    raise WrongState(f"{vm.subject} runs", subject=vm.subject, next_step="power it off first")
                 release_snapshots(vm_id)
                 if not keep_volumes:
                     self._check_deletable(vm)
@@ -358,7 +358,7 @@ class Machines:
             raise InvalidRequest(f"the grace is at most {GRACE_SECONDS_MAX} s")
         with self._locks.hold(vm_id):
             vm = usable(self._store.get(vm_id))
-            if vm.state is not VmState.ON:
+            if vm.state is not VmState.ON and not self._driver.is_running(vm_id):
                 return vm
             self._driver.stop(vm, grace_seconds=grace_seconds or GRACE_SECONDS, force=force)
             return self._put(vm, VmState.OFF)

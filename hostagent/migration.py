@@ -224,7 +224,8 @@ class Migrations:
             )
         if any(not disk.volume_name for disk in vm.config.disks):
             raise WrongState(f"{vm.subject} has a disk that no array has", subject=vm.subject)
-        if runs and not asked.live:
+        # Also one that only the VMM knows of: started past us, or by a process that a crash cut.
+        if not asked.live and (runs or self._driver.is_running(vm.vm_id)):
             raise WrongState(
                 f"{vm.subject} runs", subject=vm.subject, next_step="move it live, or power it off first"
             )

@@ -227,6 +227,25 @@ def test_what_cannot_be_handed_over_is_said_and_stays() -> None:
         pair.new.migrations.finish(VM, M1)
 
 
+def test_a_guest_that_runs_though_its_record_says_off_is_not_handed_over() -> None:
+    pair = Pair(live=False)
+    pair.expect()
+    pair.vmms.running.add(("old", VM))  # by virsh, or by a process that was killed before its record
+    with pytest.raises(WrongState, match="runs"):
+        pair.hand_over()
+    with pytest.raises(WrongState, match="runs"):
+        pair.old.machines.delete(VM, keep_volumes=True, release_snapshots=lambda _: None)
+    assert pair.who() == ["old"]
+    pair.vm = pair.old.machines.power_off(VM)
+    assert not pair.vmms.running
+    pair.abandon()
+    pair.expect(M2)
+    pair.hand_over(M2)
+    pair.accept(M2)
+    pair.finish(M2)
+    assert pair.is_moved()
+
+
 def test_one_migration_at_a_time() -> None:
     pair = Pair(live=False)
     pair.expect()
