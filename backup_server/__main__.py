@@ -23,6 +23,7 @@ from backup_server.job_turns import LIMIT_MAX, Limits
 from backup_server.peers import GrpcPeers
 from backup_server.server import BackupServer
 from backup_server.service.backup import BackupEdge
+from backup_server.service.catalog import CatalogEdge, CatalogQueryEdge
 from backup_server.service.file_restores import FileRestoreEdge
 from backup_server.service.policies import PolicyEdge
 
@@ -49,16 +50,20 @@ def build(settings: ServerSettings, tls: TlsMaterial) -> daemon.Built:
         clock=SYSTEM_CLOCK,
         pacing=dataclasses.replace(Pacing(), patience_seconds=settings.patience_seconds),
         limits=limits,
+        cataloguing=settings.catalog,
     )
     server.start()
     edge = BackupEdge(
         server.engine, server.orders, server.backups, server.registry, peers=peers, browser=browse
     )
     policies = PolicyEdge(server.policies, server.policy_runs, server.reports, server.registry, SYSTEM_CLOCK)
-    files = FileRestoreEdge(server.disks, browse, server.orders)
+    catalog = CatalogEdge(
+        CatalogQueryEdge(server.cataloguing, server.backups),
+        FileRestoreEdge(server.disks, browse, server.orders),
+    )
     services = [
         service_of(backup_pb2_grpc.add_BackupServiceServicer_to_server, edge),
-        service_of(catalog_pb2_grpc.add_CatalogServiceServicer_to_server, files),
+        service_of(catalog_pb2_grpc.add_CatalogServiceServicer_to_server, catalog),
         service_of(policy_pb2_grpc.add_PolicyServiceServicer_to_server, policies),
     ]
     return daemon.Built(services, lambda: server.close(peers.close))

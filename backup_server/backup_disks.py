@@ -13,6 +13,7 @@ from arraylift.ids import check_id, check_name
 from backup_server.backups import Backups
 from backup_server.catalog.entry import Disk, DiskSet
 from backup_server.image_access import RemoteImage
+from backup_server.model import Backup
 from backup_server.ports import Peers
 from backup_server.registry import Registry
 
@@ -37,9 +38,11 @@ class BackupDisks:
                     subject=f"disk {disk_name}",
                     next_step=f"name one of {', '.join(names)}",
                 )
-            target = self._peers.target(self._registry.target(backup.target))
-            yield [
-                Disk(disk.disk_name, RemoteImage(target, disk.image_id, disk.size_bytes))
-                for disk in backup.disks
-                if disk_name in {"", disk.disk_name}
-            ]
+            yield [disk for disk in self.of(backup) if disk_name in {"", disk.name}]
+
+    def of(self, backup: Backup) -> list[Disk]:
+        """All disks of a backup that somebody may delete meanwhile: reads then fail."""
+        target = self._peers.target(self._registry.target(backup.target))
+        return [
+            Disk(disk.disk_name, RemoteImage(target, disk.image_id, disk.size_bytes)) for disk in backup.disks
+        ]

@@ -73,6 +73,17 @@ class Backups:
             yield from chunk
             behind = (chunk[-1].snapshot_at_ns, chunk[-1].backup_id)
 
+    def ids_newest_first(self) -> list[str]:
+        """Of all that are listed."""
+        return self._db.backup_ids()
+
+    def find(self, backup_id: str) -> Backup | None:
+        """As the database has it; None if it is not listed (any more)."""
+        try:
+            return self._db.backup(backup_id)
+        except NotFound:
+            return None
+
     def get(self, backup_id: str) -> Backup:
         """Raises NotFound, once the targets have been asked too (Y1)."""
         try:

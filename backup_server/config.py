@@ -30,6 +30,10 @@ class ServerSettings:
         default="127.0.0.1:7401",
         metadata={"doc": "host:port of the virtual center; empty: none, hosts are asked directly."},
     )
+    catalog: bool = field(
+        default=True,
+        metadata={"doc": "Parse backups for their files once they are made, for search and diff."},
+    )
     patience_seconds: float = field(
         default=300.0, metadata={"doc": "A step of a job that fails for so long fails the job."}
     )

@@ -18,6 +18,8 @@ from backup_server.backup_disks import BackupDisks
 from backup_server.backup_job import BackupJob
 from backup_server.backups import Backups
 from backup_server.catalog import browse
+from backup_server.catalog_store.store import CatalogStore
+from backup_server.cataloguing import Cataloguing
 from backup_server.disk_restore_job import DiskRestoreJob
 from backup_server.engine import Engine
 from backup_server.guest_restore_job import GuestRestoreJob
@@ -37,6 +39,7 @@ from backup_server.restore_job import RestoreJob
 from backup_server.server_db import ServerDb
 
 DB_NAME = "server.db"
+CATALOG_NAME = "catalog.db"
 
 
 class BackupServer:
@@ -52,6 +55,7 @@ class BackupServer:
         clock: Clock,
         pacing: Pacing | None = None,
         limits: Limits | None = None,
+        cataloguing: bool = False,
         hook: Callable[[str], None] = FAILPOINTS.hit,
     ) -> None:
         """Open the database; nothing runs before ``start``. Raises WrongState (in use), Corruption."""
@@ -89,6 +93,14 @@ class BackupServer:
         self.policies = PolicyStore(self.db)
         self.policy_runs = PolicyRuns(self.policies, self.orders, self.inventory, self.backups, clock)
         self.reports = Reports(self.db, self.policies, self.policy_runs, self.backups, clock)
+        self.cataloguing = Cataloguing(
+            CatalogStore(files, f"{state_path}/{CATALOG_NAME}"),
+            self.backups,
+            self.disks,
+            browse,
+            files,
+            enabled=cataloguing,
+        )
         self.reaper = Reaper(self.engine, self.backups, seconds=pacing.sweep_seconds)
 
     def start(self) -> None:
@@ -96,9 +108,11 @@ class BackupServer:
         self.engine.start()
         self.reaper.start()
         self.policy_runs.start()
+        self.cataloguing.start()
 
     def close(self, cut_calls: Callable[[], None]) -> None:
         """Stop (S2); ``cut_calls`` ends every call to other daemons."""
+        self.cataloguing.stop()
         self.policy_runs.stop()
         self.reaper.stop()
         self.engine.stop()
@@ -106,5 +120,7 @@ class BackupServer:
         self.engine.join()
         self.reaper.join()
         self.policy_runs.join()
+        self.cataloguing.join()
+        self.cataloguing.store.close()
         self.db.close()
         self._lock.close()

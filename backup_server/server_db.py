@@ -347,6 +347,15 @@ class ServerDb:
             ).fetchall()
         return [documents.load(Backup, row[0], what="a backup") for row in rows]
 
+    def backup_ids(self) -> list[str]:
+        """Newest first."""
+        with self.read() as db:
+            rows = db.execute(
+                "SELECT backup_id FROM backups WHERE NOT deleting"
+                " ORDER BY snapshot_at_ns DESC, backup_id DESC"
+            ).fetchall()
+        return [backup_id for (backup_id,) in rows]
+
     def last_backup(self, vm_id: str, *, target: str) -> Backup | None:
         """The VM's newest on that target."""
         with self.read() as db:

@@ -23,6 +23,7 @@ from arraylift.cli import (
     array,
     backup_save,
     backups,
+    catalog,
     daemon,
     demo,
     files,
@@ -89,8 +90,10 @@ def build() -> typer.Typer:
     app.callback()(_root())
     up.register(app)
     vm.register(app)
-    backup_save.register(backups.register(app))
-    for noun in (files, job, policy, reports, host, array, target, pki, daemon, demo):
+    of_backups = backups.register(app)
+    backup_save.register(of_backups)
+    catalog.register_backups(of_backups)
+    for noun in (files, catalog, job, policy, reports, host, array, target, pki, daemon, demo):
         noun.register(app)
     return app
 

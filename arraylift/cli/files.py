@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from arraylift.cli import files_restore, single_files
+from arraylift.cli import catalog, files_restore, single_files
 from arraylift.cli.backups import BackupReference, find_backup
 from arraylift.cli.command import command, group
 from arraylift.cli.connection import Connection
@@ -36,6 +36,7 @@ def register(app: typer.Typer) -> None:
         examples="arraylift files get web /etc/hosts\narraylift files get 3f2a /etc/hosts ./hosts --force",
     )(get)
     files_restore.register(noun)
+    catalog.register_files(noun)
     app.add_typer(noun, name="files")
 
 

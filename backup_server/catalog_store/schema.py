@@ -124,7 +124,12 @@ def open_writer(files: Files, path: str) -> sqlite3.Connection:
 def open_reader(path: str) -> sqlite3.Connection:
     """A connection of its own, for one use; sees one state as long as one statement or transaction runs."""
     db = sqlite3.connect(f"file:{path}?mode=ro", uri=True, isolation_level=None, check_same_thread=False)
-    db.execute(f"PRAGMA busy_timeout={int(BUSY_SECONDS * 1000)}")
+    try:
+        db.execute(f"PRAGMA busy_timeout={int(BUSY_SECONDS * 1000)}")
+        db.execute("SELECT 1 FROM sqlite_schema").fetchone()  # opens the file, whose name may change hands
+    except BaseException:
+        db.close()
+        raise
     return db
 
 

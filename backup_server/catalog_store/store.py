@@ -15,7 +15,7 @@ import threading
 from collections.abc import Generator, Iterable, Iterator, Sequence
 
 from arraylift.durable import Files
-from arraylift.errors import ArrayliftError, NotFound
+from arraylift.errors import ArrayliftError, NotFound, PeerUnavailable
 from backup_server.catalog.batch import Batch, Unread
 from backup_server.catalog.entry import Volume
 from backup_server.catalog.frames import to_text
@@ -46,6 +46,7 @@ class CatalogStore:
         self._files = files
         self.path = path
         self._lock = threading.RLock()
+        self._opening = threading.Lock()
         self._db = schema.open_writer(files, path)
 
     def close(self) -> None:
@@ -76,8 +77,9 @@ class CatalogStore:
     ) -> Generator[int, None, None]:
         """Take a walk of one of the volumes that ``begin`` noted; yields the count of files so far.
 
-        One that ends with one of our errors, or could not read a directory, counts as broken off (V3), and is
-        kept; the error is then noted with the volume, and raised by nobody. Any other end leaves it out.
+        One that ends with an error of ours but PeerUnavailable, or could not read a directory, counts as
+        broken off (V3), and is kept; the error is then noted with the volume, and raised by nobody. Any
+        other end leaves it out.
         """
         with self._change() as db:
             volume_id, at = db.execute(
@@ -95,6 +97,8 @@ class CatalogStore:
                         yield writer.count
                     elif isinstance(part, Unread):
                         flaws.append(f"a directory could not be read: {part.why}")
+            except PeerUnavailable:  # it says nothing of the volume
+                raise
             except ArrayliftError as error:
                 if isinstance(error.__cause__, sqlite3.Error):
                     raise
@@ -141,6 +145,33 @@ class CatalogStore:
             return {
                 key: CatalogState(state) for key, state in db.execute("SELECT backup_id, state FROM backups")
             }
+
+    def knows(self, backup_id: str) -> bool:
+        """Whether nothing is left to do for a backup."""
+        with self.reading() as db:
+            row = db.execute("SELECT state FROM backups WHERE backup_id = ?", (backup_id,)).fetchone()
+        return row is not None and row[0] != CatalogState.WAITING
+
+    def knows_whole(self, backup_id: str) -> bool:
+        """Whether parsing it again could tell nothing more."""
+        try:
+            done = self.backup(backup_id).state is CatalogState.DONE
+        except NotFound:
+            return False
+        return done and all(volume.whole or not volume.readable for volume in self.volumes(backup_id))
+
+    def vm_id(self, vm: str) -> str:
+        """The id of a VM by its name or id; of several, that with the newest backup. Raises NotFound."""
+        with self.reading() as db:
+            row = db.execute(
+                "SELECT vm_id FROM backups WHERE vm_id = ?1 OR vm_name = ?1 ORDER BY at_ns DESC LIMIT 1",
+                (vm,),
+            ).fetchone()
+        if row is None:
+            raise NotFound(
+                f"the catalog has no backup of a VM {vm!r}", subject=f"VM {vm}", next_step="list the backups"
+            )
+        return str(row[0])
 
     def backup(self, backup_id: str) -> StoredBackup:
         """Raises NotFound: nothing is known of it."""
@@ -221,8 +252,26 @@ class CatalogStore:
     @contextlib.contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
         """A connection for reading, which is closed afterwards."""
-        with schema.mapped(self.path), contextlib.closing(schema.open_reader(self.path)) as db:
-            yield db
+        with schema.mapped(self.path):
+            with self._opening:
+                db = schema.open_reader(self.path)
+            with contextlib.closing(db):
+                yield db
+
+    def begin_anew(self) -> None:
+        """Take the file away, which is damaged, and begin another (K1)."""
+        with self._lock, self._opening:
+            self._db.close()
+            schema.remove(self._files, self.path)
+            self._db = schema.open_writer(self._files, self.path)
+
+    def become(self, path: str) -> None:
+        """Take the place of this catalog's file by another that is whole and closed."""
+        with self._lock, self._opening:
+            self._db.close()
+            schema.remove(self._files, self.path)
+            self._files.move(path, self.path, label="catalog_replaced")
+            self._db = schema.open_writer(self._files, self.path)
 
     @contextlib.contextmanager
     def _change(self) -> Iterator[sqlite3.Connection]:
