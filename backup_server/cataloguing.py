@@ -1,9 +1,9 @@
 """Fill the catalog: after each backup, when asked, and anew from what the targets hold.
 
 There is no queue to lose: what the server lists and the catalog does not know is to be done, newest
-first; what the catalog knows and nobody lists is forgotten. Invariants: L1 one backup is parsed at a time. L2 parsing
-holds no backup back from deletion, and fails no backup: what goes wrong is noted in the catalog or the log.
-L3 the present catalog answers until one that is made anew is whole.
+first; what the catalog knows and nobody lists is forgotten. Invariants: L1 one backup is parsed at a time.
+L2 parsing holds no backup back from deletion, and fails no backup: what goes wrong is noted in the catalog or
+the log. L3 the present catalog answers until one that is made anew is whole.
 Callers: its own thread, and edges; ``stop`` from the main thread.
 """
 

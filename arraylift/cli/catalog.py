@@ -1,4 +1,5 @@
-"""What the catalog of files is asked: ``files find|versions|volumes``, ``backups catalog``, ``catalog rebuild``.
+"""What the catalog of files is asked: ``files find|versions|volumes``, ``backups catalog``,
+``catalog rebuild``.
 
 Callers: the command line, main thread.
 """
@@ -23,9 +24,9 @@ LIMIT = 100
 def register(app: typer.Typer) -> None:
     """Add the noun to the root."""
     noun = group("The catalog of files inside backups.")
-    command(noun, "rebuild", examples="arraylift catalog rebuild\narraylift catalog rebuild --target target1")(
-        rebuild
-    )
+    command(
+        noun, "rebuild", examples="arraylift catalog rebuild\narraylift catalog rebuild --target target1"
+    )(rebuild)
     app.add_typer(noun, name="catalog")
 
 
@@ -43,7 +44,9 @@ def register_files(noun: typer.Typer) -> None:
 
 def register_backups(noun: typer.Typer) -> None:
     """Add what ``arraylift backups`` has of it."""
-    command(noun, "catalog", examples="arraylift backups catalog web\narraylift backups catalog 3f2a")(catalog)
+    command(noun, "catalog", examples="arraylift backups catalog web\narraylift backups catalog 3f2a")(
+        catalog
+    )
 
 
 def find(
@@ -71,7 +74,8 @@ def find(
             moment(one.file.modified_at_ns), f"{one.newest_backup_id[:12]} {moment(one.newest_at_ns)}",
             one.backup_count,
         )  # fmt: skip
-    session.emit([plain(one) for one in found], shown if found else "no file of that name is in the catalog")
+    told = shown if found else "no file of that name is in the catalog"
+    session.emit([plain(one) for one in found], told)
 
 
 def versions(
@@ -86,11 +90,11 @@ def versions(
     found = server.call(server.catalog.ListFileVersions, request).versions
     shown = table("from", "to", ">size", "modified", ">backups", "newest")
     for one in found:
-        size = "absent" if one.absent else human(one.file.size_bytes)
-        row(
-            shown, moment(one.first_at_ns), moment(one.last_at_ns), size,
-            "" if one.absent else moment(one.file.modified_at_ns), len(one.backup_ids), one.backup_ids[0][:12],
-        )  # fmt: skip
+        size, modified = "absent", ""
+        if not one.absent:
+            size, modified = human(one.file.size_bytes), moment(one.file.modified_at_ns)
+        cells = (moment(one.first_at_ns), moment(one.last_at_ns), size, modified, len(one.backup_ids))
+        row(shown, *cells, one.backup_ids[0][:12])
     session.emit([plain(one) for one in found], shown)
 
 
@@ -102,9 +106,8 @@ def volumes(session: Session, backup: BackupReference) -> None:
     shown = table("volume", "file system", "label", ">size", ">files", "catalog", "remark")
     for one in found:
         state = short_name(catalog_pb2.CatalogState, one.state)
-        row(
-            shown, one.name, one.file_system, one.label, human(one.size_bytes), one.file_count, state, one.problem
-        )  # fmt: skip
+        size = human(one.size_bytes)
+        row(shown, one.name, one.file_system, one.label, size, one.file_count, state, one.problem)
     session.emit([plain(one) for one in found], shown)
 
 
@@ -135,9 +138,10 @@ def rebuild(
     """Make the catalog anew from what the targets hold; the present one answers meanwhile."""
     server = session.server
     last = catalog_pb2.RebuildCatalogResponse()
+    request = catalog_pb2.RebuildCatalogRequest(target=target)
     with (
         session.progress("catalog rebuild", 0) as bar,
-        server.stream(server.catalog.RebuildCatalog, catalog_pb2.RebuildCatalogRequest(target=target)) as answers,
+        server.stream(server.catalog.RebuildCatalog, request) as answers,
     ):
         for last in answers:
             bar.update(last.files_done)

@@ -63,6 +63,7 @@ class CatalogQueryEdge(pb_grpc.CatalogServiceServicer):
             volumes = [
                 pb.FileVolume(
                     name=disk.disk_name, size_bytes=disk.size_bytes, problem=problem, state=_STATES[state]
+                )
                 for disk in backup.disks
             ]
         return pb.ListFileVolumesResponse(volumes=volumes)
