@@ -11,7 +11,7 @@ from arraylift.exchange import convert as exchange
 from arraylift.v1 import backup_pb2, common_pb2, image_pb2
 from arraylift.vm import convert as shared
 from backup_server.engine import JobView
-from backup_server.job_rules import Failure, JobState
+from backup_server.job_rules import Failure, JobState, Step
 from backup_server.model import Backup, BackupDisk, ChangeSource, Verdict
 
 _SOURCES = frozenset(ChangeSource)
@@ -132,6 +132,12 @@ def failure_to_pb(failure: Failure | None) -> common_pb2.ErrorDetail | None:
     )
 
 
+def _figures_of(view: JobView, step: Step) -> common_pb2.TransferFigures | None:
+    verb, _, disk_name = step.name.partition(" ")
+    done = view.outcome.figures.get(disk_name) if verb == "send" and step.ended_at_ns else None
+    return exchange.figures_to_pb(done[1]) if done is not None else None
+
+
 def job_to_pb(view: JobView) -> backup_pb2.Job:
     job, outcome = view.job, view.outcome
     return backup_pb2.Job(
@@ -149,6 +155,9 @@ def job_to_pb(view: JobView) -> backup_pb2.Job:
                 # With its job every step is over, done or not.
                 ended_at_ns=step.ended_at_ns or job.ended_at_ns,
                 detail=step.detail if step.ended_at_ns or not job.state.ended else "not done",
+                tries=step.tries,
+                trouble=step.trouble,
+                figures=_figures_of(view, step),
             )
             for step in view.steps
         ],
@@ -161,6 +170,11 @@ def job_to_pb(view: JobView) -> backup_pb2.Job:
         backup_id=job.backup_id if job.restore is not None or job.state is JobState.SUCCEEDED else "",
         result_vm_id=outcome.result_vm_id if job.state is JobState.SUCCEEDED else "",
         level=int(outcome.level),  # type: ignore[arg-type]
+        policy=job.backup.policy if job.backup is not None else "",
+        retry_of=job.retry_of,
+        retried_by=job.retried_by,
+        retry_number=job.retry_number,
+        not_before_ns=job.not_before_ns,
         safeties=[
             backup_pb2.SafetySnapshot(
                 disk_name=one.disk_name,

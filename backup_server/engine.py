@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import structlog
@@ -37,6 +37,7 @@ from backup_server.job_rules import (
     Step,
     failure_of,
     moved,
+    retry_of,
 )
 from backup_server.job_run import JobRun, Stopped
 from backup_server.job_turns import Demand, Limits, Turns
@@ -127,6 +128,8 @@ class Engine:
         self._lock = threading.Lock()
         self._running: dict[str, JobRun] = {}
         self._turns = Turns(limits)
+        self.opens: Callable[[Job, int], int] = lambda _job, at_ns: at_ns
+        """When a retry may start, that instant or later; set before ``start``, by who knows windows."""
         self._to_place, self._to_run = JobQueue(clock.monotonic), JobQueue(clock.monotonic)
         self._stopping = threading.Event()
         self._threads = [
@@ -143,9 +146,7 @@ class Engine:
             if job.state is JobState.RUNNING:
                 self._resume(job.job_id)
                 self._to_run.put(job.job_id)
-        for job in reversed(unfinished):
-            if job.state is JobState.QUEUED:
-                self._to_place.put(job.job_id)
+        self._queue_new([job for job in reversed(unfinished) if job.state is JobState.QUEUED])
         for thread in self._threads:
             thread.start()
         if unfinished:
@@ -300,22 +301,39 @@ class Engine:
         moved(run.job, state)  # J1
         bad = state is not JobState.SUCCEEDED
         leftover = bad or run.left_something
-        run.save(
+        retry = self._retry(run.job) if state is JobState.FAILED else None
+        run.end(
+            [retry] if retry is not None else [],
             state=state,
             ended_at_ns=self._clock.wall_ns(),
             sweeps_left=self._pacing.sweeps if leftover else 0,
+            retried_by=retry.job_id if retry is not None else "",
         )
+        if retry is not None:
+            _log.info("job_retried", by=retry.job_id, retry=retry.retry_number)
+            self._queue_new([retry])
         failure = run.job.failure
         log = _log.warning if bad else _log.info
         log("job_ended", state=state.name, error=failure.message if failure else None)
+
+    def _retry(self, job: Job) -> Job | None:
+        """Queued for a time at which its policy's jobs may start (J4 of ``job_rules``)."""
+        retry = retry_of(job, now_ns=self._clock.wall_ns(), pacing=self._pacing)
+        if retry is None:
+            return None
+        return replace(retry, not_before_ns=self.opens(retry, retry.not_before_ns))
 
     # -- from outside -----------------------------------------------------------------------
 
     def submit(self, jobs: Sequence[Job]) -> None:
         """Accept jobs, all or none (E1). Raises Conflict, Overloaded."""
         self._db.add_jobs(jobs)
+        self._queue_new(jobs)
+
+    def _queue_new(self, jobs: Sequence[Job]) -> None:
         for job in jobs:
-            self._to_place.put(job.job_id)
+            wait_ns = job.not_before_ns - self._clock.wall_ns() if job.not_before_ns else 0
+            self._to_place.put(job.job_id, delay_seconds=max(0.0, wait_ns / 1e9))
 
     def cancel(self, job_id: str) -> None:
         """Ask a job to end. Raises NotFound, WrongState (ended, or past its commit)."""

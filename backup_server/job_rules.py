@@ -4,6 +4,8 @@ Invariants:
   J1 states go forward only: queued, running, then one of the three ends.
   J2 ids of everything that a job makes elsewhere follow from the job's id: a replay after a crash
      is the same call, and whoever finds such a thing finds the job.
+  J4 a failed job is repeated by a new one that names it, at most as often as its order says, and only if the
+     same work may succeed later. A cancelled one is not.
   J3 a job that is to end badly (``ending``) never makes anything again; it only cleans up.
 Callers: any thread.
 """
@@ -40,6 +42,9 @@ JOBS_UNFINISHED_MAX = 4096
 
 JOBS_KEPT_MAX = 10_000
 """Jobs that have ended and are remembered; the oldest are forgotten."""
+
+RETRIES_MAX = 10
+"""Times that a failed job is started again, at most."""
 
 NAME_BYTES_MAX = 255
 RESTORE_TAG = "arraylift.restore"
@@ -90,6 +95,8 @@ class BackupOrder:
     """Whose run started it; empty: nobody's."""
     bytes_per_second_max: int = field(default=0, metadata={LATER: True})
     """Read, of each disk; 0: no limit."""
+    retries_max: int = field(default=0, metadata={LATER: True})
+    """Times that the job is started again, as a new one, where it failed by what may pass."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +168,10 @@ class Step:
     ended_at_ns: int = 0
     detail: str = ""
     result: str = ""
+    tries: int = field(default=0, metadata={LATER: True})
+    """That failed and were made again."""
+    trouble: str = field(default="", metadata={LATER: True})
+    """Why the last of them failed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +193,12 @@ class Job:
     cancel_asked: bool = False
     sweeps_left: int = 0
     """Times that the reaper will clean up after it again: a call that was given up may still land."""
+    retry_of: str = field(default="", metadata={LATER: True})
+    """The job that this one repeats."""
+    retried_by: str = field(default="", metadata={LATER: True})
+    retry_number: int = field(default=0, metadata={LATER: True})
+    not_before_ns: int = field(default=0, metadata={LATER: True})
+    """A retry is queued until then."""
 
     @property
     def backup_id(self) -> str:
@@ -225,6 +242,10 @@ class Pacing:
     sweep_seconds: float = 300.0
     """Between two rounds of the reaper; three rounds outlast every deadline of a call."""
 
+    retry_seconds: float = 60.0
+    """Before a failed job is started again the first time; doubling up to a maximum."""
+    retry_seconds_max: float = 3600.0
+
     @property
     def transfer_patience_seconds(self) -> int:
         """What a transfer is given of it: a cut must not be hidden from us for longer."""
@@ -234,6 +255,28 @@ class Pacing:
 def is_retryable(error: ArrayliftError) -> bool:
     """The same call may succeed later."""
     return isinstance(error, _RETRYABLE)
+
+
+def retry_of(job: Job, *, now_ns: int, pacing: Pacing) -> Job | None:
+    """The job that repeats a backup which failed by what may pass; None: it stays failed (J4)."""
+    order = job.backup
+    if order is None or job.failure is None or job.retry_number >= min(order.retries_max, RETRIES_MAX):
+        return None
+    if job.failure.reason not in {one.reason for one in _RETRYABLE}:
+        return None
+    pause = min(pacing.retry_seconds_max, pacing.retry_seconds * 2.0**job.retry_number)
+    return Job(
+        job_id=derived_id(job.job_id, "retry"),
+        kind=job.kind,
+        state=JobState.QUEUED,
+        vm_id=job.vm_id,
+        vm_name=job.vm_name,
+        created_at_ns=now_ns,
+        backup=order,
+        retry_of=job.job_id,
+        retry_number=job.retry_number + 1,
+        not_before_ns=now_ns + int(pause * 1e9),
+    )
 
 
 def pause_before(retry: int, pacing: Pacing) -> float:

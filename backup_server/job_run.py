@@ -22,7 +22,7 @@ from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from arraylift.clock import Clock
-from arraylift.errors import ArrayliftError, Cancelled, NotFound, PeerUnavailable, WrongState
+from arraylift.errors import ArrayliftError, Cancelled, LeaseLost, NotFound, PeerUnavailable, WrongState
 from arraylift.exchange.messages import Figures
 from arraylift.logs import get_logger
 from backup_server import documents
@@ -160,6 +160,11 @@ class JobRun:
         with self._lock:
             self.job = self._db.update_job(self.job.job_id, **changes)
 
+    def end(self, then: Sequence[Job], **changes: object) -> None:
+        """Change fields of the job and accept the jobs that follow it, in one transaction."""
+        with self._lock:
+            self.job = self._db.end_job(self.job.job_id, then, **changes)
+
     def begin_commit(self) -> None:
         """From here on the job can only go forward (N3). Raises Cancelled."""
         with self._lock:
@@ -245,10 +250,17 @@ class JobRun:
                     raise
                 if self._clock.monotonic() - since >= self.pacing.patience_seconds:
                     raise
-                self._troubles[what] = error.message
+                self._note_trouble(what, error)
                 _log.warning("step_retries", step=what, retry=retries, error=str(error))
             self._wake.wait(pause_before(retries, self.pacing))
             retries += 1
+
+    def _note_trouble(self, what: str, error: ArrayliftError) -> None:
+        """For the job's log, which outlives this process."""
+        self._troubles[what] = error.message
+        step = self._steps.get(what)
+        if step is not None and not step.ended_at_ns:
+            self._save_step(replace(step, tries=step.tries + 1, trouble=error.message))
 
     def in_parallel(self, items: Sequence[Item], work: Callable[[Item], T]) -> list[T]:
         """Work on DISKS_PER_JOB_MAX items at once; the first failure ends all."""
@@ -343,8 +355,8 @@ class JobRun:
             round_number += 1
 
 
-def _lapsed(what: str, error: ArrayliftError) -> WrongState:
-    return WrongState(
+def _lapsed(what: str, error: ArrayliftError) -> LeaseLost:
+    return LeaseLost(
         f"{what} is gone before all disks were sent: {error.message}",
         subject=error.subject,
         next_step="start it again; this server or a peer was away for longer than the lease",

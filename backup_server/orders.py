@@ -127,6 +127,7 @@ class Orders:
             change_source=policy.change_source,
             policy=policy.name,
             bytes_per_second_max=policy.bytes_per_second_max,
+            retries_max=policy.retries_max,
         )
         self._engine.submit([replace(self._backup_of(vm, order), job_id=job_id)])
 

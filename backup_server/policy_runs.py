@@ -25,6 +25,7 @@ from arraylift.outcome import attempt
 from arraylift.vm.types import Vm
 from backup_server.backups import Backups
 from backup_server.inventory import Inventory
+from backup_server.job_rules import Job
 from backup_server.orders import Orders
 from backup_server.policies import retention, schedule
 from backup_server.policies.policy import Policy, meant
@@ -194,6 +195,13 @@ class PolicyRuns:
             self._store.note(policy.name, f"VM {start.vm_name} was left out: {problem}")
         self._store.finish_start(start)
         return "" if problem else job_id
+
+    def opens(self, job: Job, at_ns: int) -> int:
+        """The first instant, then or later, at which a job of its policy may start (G2)."""
+        name = job.backup.policy if job.backup is not None else ""
+        for kept in self._store.all(name) if name else ():
+            return schedule.open_from(kept.policy.open_windows(), kept.policy.schedule.zone, at_ns)
+        return at_ns
 
     def run_now(self, name: str) -> list[str]:
         """Start the policy's backups; returns the ids of the jobs.

@@ -92,6 +92,7 @@ class BackupServer:
         self.orders = Orders(self.engine, self.registry, self.inventory, self.backups, clock)
         self.policies = PolicyStore(self.db)
         self.policy_runs = PolicyRuns(self.policies, self.orders, self.inventory, self.backups, clock)
+        self.engine.opens = self.policy_runs.opens
         self.reports = Reports(self.db, self.policies, self.policy_runs, self.backups, clock)
         self.cataloguing = Cataloguing(
             CatalogStore(files, f"{state_path}/{CATALOG_NAME}"),

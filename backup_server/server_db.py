@@ -243,6 +243,14 @@ class ServerDb:
             self.save_job(job)
         return job
 
+    def end_job(self, job_id: str, then: Sequence[Job], **changes: object) -> Job:
+        """Likewise, and keep the jobs that follow it, in the same transaction."""
+        with self.change():
+            job = self.update_job(job_id, **changes)
+            if then:
+                self.add_jobs(then)
+        return job
+
     # -- steps ------------------------------------------------------------------------------
 
     def steps(self, job_id: str) -> list[Step]:

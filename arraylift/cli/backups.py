@@ -119,6 +119,9 @@ def backup(
     exclude_disk: Annotated[
         list[str] | None, typer.Option("--exclude-disk", metavar="DISK", help="Leave it out; repeatable.")
     ] = None,
+    retries: Annotated[
+        int, typer.Option(min=0, max=10, help="Start a job that failed by what may pass again, so often.")
+    ] = 0,
     no_wait: NoWait = False,
 ) -> None:
     """Back up VMs, each by a job of its own; ends with the exit code of the worst."""
@@ -136,6 +139,7 @@ def backup(
         exclude_disks=exclude_disk or [],
         gateway=gateway,
         change_source=_SOURCES[changes],
+        retries_max=retries,
     )
     answer = server.call(server.backups.StartBackup, request, timeout_seconds=LONG_CALL_SECONDS)
     wait(session, list(answer.job_ids), no_wait=no_wait)

@@ -36,7 +36,7 @@ def register(app: typer.Typer) -> None:
         "ls",
         examples="arraylift job ls --running\n\narraylift job ls --state failed --since 24h --policy nightly",
     )(ls)
-    command(noun, "show", examples="arraylift job show 3f2a")(show)
+    command(noun, "show", examples="arraylift job show 3f2a\narraylift job show 3f2a --log")(show)
     command(noun, "watch", examples="arraylift job watch 3f2a")(watch)
     command(noun, "cancel", examples="arraylift job cancel 3f2a")(cancel)
     app.add_typer(noun, name="job")
@@ -104,10 +104,16 @@ def ls(
     session.emit([plain(job) for job in found], shown)
 
 
-def show(session: Session, job: JobReference) -> None:
+def show(
+    session: Session,
+    job: JobReference,
+    log: Annotated[
+        bool, typer.Option("--log", help="Its steps as a table: when, how long, retries, bytes.")
+    ] = False,
+) -> None:
     """Show one job: its steps and figures, and where it failed."""
     found = find_job(session.server, job)
-    session.emit(plain(found), pairs(jobs.details(found)))
+    session.emit(plain(found), jobs.log_table(found) if log else pairs(jobs.details(found)))
 
 
 def watch(session: Session, job: JobReference) -> None:

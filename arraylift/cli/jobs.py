@@ -65,7 +65,10 @@ def follow(session: Session, server: Connection, job_ids: Sequence[str]) -> list
             next_step=_goes_on(missing),
             subject=missing[0],
         )
-    return [jobs[job_id] for job_id in job_ids]
+    again = [jobs[job_id].retried_by for job_id in job_ids if jobs[job_id].retried_by]
+    # A retry stands for the job that it repeats; there is an end of them.
+    later = dict(zip(again, follow(session, server, again), strict=True)) if again else {}
+    return [later.get(jobs[job_id].retried_by, jobs[job_id]) for job_id in job_ids]
 
 
 def changes(server: Connection, job_ids: Sequence[str]) -> Iterator[backup_pb2.Job]:
@@ -198,6 +201,13 @@ def details(job: backup_pb2.Job) -> list[tuple[str, object]]:
         rows.append(("VM made", job.result_vm_id))
     if job.level:
         rows.append(("consistency", short_name(vm_pb2.ConsistencyLevel, job.level)))
+    if job.policy:
+        rows.append(("policy", job.policy))
+    if job.retry_of:
+        since = moment(job.not_before_ns)
+        rows.append(("retry", f"{job.retry_number}, of {job.retry_of}; not before {since}"))
+    if job.retried_by:
+        rows.append(("retried by", job.retried_by))
     if job.frozen_ns:
         rows.append(("guest frozen", f"{job.frozen_ns / 1e6:.1f} ms"))
     rows += [("held before", line) for line in safety_lines(job)]
@@ -209,6 +219,35 @@ def details(job: backup_pb2.Job) -> list[tuple[str, object]]:
     if has_ended(job) and job.state != backup_pb2.JOB_STATE_SUCCEEDED:
         rows.append(("error", line_of(error_of(job))))
     return rows
+
+
+def log_table(job: backup_pb2.Job) -> Table:
+    """Return the job's log: a line a step, in the order of their beginning; the last is the whole."""
+    columns = ("began", "step", ">seconds", ">retries", ">read", ">offered", ">on the wire", ">stored")
+    shown = table(*columns, "what")
+    for step in job.steps:
+        took = f"{max(0, step.ended_at_ns - step.started_at_ns) / 1e9:.2f}" if step.ended_at_ns else "runs"
+        trouble = f"tried again: {step.trouble}" if step.trouble else ""
+        what = "; ".join(dict.fromkeys(filter(None, (step.detail, trouble))))
+        row(shown, moment(step.started_at_ns), step.name, took, step.tries or "", *_bytes_of(step), what)
+    frozen = f"guest frozen {job.frozen_ns / 1e6:.1f} ms" if job.frozen_ns else ""
+    bad = job.state == backup_pb2.JOB_STATE_FAILED
+    again = f"retried by {job.retried_by}" if job.retried_by else ""
+    before = f"retry {job.retry_number} of {job.retry_of}" if job.retry_of else ""
+    state = short_name(backup_pb2.JobState, job.state)
+    what = "; ".join(filter(None, (state, frozen, before, line_of(error_of(job)) if bad else "", again)))
+    tries = sum(step.tries for step in job.steps)
+    row(shown, moment(job.created_at_ns), "job", f"{seconds_of(job):.2f}", tries or "", *_bytes_of(job), what)
+    return shown
+
+
+def _bytes_of(one: backup_pb2.Job | backup_pb2.JobStep) -> tuple[str, str, str, str]:
+    if not one.HasField("figures"):
+        return "", "", "", ""
+    figures = one.figures
+    counts = (figures.bytes_read, figures.bytes_offered, figures.bytes_sent_wire, figures.bytes_stored)
+    read, offered, wire, stored = map(human, counts)
+    return read, offered, wire, stored
 
 
 class JobView:

@@ -78,6 +78,7 @@ def set_policy(
     rate: options.Rate = None,
     full_every: options.FullEvery = None,
     lock_days: options.LockDays = None,
+    retries: options.Retries = None,
     keep_last: options.KeepLast = None,
     keep_hourly: options.KeepHourly = None,
     keep_daily: options.KeepDaily = None,
@@ -99,7 +100,7 @@ def set_policy(
     keeps = (keep_last, keep_hourly, keep_daily, keep_weekly, keep_monthly, keep_yearly, keep_within)
     options.choose(policy, *chosen)
     options.time(policy, cron, time_zone, jitter, window, disabled)
-    options.treat(policy, to, consistency, changes, rate, full_every, lock_days, comment)
+    options.treat(policy, to, consistency, changes, rate, full_every, lock_days, retries, comment)
     options.keep(policy, *keeps)
     server.call(server.policies.SetPolicy, pb.SetPolicyRequest(policy=policy))
     state = find_policy(server, name)

@@ -67,6 +67,7 @@ Changes = _text("--changes", "SOURCE", "best, full or supplied (by the VMM).")
 Rate = _text("--rate", "RATE", "Bytes read a second of each disk; 0: no limit.")
 FullEvery = _count("--full-every", "DAYS", "Then read everything; 0: never.")
 LockDays = _count("--lock-days", "DAYS", "Lock each backup for so long; 0: not.")
+Retries = _count("--retries", help="Start a job that failed by what may pass again, so often; at most 10.")
 KeepLast = _count("--keep-last", help="The newest.")
 KeepHourly = _count("--keep-hourly", help="The newest of each of so many hours,")
 KeepDaily = _count("--keep-daily", help="days,")
@@ -127,6 +128,7 @@ def treat(
     rate: str | None,
     full_every: int | None,
     lock_days: int | None,
+    retries: int | None,
     comment: str | None,
 ) -> None:
     """Whereto and how. Raises InvalidRequest."""
@@ -136,6 +138,7 @@ def treat(
     _set(policy, "bytes_per_second_max", rate, size_bytes)
     _set(policy, "full_every_days", full_every, int)
     _set(policy, "lock_days", lock_days, int)
+    _set(policy, "retries_max", retries, int)
     _set(policy, "comment", comment, str)
 
 
@@ -208,6 +211,7 @@ def rows(state: pb.PolicyState) -> list[tuple[str, object]]:
         ("full reads", f"every {policy.full_every_days} days" if policy.full_every_days else "when needed"),
         ("keeps", ", ".join(keeps) or "everything"),
         ("locks", f"{policy.lock_days} days" if policy.lock_days else "nothing"),
+        ("retries", policy.retries_max),
         ("last run", moment(state.last_run_at_ns) or "never"),
         ("next run", "disabled" if policy.disabled else moment(state.next_run_at_ns) or "when asked for"),
         ("problem", state.problem or "none"),

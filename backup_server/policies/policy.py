@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, fields
 from fnmatch import fnmatchcase
 
 from arraylift.errors import InvalidRequest
-from arraylift.vm.types import DISKS_MAX, ConsistencyLevel, Vm
+from arraylift.vm.types import DISKS_MAX, LATER, ConsistencyLevel, Vm
 from backup_server.model import ChangeSource
 from backup_server.policies.retention import COUNT_MAX, WITHIN_SECONDS_MAX, Retention
 from backup_server.policies.schedule import WINDOWS_MAX, Schedule, Window, check_schedule, parse_window
@@ -24,6 +24,7 @@ NAME_BYTES_MAX = 100
 COMMENT_BYTES_MAX = 1_000
 ENTRIES_MAX = 4_096
 LOCK_DAYS_MAX = 36_500
+RETRIES_MAX = 10
 FULL_EVERY_DAYS_MAX = 3_650
 RATE_MIN = 65_536
 """Bytes a second: below it a transfer would seem to stand still."""
@@ -68,6 +69,7 @@ class Policy:
     lock_days: int = 0
     full_every_days: int = 0
     comment: str = ""
+    retries_max: int = field(default=0, metadata={LATER: True})
 
     @property
     def subject(self) -> str:
@@ -91,6 +93,7 @@ def check_policy(policy: Policy) -> None:
         (len(policy.windows), WINDOWS_MAX, "windows"),
         (len(policy.exclude_disks), DISKS_MAX, "excluded disks"),
         (policy.lock_days, LOCK_DAYS_MAX, "days of a lock"),
+        (policy.retries_max, RETRIES_MAX, "retries of a job"),
         (policy.full_every_days, FULL_EVERY_DAYS_MAX, "days between full reads"),
         (policy.retention.keep_within_seconds, WITHIN_SECONDS_MAX, "seconds to keep all backups"),
     ):

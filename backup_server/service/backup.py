@@ -19,7 +19,7 @@ from arraylift.vm.types import DISKS_MAX, NETWORKS_MAX
 from backup_server import convert
 from backup_server.backups import Backups
 from backup_server.engine import Engine
-from backup_server.job_rules import BackupOrder, JobKind, JobState, RestoreOrder
+from backup_server.job_rules import RETRIES_MAX, BackupOrder, JobKind, JobState, RestoreOrder
 from backup_server.model import ChangeSource, PeerKind, RegisteredPeer
 from backup_server.orders import VMS_MAX, Choice, Orders
 from backup_server.ports import Peers
@@ -59,6 +59,8 @@ class BackupEdge(FilesEdge):
             raise InvalidRequest("name VMs, or a tag, or all: one of the three")
         if len(request.vms) > VMS_MAX or len(request.exclude_disks) > DISKS_MAX:
             raise InvalidRequest(f"at most {VMS_MAX} VMs and {DISKS_MAX} excluded disks a call")
+        if request.retries_max > RETRIES_MAX:
+            raise InvalidRequest(f"a job is started again at most {RETRIES_MAX} times")
         choice = Choice(
             vms=tuple(check_name(vm, "VM name") for vm in request.vms), all=request.all, tag=request.tag
         )
@@ -70,6 +72,7 @@ class BackupEdge(FilesEdge):
             exclude_disks=tuple(check_name(name, "disk name") for name in request.exclude_disks),
             gateway=request.gateway,
             change_source=_source_demanded(request.change_source),
+            retries_max=request.retries_max,
         )
         return pb.StartBackupResponse(job_ids=self._orders.start_backups(choice, order))
 

@@ -58,6 +58,7 @@ def policy_from_pb(policy: pb.Policy) -> Policy:
         ),
         bytes_per_second_max=policy.bytes_per_second_max,
         lock_days=policy.lock_days,
+        retries_max=policy.retries_max,
         full_every_days=policy.full_every_days,
         comment=policy.comment,
     )
@@ -92,6 +93,7 @@ def policy_to_pb(policy: Policy) -> pb.Policy:
         ],
         bytes_per_second_max=policy.bytes_per_second_max,
         lock_days=policy.lock_days,
+        retries_max=policy.retries_max,
         full_every_days=policy.full_every_days,
         comment=policy.comment,
     )

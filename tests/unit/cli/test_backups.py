@@ -354,3 +354,26 @@ def test_jobs_are_asked_for_by_conditions(arraylift: Arraylift, daemons: Daemons
     refused = arraylift("job", "ls", "--state", "lost")
     assert refused.code != 0
     assert "queued, running, succeeded" in refused.err
+
+
+def test_the_log_of_a_job_is_a_line_a_step(arraylift: Arraylift, daemons: Daemons) -> None:
+    done = job(1, FAILED, "peer_unavailable")
+    done.steps.add(name="locate", started_at_ns=10**18, ended_at_ns=10**18 + 250_000_000, detail="host h1")
+    step = done.steps.add(name="send disk0", started_at_ns=10**18, ended_at_ns=10**18 + 1_500_000_000)
+    step.tries, step.trouble, step.figures.bytes_read = 2, "it was down", 4096
+    done.retried_by = hex_id(2)
+    daemons.server.jobs = {hex_id(1): [done]}
+    shown = arraylift("job", "show", hex_id(1), "--log")
+    assert shown.code == 0, shown.err
+    for word in ("0.25", "host h1", "1.50", "it was down", "4.0 KiB", "12.3 ms", hex_id(2)):
+        assert word in shown.out, shown.out
+
+
+def test_who_waits_for_a_backup_waits_for_its_retry(arraylift: Arraylift, daemons: Daemons) -> None:
+    failed = job(1, FAILED, "peer_unavailable")
+    failed.retried_by = hex_id(2)
+    daemons.server.jobs = {hex_id(1): [failed], hex_id(2): [job(2, SUCCEEDED)]}
+    ended = arraylift("backup", "vm1", "--retries", "1")
+    assert daemons.server.started[0].retries_max == 1
+    assert ended.code == 0, ended.err
+    assert hex_id(2) in ended.out
