@@ -19,7 +19,15 @@ from dataclasses import dataclass
 from hashlib import blake2b
 
 from arraylift.clock import Clock
-from arraylift.errors import ArrayliftError, Conflict, NotFound, Overloaded, WrongState
+from arraylift.errors import (
+    ArrayliftError,
+    Conflict,
+    DeadlineExceeded,
+    NotFound,
+    Overloaded,
+    PeerUnavailable,
+    WrongState,
+)
 from arraylift.logs import get_logger
 from arraylift.outcome import attempt
 from arraylift.vm.types import Vm
@@ -269,6 +277,9 @@ class PolicyRuns:
                 deleted += 1
             except NotFound:
                 continue
+            except (PeerUnavailable, DeadlineExceeded) as error:
+                problems.append(f"{error}; the rest waits for the next time")
+                break  # each would wait as long, and no policy starts meanwhile
             except WrongState as error:  # locked, or in use, since the plan: it goes another time
                 problems.append(str(error))
             except ArrayliftError as error:

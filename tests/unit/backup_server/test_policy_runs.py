@@ -219,6 +219,23 @@ def backed_up(desk: Desk, days: int, policy: Policy) -> None:
         desk.clock.now_ns += NS
 
 
+def test_a_target_that_is_away_holds_up_retention_for_one_call(desk: Desk) -> None:
+    policy = Policy("web", selection=Selection(vms=("web1",)), retention=Retention(keep_last=2))
+    backed_up(desk, 5, policy)
+    world = desk.rig.world
+    for _ in range(9):
+        world.fault("DeleteBackupManifest", Fault("fail", PeerUnavailable("the target is away")))
+    desk.runs.round()
+    assert [name for name, _ in world.calls].count("DeleteBackupManifest") == 1
+    assert "away" in desk.store.get("web").problem
+    world.faults.clear()
+    desk.clock.now_ns += 3600 * NS
+    desk.runs.round()
+    desk.rig.server.backups.finish_deletes()
+    left = [one for one in desk.rig.server.backups.all() if one.policy == "web"]
+    assert len(left) == 2
+
+
 def test_retention_goes_over_the_policys_own_backups(desk: Desk) -> None:
     policy = Policy("web", selection=Selection(vms=("web1",)), retention=Retention(keep_last=2))
     backed_up(desk, 5, policy)
