@@ -6,10 +6,12 @@ Drivers delegate to this; it knows no VMM. Callers: as driver.py says.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 from arraylift.clock import SYSTEM_CLOCK, Clock
 from arraylift.durable import Files
+from arraylift.errors import Overloaded
 from arraylift.ids import VmId
 from arraylift.vm.types import ConsistencyLevel, Disk
 from hostagent.guest_agent.agent import CALL_SECONDS, GuestAgent
@@ -20,6 +22,9 @@ from hostagent.vm_types import GuestFile, VmRecord
 
 FILE_CALLS_MAX = 4
 """File operations of one host at once: each reads pieces of guests' files into memory."""
+
+ROOM_SECONDS = 20.0
+"""Longest wait for the others: agents that are slow on purpose shall not take all threads of the host."""
 
 
 class GuestOperations:
@@ -64,20 +69,34 @@ class GuestOperations:
     # -- files ----------------------------------------------------------------------------------
 
     def put_file(self, vm: VmRecord, disk: Disk, path: str, *, source: str, mode: int) -> GuestFile:
-        with self._room:
+        with self._a_place(vm):
             return self._of(vm, disk).put(path, source=source, mode=mode)
 
     def get_file(self, vm: VmRecord, disk: Disk, path: str, *, into: str) -> GuestFile:
-        with self._room:
+        with self._a_place(vm):
             return self._of(vm, disk).get(path, into=into)
 
     def list_files(self, vm: VmRecord, disk: Disk, path: str) -> list[GuestFile]:
-        with self._room:
+        with self._a_place(vm):
             return self._of(vm, disk).listed(path)
 
     def remove_file(self, vm: VmRecord, disk: Disk, path: str) -> None:
-        with self._room:
+        with self._a_place(vm):
             self._of(vm, disk).remove(path)
+
+    @contextmanager
+    def _a_place(self, vm: VmRecord) -> Iterator[None]:
+        """Raises Overloaded."""
+        if not self._room.acquire(timeout=ROOM_SECONDS):
+            raise Overloaded(
+                f"{FILE_CALLS_MAX} file operations of this host's guests are under way",
+                subject=vm.subject,
+                next_step="repeat later; see which guests' agents are slow",
+            )
+        try:
+            yield
+        finally:
+            self._room.release()
 
     def _of(self, vm: VmRecord, disk: Disk) -> AgentFiles:
         channel = _HeldBack(self._channel_of(vm.vm_id), self.freezer, vm)
