@@ -190,10 +190,11 @@ class Engine:
 
     def place(self, job_id: str) -> None:
         """Have a job wait for its turn. Raises StoreFailed (of the database)."""
+        begun = False  # stays so where it waits, or is let go
         with self._entered(job_id) as run:
-            if run is None or not self._begin(run):
-                return
-        self._to_run.put(job_id)
+            begun = run is not None and self._begin(run)
+        if begun:
+            self._to_run.put(job_id)
 
     def run(self, job_id: str) -> None:
         """Run a job to its end, or until the server stops, or its turn is to be waited for.

@@ -24,14 +24,7 @@ PRUNED = Policy(
     schedule=Schedule(("0 2 * * *",)),
     retention=Retention(keep_last=1),
 )
-LOCKED = Policy(
-    "locked",
-    selection=Selection(vms=("db1",)),
-    schedule=PRUNED.schedule,
-    lock_days=36_500,
-)
-    "locked", selection=Selection(vms=("db1",)), schedule=Schedule(("0 2 * * *",)), lock_days=36_500
-)
+LOCKED = Policy("locked", selection=Selection(vms=("db1",)), schedule=PRUNED.schedule, lock_days=36_500)
 CHANGES_MAX = 60
 
 
