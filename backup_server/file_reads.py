@@ -203,6 +203,11 @@ class _Selection:
             raise NotFound(f"the volume has no {first}", subject=first, missing_count=len(self._missing))
 
 
+def shown(path: str) -> str:
+    """As text that every message and database takes: bytes that are not UTF-8 as escapes."""
+    return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
 def data_of(disks: DiskSet, pieces: Sequence[Piece]) -> Iterator[Data]:
     """Yield the bytes of a file that are not zero, in order (F2)."""
     at = 0

@@ -23,7 +23,7 @@ from arraylift.vm.types import PowerState
 from backup_server.backup_disks import BackupDisks
 from backup_server.catalog.entry import DiskSet
 from backup_server.engine import Outcome
-from backup_server.file_reads import Browser, Data, Done, FileReads, Layout, Start
+from backup_server.file_reads import Browser, Data, Done, FileReads, Layout, Start, shown
 from backup_server.inventory import Inventory
 from backup_server.job_rules import FileOrder, Job, Step
 from backup_server.job_run import JobRun
@@ -125,7 +125,7 @@ class GuestRestoreJob:
                     put.put(start, stream)
                     done.add(path)
                 except (NotFound, WrongState, InvalidRequest) as error:  # P3
-                    problems.append((path, error.message))
+                    problems.append((shown(path), error.message))
         if problems:
             told = "; ".join(f"{path}: {why}" for path, why in problems[:PROBLEMS_TOLD_MAX])
             more = f"; and {len(problems) - PROBLEMS_TOLD_MAX:,} more" * (len(problems) > PROBLEMS_TOLD_MAX)

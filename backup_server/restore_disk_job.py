@@ -21,7 +21,7 @@ from backup_server.backup_disks import BackupDisks
 from backup_server.catalog.entry import DiskSet
 from backup_server.catalog.pieces import Piece
 from backup_server.engine import Outcome
-from backup_server.file_reads import Browser, FileReads, Layout, Start
+from backup_server.file_reads import Browser, FileReads, Layout, Start, shown
 from backup_server.inventory import Inventory, VmSide
 from backup_server.job_rules import (
     Job,
@@ -131,11 +131,11 @@ class RestoreDiskJob:
                     pieces = one.pieces
                 if start is not None:
                     why = disk.add(start.entry, pieces, hard_link_to=start.hard_link_to)
-                    told += [f"{start.entry.path}: {why}"] * bool(why)
+                    told += [f"{shown(start.entry.path)}: {shown(why)}"] * bool(why)
                     count += not why
                 start = one if isinstance(one, Start) and not one.problem else None
                 if isinstance(one, Start) and one.problem:
-                    told.append(f"{one.entry.path}: {one.problem}")
+                    told.append(f"{shown(one.entry.path)}: {one.problem}")
             size, extents = disk.finish()
             images = [made.image_id for made in backup.disks]
             image_id = self._target(plan).compose_image(

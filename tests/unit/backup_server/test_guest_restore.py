@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,8 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> bytes:
         (tree / name).parent.mkdir(parents=True, exist_ok=True)
         (tree / name).write_bytes(content)
         (tree / name).chmod(0o640)
+    (tree / "odd").mkdir()
+    Path(os.fsdecode(os.fsencode(tree) + b"/odd/caf\xe9")).write_bytes(b"latin")
     (tree / "etc/twin").hardlink_to(tree / "etc/hosts")
     (tree / "etc/link").symlink_to("hosts")
     made: Path = make_image(tree.parent / "guest.img", tree, "ext2", "-b", "1024", size=3 * SPAN)
@@ -88,6 +91,18 @@ def test_what_cannot_pass_is_told_and_the_rest_comes(rig: Rig, backup_id: str) -
     view = restore(rig, backup_id, "/etc/hosts", overwrite=True)
     assert view.job.state is JobState.SUCCEEDED
     assert rig.world.guest_files["/etc/hosts"][2] == b"hosts"
+
+
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_a_name_that_is_no_text_is_told_as_such(rig: Rig, backup_id: str, on_disk: bool) -> None:
+    view = restore(rig, backup_id, "/odd", "/etc/hosts", on_disk=on_disk)
+    said = (
+        view.job.failure.message
+        if view.job.failure
+        else next(step.detail for step in view.steps if step.name == "compose")
+    )
+    assert "/odd/caf\\xe9: " in said
+    assert (view.job.state is JobState.SUCCEEDED) is on_disk
 
 
 def test_a_host_that_is_away_for_a_while_gets_the_rest(rig: Rig, backup_id: str) -> None:
