@@ -117,7 +117,8 @@ def plain_name(text: str) -> str:
     """``text`` as a name that the contract allows (Y3); "" stays empty."""
     kept = "".join(char if char.isprintable() and char != "/" else "_" for char in text)
     kept = kept.encode("utf-8", "replace").decode()
-    return _cut(kept.strip(), NAME_BYTES_MAX)
+    plain = _cut(kept.strip(), NAME_BYTES_MAX).strip()  # a cut may end behind a space
+    return "_" * len(plain) if plain in {".", ".."} else plain
 
 
 def _unfit(element: ET.Element) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from arraylift.errors import Corruption
@@ -94,6 +94,9 @@ def test_xml_beyond_its_limits_is_refused(text: str) -> None:
 
 
 @given(st.text(max_size=400))
+@example(".")
+@example("..")
+@example("x" * 254 + " y")
 def test_any_name_becomes_one_that_the_contract_allows(text: str) -> None:
     name = plain_name(text)
     if name:
