@@ -24,6 +24,7 @@ from arraylift.sizes import MIB, human, parse_size
 from benchmarks import (
     backup_server,
     catalog,
+    catalog_search,
     disks,
     file_restore,
     index_memory,
@@ -50,6 +51,7 @@ WHAT = {
     "mark": "how fast a collection marks, and its memory",
     "memory": "the target's memory while images pass",
     "nbd": "fio through NBD, beside qemu-nbd",
+    "search": "the catalog's store: files taken in, backups that follow, searches",
     "catalog": "how fast the files of an image come out of a parser, and its memory",
     "file": "one file of 1 MiB out of an image of 20 GiB",
     "pool": "snapshots, tracker and writes of a large volume",
@@ -164,6 +166,12 @@ def _run_by_itself(parsed: argparse.Namespace, console: Console) -> int | None:
     if parsed.what == "memory":
         return memory_curve.run(
             console, parsed.work, marks_gib=parsed.logical, json_path=parsed.json, seed=parsed.seed
+        )
+    if parsed.what == "search":
+        vms, backups = (2, 3) if parsed.quick else (10, 3)
+        files = parsed.files if parsed.quick else 10 * parsed.files
+        return catalog_search.run(
+            console, parsed.work, files=files, vms=vms, backups=backups, json_path=parsed.json
         )
     if parsed.what == "catalog":
         return catalog.run(console, parsed.work, files=parsed.files, json_path=parsed.json)

@@ -103,6 +103,7 @@ class CatalogStore:
                 if isinstance(error.__cause__, sqlite3.Error):
                     raise
                 flaws.append(str(error))
+            writer.finish()
             if flaws:
                 intervals.add_broken(db, volume_id, at)
             else:

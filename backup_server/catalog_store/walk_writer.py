@@ -34,6 +34,7 @@ class WalkWriter:
         self._names: dict[bytes, int] = {}
         self._directories: list[int] = []
         self.count = 0
+        (self._names_before,) = db.execute("SELECT coalesce(max(name_id), 0) FROM names").fetchone()
         db.execute("DELETE FROM seen")
 
     def add(self, batch: Batch) -> None:
@@ -54,6 +55,14 @@ class WalkWriter:
         before = self._db.total_changes
         self._db.executemany(_SEEN, rows)  # K3
         self.count += self._db.total_changes - before
+
+    def finish(self) -> None:
+        """Have the new names found by their parts: in one statement, as each flushes the index."""
+        self._db.execute(
+            "INSERT INTO name_search (rowid, name) SELECT name_id, CAST(name AS TEXT) FROM names"
+            " WHERE name_id > ?",
+            (self._names_before,),
+        )
 
     def _intern(self, names: Sequence[bytes]) -> list[int]:
         if len(self._names) > NAMES_CACHED_MAX:
@@ -79,12 +88,10 @@ class WalkWriter:
 
 
 def intern_name(db: sqlite3.Connection, name: bytes) -> int:
-    """The number of a name, which can then be found by its parts."""
+    """The number of a name."""
     found = db.execute("SELECT name_id FROM names WHERE name = ?", (name,)).fetchone()
     if found is None:
         found = db.execute("INSERT INTO names (name) VALUES (?) RETURNING name_id", (name,)).fetchone()
-        text = name.decode("utf-8", "replace")
-        db.execute("INSERT INTO name_search (rowid, name) VALUES (?, ?)", (found[0], text))
     return int(found[0])
 
 
