@@ -28,6 +28,8 @@ PATTERN_CHARACTERS_MAX = 1_024
 ROWS_LOOKED_AT_MAX = 20_000
 """Rows that are sorted for a page; beyond, they are read newest first."""
 CHUNK = 500
+NAMES_MAX = 500_000
+"""That are remembered while rows are read newest first: 50 MiB."""
 
 After = tuple[int, int]
 _Match = Callable[[str], bool]
@@ -148,6 +150,7 @@ class _Search:
         self._after = after or (OPEN, OPEN)
         self._matches, self._is_path = query.matcher()
         self._paths: dict[int, str] = {}
+        self._names: set[int] | None = None
         self._volumes = self._chosen()
 
     def _chosen(self) -> dict[int, tuple[str, str, int | None, int]]:
@@ -181,14 +184,18 @@ class _Search:
         if not trigrams or not self._volumes:
             return None if self._volumes else []
         words = " AND ".join('"' + word.replace('"', '""') + '"' for word in trigrams)
-        names = self._db.execute("SELECT rowid FROM name_search WHERE name_search MATCH ?", (words,))
+        rows = self._db.execute("SELECT rowid FROM name_search WHERE name_search MATCH ?", (words,))
+        found = [name for (name,) in rows.fetchmany(NAMES_MAX)]
+        if len(found) < NAMES_MAX:
+            self._names = set(found)
         kept: list[After] = []
         looked = 0
-        while chunk := names.fetchmany(CHUNK):
+        for start in range(0, len(found), CHUNK):
+            chunk = found[start : start + CHUNK]
             for file_id, volume, whole, first, last in self._db.execute(
                 "SELECT file_id, volume_id, whole, first, last FROM files WHERE name_id IN"
                 f" ({','.join('?' * len(chunk))}) LIMIT {ROWS_LOOKED_AT_MAX + 1}",
-                [name for (name,) in chunk],
+                chunk,
             ):
                 looked += 1
                 at = self._at(volume, whole, first, last)
@@ -227,11 +234,13 @@ class _Search:
         low = OPEN if last is not None else 0
         while True:
             rows = self._db.execute(
-                "SELECT last, file_id, first FROM files WHERE volume_id = ? AND whole = ? AND last >= ?"
+                "SELECT last, file_id, first, name_id FROM files WHERE volume_id = ? AND whole = ? AND last >= ?"
                 f" AND (last, file_id) < (?, ?) ORDER BY last DESC, file_id DESC LIMIT {CHUNK}",
                 (volume, whole, low, *place),
             ).fetchall()
-            for ends, number, first in rows:
+            for ends, number, first, name in rows:
+                if self._names is not None and name not in self._names:
+                    continue
                 found = self._at(volume, whole, first, ends)
                 if found is not None:
                     yield found, number
