@@ -234,7 +234,8 @@ class _Search:
         low = OPEN if last is not None else 0
         while True:
             rows = self._db.execute(
-                "SELECT last, file_id, first, name_id FROM files WHERE volume_id = ? AND whole = ? AND last >= ?"
+                "SELECT last, file_id, first, name_id FROM files"
+                " WHERE volume_id = ? AND whole = ? AND last >= ?"
                 f" AND (last, file_id) < (?, ?) ORDER BY last DESC, file_id DESC LIMIT {CHUNK}",
                 (volume, whole, low, *place),
             ).fetchall()
