@@ -127,7 +127,7 @@ def test_a_guest_without_an_agent_costs_no_thaw(freezer: AgentFreezer, agent: Fa
     with pytest.raises(DeadlineExceeded):
         freeze(freezer)
     freezer.thaw(VM)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 3
     assert "guest-fsfreeze-freeze" not in agent.ran
     assert freezer.kept_level(VM, ConsistencyLevel.CRASH) is ConsistencyLevel.CRASH
 
@@ -206,7 +206,7 @@ def test_a_start_is_not_held_up_by_guests_without_agents(freezer: AgentFreezer, 
     agent.tamper = lambda command, answer: []
     began = time.monotonic()
     freezer.resume(VM)
-    assert time.monotonic() - began < module.RESUME_SECONDS + 4
+    assert time.monotonic() - began < module.RESUME_SECONDS + 2
     freezer.wait_for_thaw(VM, NAME)  # files are not held back by what may never have been frozen
 
 
