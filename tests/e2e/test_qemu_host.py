@@ -22,6 +22,7 @@ from arraylift.v1 import vm_pb2 as pb
 from arraylift.vm.types import DISKS_MAX
 from tests.e2e.daemon import wait_until
 from tests.e2e.qemu_hosts import QemuHosts, running_hosts
+from tests.programs import lacking
 
 
 def steps(always: str, *campaign: str) -> list[Any]:
@@ -212,7 +213,7 @@ def test_as_many_disks_as_a_vm_may_have(hosts: QemuHosts) -> None:
 @pytest.mark.campaign
 def test_qemu_runs_as_another_user_and_owns_nothing(tmp_path: Path) -> None:
     if os.geteuid() != 0:
-        pytest.skip("only root runs programs as somebody else")
+        lacking("only root runs programs as somebody else")
     with running_hosts(tmp_path, qemu_user="nobody") as hosts:
         vm_id = hosts.make(disks=1)
         hosts.on(vm_id)

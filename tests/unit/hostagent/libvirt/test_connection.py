@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import threading
 import time
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ from arraylift.errors import DeadlineExceeded, NotFound, Overloaded, PeerUnavail
 from hostagent.guest_agent.channel import AgentRefused
 from hostagent.libvirt import connection as module
 from hostagent.libvirt.connection import CALLS_MAX, LibvirtConnection
+from tests.programs import lacking
 from tests.unit.hostagent.libvirt.material import UUID
 
 
@@ -105,7 +107,8 @@ def test_errors_say_what_to_do(library: Library, name: str, error: type[Exceptio
 
 
 def test_an_agents_refusal_is_told_from_its_silence(library: Library) -> None:
-    pytest.importorskip("libvirt_qemu")
+    if importlib.util.find_spec("libvirt_qemu") is None:
+        lacking("needs libvirt-python")
     connection = LibvirtConnection("qemu:///x")
 
     def fail() -> None:
