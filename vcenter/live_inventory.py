@@ -137,6 +137,8 @@ class LiveInventory:
             known = self._claim(vm.vm_id, vm.host)
             if known is not None and known.revision > vm.revision:
                 return  # a later answer or report overtook this one
+            if (vm.vm_id, vm.host) in self._departed:
+                return  # L6
             self._publish(core.apply_vm(self._inventory, vm))
             self._hold(vm.vm_id, vm.host, Hold(vm))
 
@@ -150,6 +152,7 @@ class LiveInventory:
         """The VM has moved away from the host, which may not know that it is to forget it (L6)."""
         with self._lock:
             self._departed.add((vm_id, host))
+            self._held.pop((vm_id, host), None)  # an answer from before the move must not bring it back
             self._publish(core.remove_vm(self._inventory, host, vm_id))
 
     def departed(self, vm_id: VmId, host: str) -> None:

@@ -50,6 +50,21 @@ def test_an_answer_is_held_until_a_report_agrees(center: Center) -> None:
         center.live.now.vm(ONE)
 
 
+def test_an_answer_from_before_a_move_does_not_bring_the_vm_back(center: Center) -> None:
+    center.add_hosts("h1", "h2")
+    there = make_vm(1, host="h2", revision=3)
+    center.live.apply_vm(make_vm(1, revision=2))
+    center.live.apply_vm(there)
+    center.live.depart(ONE, "h1")
+    for sequence, told in ((1, [make_vm(1, revision=2)]), (2, [])):
+        center.live.report(report("h1", sequence, *told))
+        assert center.live.now.vm(ONE) == there
+    center.live.apply_vm(make_vm(1, revision=2))  # answered late
+    assert center.live.now.vm(ONE) == there
+    center.live.departed(ONE, "h1")
+    assert center.live.now.vm(ONE) == there
+
+
 def test_an_answer_is_held_no_longer_than_it_may_be(center: Center) -> None:
     center.add_hosts("h1")
     center.live.report(report("h1", 1, make_vm(1)))
