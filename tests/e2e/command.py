@@ -6,13 +6,14 @@ import contextlib
 import json
 import os
 import random
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from tests.e2e.daemon import free_port
 
 SECONDS_MAX = 90.0
 
@@ -97,15 +98,7 @@ def processes_naming(text: str) -> list[int]:
 
 def free_base_port() -> int:
     """Return N so that N to N+5, the daemons' ports, are free."""
-    for _ in range(100):
-        with contextlib.ExitStack() as stack, contextlib.suppress(OSError, OverflowError):
-            sockets = [stack.enter_context(socket.socket()) for _ in range(6)]
-            sockets[0].bind(("127.0.0.1", 0))
-            first = int(sockets[0].getsockname()[1])
-            for number, each in enumerate(sockets[1:], start=1):
-                each.bind(("127.0.0.1", first + number))
-            return first
-    raise AssertionError("no six neighbouring ports are free")
+    return free_port(6)
 
 
 def make_disk(path: Path, *, seed: int, size_bytes: int = 24 << 20) -> Path:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -18,13 +20,21 @@ START_SECONDS = 60.0
 STOP_SECONDS = 30.0
 POLL_SECONDS = 0.02
 
+_CHANCE = random.SystemRandom()  # hypothesis sets the seed of the usual one
 
-def free_port() -> int:
-    """A loopback port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+
+def free_port(count: int = 1) -> int:
+    """A loopback port, the first of ``count`` neighbours, that nobody listens on now.
+
+    Below those that the system hands out by itself: any connection might take one of them before it is used.
+    """
+    for _ in range(100):
+        first = _CHANCE.randrange(12_000, 32_000)
+        with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
+            for port in range(first, first + count):
+                stack.enter_context(socket.socket()).bind(("127.0.0.1", port))
+            return first
+    raise AssertionError(f"no {count} neighbouring ports are free")
 
 
 def wait_until(condition: Callable[[], bool], what: str, *, seconds: float = START_SECONDS) -> None:
